@@ -1,0 +1,6 @@
+"""`python -m laser_pax`."""
+
+from laser_pax import cli
+
+if __name__ == '__main__':
+  cli.main()

@@ -1,0 +1,1 @@
+"""What runs say: loss curves and tables."""

@@ -1,0 +1,110 @@
+"""Finished runs, from the progress.jsonl that `python -m laser_pax train` writes, and a plot."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+from laser_pax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run.
+
+  Attributes:
+    name: To show.
+    train: Loss in nats a token, by step.
+    evaluations: Loss on the whole validation split, by step.
+    tokens_per_second: Median over the run.
+    minutes: Of training and evaluations, imports and the first compile left out.
+  """
+
+  name: str
+  train: dict[int, float]
+  evaluations: dict[int, float]
+  tokens_per_second: float
+  minutes: float
+
+  @property
+  def test_loss(self) -> float:
+    """Loss on the validation split at the last evaluation."""
+    return self.evaluations[max(self.evaluations)]
+
+
+def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
+  """Reads a run's record.
+
+  Of several records of one step, as a resumed run leaves them, the last holds.
+
+  Args:
+    name: To show.
+    job_log_dir: The run's folder.
+
+  Raises:
+    UserError: the folder holds no record, or none of an evaluation.
+  """
+  file = pathlib.Path(job_log_dir) / 'progress.jsonl'
+  if not file.exists():
+    raise UserError(f'{file} does not exist: train with `python -m laser_pax train` first')
+  train, evaluations, rates, minutes = {}, {}, [], 0.0
+  last_seconds = None
+  for line in file.read_text().splitlines():
+    record = json.loads(line)
+    # Each process counts its seconds from its own start; the first record comes when the step has
+    # compiled.
+    if last_seconds is not None and record['seconds'] >= last_seconds:
+      minutes += (record['seconds'] - last_seconds) / 60
+    last_seconds = record['seconds']
+    if record['kind'] == 'train':
+      train[record['step']] = record['loss']
+      if record['tokens_per_second'] is not None:
+        rates.append(record['tokens_per_second'])
+    else:
+      evaluations[record['step']] = record['loss']
+  if not evaluations or not rates:
+    raise UserError(f'{file} has no evaluation yet: let the run end')
+  return Run(name, train, evaluations, statistics.median(rates), minutes)
+
+
+def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[float]]:
+  """Returns steps, and the mean loss of the `window` steps up to each."""
+  steps = sorted(step for step, loss in losses.items() if loss is not None)
+  values = [losses[step] for step in steps]
+  means = [statistics.fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+  return steps, means
+
+
+def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) -> None:
+  """Draws the runs' loss curves: training as lines, evaluations as points.
+
+  Args:
+    runs: To draw, at most one colour each.
+    # A process counts its seconds from its own start; its first record comes after the compile.
+    out: A PNG or SVG file.
+  """
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
+  for run, color in zip(runs, ('#3a6ea5', '#d1495b', '#66a182', '#edae49'), strict=False):
+    axes.plot(*smooth(run.train), color=color, label=f'{run.name} (training)')
+    axes.plot(
+      list(run.evaluations),
+      list(run.evaluations.values()),
+      'o',
+      color=color,
+      label=f'{run.name} (test: {run.test_loss:.3f})',
+    )
+  axes.axhline(unigram_entropy, color='0.5', ls=':', label=f'unigram entropy {unigram_entropy:.2f}')
+  top = max(unigram_entropy, *(max(run.evaluations.values()) for run in runs))
+  bottom = min(run.test_loss for run in runs)
+  axes.set(xlabel='step', ylabel='loss (nats a token)', ylim=(bottom - 0.3, top + 0.7))
+  axes.legend(frameon=False, fontsize=8)
+  axes.spines[['top', 'right']].set_visible(False)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(out, dpi=150)
+  plt.close(figure)

@@ -1,0 +1,95 @@
+"""`python -m laser_pax COMMAND`: thin commands, one module each, imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import typer
+
+from laser_pax.errors import UserError
+
+
+class Command(NamedTuple):
+  """Where a command is, and what `--help` says of it without importing it.
+
+  Attributes:
+    target: `module:attribute` of a function, or of a `typer.Typer` that has sub-commands.
+    help: one line.
+    context_settings: click's, such as `TAKES_ANY_FLAG`.
+  """
+
+  target: str
+  help: str
+  context_settings: dict[str, bool] | None = None
+
+
+# Flags that the command does not know reach it in `ctx.args`.
+TAKES_ANY_FLAG = {'allow_extra_args': True, 'ignore_unknown_options': True}
+
+COMMANDS = {
+  'quickstart': Command(
+    'laser_pax.cli.quickstart:quickstart', 'Train LASER and standard attention side by side.'
+  ),
+  'list': Command('laser_pax.cli.list:list_experiments', 'List the experiments.'),
+  'show': Command('laser_pax.cli.show:show', "Show one experiment's resolved facts."),
+  'train': Command(
+    'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
+  ),
+  'prepare': Command('laser_pax.cli.prepare:app', 'Turn raw text into data to train on.'),
+  'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a SentencePiece vocabulary.'),
+  'doctor': Command('laser_pax.cli.doctor:doctor', 'Check the environment; say how to mend it.'),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+  """Runs the command line.
+
+  A `UserError` is printed as `error: message` and exits with code 2; `LASER_PAX_TRACEBACK=1` shows
+  where it came from.
+
+  Args:
+    args: the words after the program's name; by default those of the process.
+
+  Raises:
+    SystemExit: always, with the command's exit code.
+  """
+  args = sys.argv[1:] if args is None else list(args)
+  called = next((arg for arg in args if not arg.startswith('-')), None)
+  try:
+    _app(called)(args=args, prog_name='python -m laser_pax')
+  except UserError as e:
+    if os.environ.get('LASER_PAX_TRACEBACK') == '1':
+      raise
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _app(called: str | None) -> typer.Typer:
+  """Makes an app that knows all commands, but has imported only the called one."""
+  app = typer.Typer(
+    help='LASER attention on PAX: experiments, data and tools.',
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+  )
+  for name, command in COMMANDS.items():
+    target = _load(command.target) if name == called else _not_imported
+    if isinstance(target, typer.Typer):
+      app.add_typer(target, name=name)
+    else:
+      one_line = command.help if target is _not_imported else None
+      app.command(name, help=one_line, context_settings=command.context_settings)(target)
+  return app
+
+
+def _not_imported() -> None:
+  """Stands in the list of commands for one that is not called."""
+
+
+def _load(target: str):
+  module, _, attribute = target.partition(':')
+  return getattr(importlib.import_module(module), attribute)

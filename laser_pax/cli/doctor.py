@@ -1,0 +1,346 @@
+"""`python -m laser_pax doctor`: what the environment is, what is wrong with it, and the cure."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import typer
+
+PYTHONS = ((3, 11), (3, 13))
+# A PAX run depends on the versions of these; another version of any other package is only noted.
+PINNED = (
+  'paxml',
+  'praxis',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'seqio',
+  't5',
+  'tensorflow-cpu',
+  'tensorflow-text',
+  'tensorflow-datasets',
+  'lingvo',
+)
+# Pairs of packages that install into the same folder and break each other.
+CLASHES = (
+  ('tensorflow-datasets', 'tfds-nightly'),
+  ('seqio', 'seqio-nightly'),
+  ('tensorflow-cpu', 'tensorflow'),
+)
+_ROOT = pathlib.Path(__file__).parents[2]
+_DEVICES_TIMEOUT_S = 60
+_DEVICES_PROGRAM = (
+  'import json, jax; print(json.dumps([f"{d.platform} {d.device_kind}" for d in jax.devices()]))'
+)
+
+
+class Finding(NamedTuple):
+  """One line of the report.
+
+  Attributes:
+    subject: what was looked at.
+    state: `ok`; `note` for what only some runs need; `wrong` for what must be mended.
+    found: what is there.
+    fix: the command that mends it, one line; empty if nothing is to be done.
+  """
+
+  subject: str
+  state: Literal['ok', 'note', 'wrong']
+  found: str
+  fix: str = ''
+
+
+@dataclass(frozen=True)
+class Environment:
+  """All that the checks look at.
+
+  Attributes:
+    python: major, minor.
+    installed: version by normalised package name.
+    required: the same, as the requirements file of this machine's kind pins them.
+    requirements: that file's path.
+    environ: the environment variables.
+    has_tpu: whether the machine has a TPU.
+    has_nvidia: whether the machine has an NVIDIA GPU.
+    job_dir: where a run would write.
+  """
+
+  python: tuple[int, int]
+  installed: Mapping[str, str]
+  required: Mapping[str, str]
+  requirements: str
+  environ: Mapping[str, str]
+  has_tpu: bool
+  has_nvidia: bool
+  job_dir: pathlib.Path
+
+
+class Devices(NamedTuple):
+  """What jax answered when asked for its devices.
+
+  Attributes:
+    names: `platform kind` of each; empty if it failed.
+    error: why it failed, one line.
+  """
+
+  names: tuple[str, ...]
+  error: str = ''
+
+
+def doctor(
+  job_log_dir: Annotated[
+    pathlib.Path, typer.Option('--job_log_dir', help='Check that a run could write here.')
+  ] = pathlib.Path('.'),
+) -> None:
+  """Prints versions, devices, data and vocabulary, and the command that mends what is wrong.
+
+  Exits with 0 if nothing is wrong, else with 1.
+  """
+  environment = read_environment(job_log_dir)
+  findings = diagnose(environment, _ask_devices)
+  _print(findings)
+  if any(f.state == 'wrong' for f in findings):
+    raise typer.Exit(1)
+
+
+def diagnose(environment: Environment, ask_devices) -> list[Finding]:
+  """Runs every check.
+
+  Args:
+    environment: what to look at.
+    ask_devices: returns the `Devices`; called only where jax would answer.
+  """
+  libtpu = check_libtpu(environment)
+  if any(f.state == 'wrong' for f in libtpu) and 'JAX_PLATFORMS' not in environment.environ:
+    devices = [Finding('devices', 'note', 'jax was not asked: with this libtpu it would hang')]
+  else:
+    devices = check_devices(environment, ask_devices())
+  return [
+    *check_python(environment),
+    *check_packages(environment),
+    *check_clashes(environment),
+    *libtpu,
+    *devices,
+    *check_data(environment),
+    *check_job_dir(environment),
+  ]
+
+
+def check_python(environment: Environment) -> list[Finding]:
+  """Checks that Python is one of those on which the pinned packages exist."""
+  found = '.'.join(map(str, environment.python))
+  if PYTHONS[0] <= environment.python <= PYTHONS[1]:
+    return [Finding('Python', 'ok', found)]
+  expected = ' to '.join('.'.join(map(str, version)) for version in PYTHONS)
+  return [Finding('Python', 'wrong', f'{found}; expected {expected}', 'scripts/setup.sh')]
+
+
+def check_packages(environment: Environment) -> list[Finding]:
+  """Compares the installed packages with the requirements file."""
+  if not environment.required:
+    return [Finding('packages', 'note', f'{environment.requirements} is not there to compare')]
+  fix = f'{sys.executable} -m pip install --no-deps --requirement {environment.requirements}'
+  findings, others = [], 0
+  for name in sorted(environment.required, key=lambda n: (n not in PINNED, n)):
+    expected, found = environment.required[name], environment.installed.get(name)
+    if found is None:
+      findings.append(Finding(name, 'wrong', f'missing; expected {expected}', fix))
+    elif found != expected:
+      state = 'wrong' if name in PINNED else 'note'
+      mend = fix if name in PINNED else ''
+      findings.append(Finding(name, state, f'{found}; expected {expected}', mend))
+    elif name in PINNED:
+      findings.append(Finding(name, 'ok', found))
+    else:
+      others += 1
+  return [*findings, Finding('other packages', 'ok', f'{others} as required')]
+
+
+def check_clashes(environment: Environment) -> list[Finding]:
+  """Looks for packages that share a folder: whichever was installed last has broken the other."""
+  return [
+    Finding(
+      f'{kept} and {stray}',
+      'wrong',
+      'both are installed, and share a folder',
+      f'{sys.executable} -m pip uninstall --yes {stray} {kept} && {sys.executable} -m pip install '
+      f'--no-deps --requirement {environment.requirements}',
+    )
+    for kept, stray in CLASHES
+    if kept in environment.installed and stray in environment.installed
+  ]
+
+
+def check_libtpu(environment: Environment) -> list[Finding]:
+  """Looks for libtpu where there is no TPU: `jax.devices()` then hangs for minutes."""
+  stray = [name for name in ('libtpu', 'libtpu-nightly') if name in environment.installed]
+  if environment.has_tpu or not stray:
+    return []
+  return [
+    Finding(
+      name,
+      'wrong',
+      'installed on a machine without a TPU: jax.devices() hangs',
+      f'{sys.executable} -m pip uninstall --yes {name}',
+    )
+    for name in stray
+  ]
+
+
+def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
+  """Checks that jax answers, and that it sees the accelerator that the machine has."""
+  if devices.error:
+    fix = f'JAX_PLATFORMS=cpu {sys.executable} -c "import jax; print(jax.devices())"'
+    return [Finding('devices', 'wrong', devices.error, fix)]
+  counts = {name: devices.names.count(name) for name in devices.names}
+  found = ', '.join(f'{count} x {name}' for name, count in counts.items())
+  if not all(name.startswith('cpu') for name in devices.names):
+    return [Finding('devices', 'ok', found)]
+  if platforms := environment.environ.get('JAX_PLATFORMS'):
+    return [Finding('devices', 'ok', f'{found} (JAX_PLATFORMS={platforms})')]
+  if environment.has_tpu:
+    return [Finding('devices', 'wrong', f'{found}; the TPU is not used', 'scripts/setup.sh tpu')]
+  if environment.has_nvidia:
+    return [Finding('devices', 'note', f'{found}; the GPU is not used', 'scripts/setup.sh gpu')]
+  return [Finding('devices', 'ok', found)]
+
+
+def check_data(environment: Environment) -> list[Finding]:
+  """Looks for the prepared data and the vocabulary; the Tiny experiments need neither."""
+  try:
+    from laser_pax.data import paths
+  except ModuleNotFoundError:  # check_packages says which package is missing.
+    return []
+  named_data = environment.environ.get(paths.DATA_DIR_VARIABLE)
+  named_vocab = environment.environ.get(paths.VOCAB_VARIABLE)
+  data_dir = named_data or str(paths.default_data_dir())
+  return [
+    _check_path(
+      'data',
+      paths.DATA_DIR_VARIABLE if named_data else '',
+      data_dir,
+      os.path.join(paths.DATASET_FOLDER, 'dataset_info.json'),
+      paths.prepare_command(data_dir),
+    ),
+    _check_path(
+      'vocabulary',
+      paths.VOCAB_VARIABLE if named_vocab else '',
+      named_vocab or '',
+      '',
+      paths.vocab_command(data_dir, named_vocab or 'vocab.model', 32_000),
+    ),
+  ]
+
+
+def _check_path(subject: str, variable: str, path: str, inside: str, command: str) -> Finding:
+  """Finds `path/inside`; that it is missing is wrong only where a variable names it."""
+  from etils import epath
+
+  if path and (epath.Path(path).expanduser() / inside).exists():
+    return Finding(subject, 'ok', path)
+  where = f' in {path}' if path else ''
+  if variable:
+    return Finding(subject, 'wrong', f'none{where}, which {variable} names', command)
+  return Finding(subject, 'note', f'none{where}: the Tiny experiments take the sample', command)
+
+
+def check_job_dir(environment: Environment) -> list[Finding]:
+  """Checks that files can be made in the job folder, or in the nearest parent that exists."""
+  wanted = environment.job_dir.expanduser().absolute()
+  existing = next(p for p in (wanted, *wanted.parents) if p.exists())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      return [Finding('job folder', 'ok', f'{wanted} can be written')]
+  except OSError as e:
+    fix = f'{sys.executable} -m laser_pax doctor --job_log_dir={pathlib.Path.home() / "runs"}'
+    return [Finding('job folder', 'wrong', f'{wanted} cannot be written: {e.strerror}', fix)]
+
+
+def read_environment(job_dir: pathlib.Path) -> Environment:
+  """Looks at this machine and this Python."""
+  installed = {
+    _normalised(d.metadata['Name']): d.version for d in importlib.metadata.distributions()
+  }
+  has_tpu = bool(glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')) or any(
+    name in os.environ for name in ('TPU_NAME', 'TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID')
+  )
+  if has_tpu:
+    file = 'requirements-tpu.txt'
+  else:
+    file = 'requirements-gpu.txt' if 'jax-cuda12-plugin' in installed else 'requirements.txt'
+  return Environment(
+    python=sys.version_info[:2],
+    installed=installed,
+    required=_read_requirements(_ROOT / file),
+    requirements=os.path.relpath(_ROOT / file),
+    environ=os.environ,
+    has_tpu=has_tpu,
+    has_nvidia=os.path.exists('/dev/nvidia0'),
+    job_dir=job_dir,
+  )
+
+
+def _read_requirements(path: pathlib.Path) -> dict[str, str]:
+  """Returns the pinned version by name, for this Python; nothing where there is no such file."""
+  from packaging.requirements import Requirement
+
+  required = {}
+  if path.exists():
+    for line in path.read_text().splitlines():
+      if re.match(r'\w', line):
+        requirement = Requirement(line.rstrip('\\ '))
+        if requirement.marker is None or requirement.marker.evaluate():
+          required[_normalised(requirement.name)] = str(requirement.specifier).removeprefix('==')
+  return required
+
+
+def _normalised(name: str) -> str:
+  return re.sub(r'[-_.]+', '-', name).lower()
+
+
+def _ask_devices() -> Devices:
+  """Asks jax in a process of its own, which may hang or crash."""
+  try:
+    asked = subprocess.run(
+      [sys.executable, '-c', _DEVICES_PROGRAM],
+      capture_output=True,
+      text=True,
+      timeout=_DEVICES_TIMEOUT_S,
+    )
+  except subprocess.TimeoutExpired:
+    return Devices((), f'jax gave no answer in {_DEVICES_TIMEOUT_S} s')
+  if asked.returncode:
+    lines = asked.stderr.strip().splitlines()
+    return Devices((), f'jax failed: {lines[-1] if lines else asked.returncode}')
+  return Devices(tuple(json.loads(asked.stdout.splitlines()[-1])))
+
+
+def _print(findings: list[Finding]) -> None:
+  from rich import box, console, table
+
+  out = console.Console(highlight=False)
+  styles = {'ok': 'green', 'note': 'yellow', 'wrong': 'bold red'}
+  report = table.Table(box=box.SIMPLE, show_header=False)
+  for finding in findings:
+    report.add_row(finding.state, finding.subject, finding.found, style=styles[finding.state])
+  out.print(report)
+  for state, title in (('wrong', 'To mend:'), ('note', 'If you need it:')):
+    fixes = dict.fromkeys(f.fix for f in findings if f.state == state and f.fix)
+    if fixes:
+      out.print(title)
+    for fix in fixes:
+      out.print(f'  {fix}', markup=False, soft_wrap=True)

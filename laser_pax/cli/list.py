@@ -1,0 +1,25 @@
+"""`python -m laser_pax list`: the table of experiments."""
+
+from rich.console import Console
+from rich.table import Table
+
+from laser_pax.cli import experiments
+
+
+def list_experiments() -> None:
+  """Prints the table of registered experiments."""
+  table = Table(box=None)
+  for column in ('experiment', 'parameters', 'tokens', 'global batch', 'steps', 'devices'):
+    table.add_column(column, justify='left' if column == 'experiment' else 'right', no_wrap=True)
+  for row in experiments.table():
+    table.add_row(
+      row['name'],
+      f'{row["parameters"]:,}',
+      f'{row["tokens"]:,}',
+      f'{row["global_batch_size"]:,} x {row["seq_len"]:,}',
+      f'{row["num_train_steps"]:,}',
+      str(row['devices']),
+    )
+  console = Console()
+  console.print(table)
+  console.print('python -m laser_pax show EXPERIMENT tells more of one', style='dim')

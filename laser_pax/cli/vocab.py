@@ -1,0 +1,32 @@
+"""`python -m laser_pax vocab`: trains a SentencePiece vocabulary of T5's layout."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def vocab(
+  data: Annotated[
+    Path, typer.Option(help='data folder made by `prepare c4`, or a source file or folder of them')
+  ],
+  out: Annotated[Path, typer.Option(help='the model file to write; never overwritten')],
+  size: Annotated[int, typer.Option(help='number of pieces, control pieces included')] = 32_000,
+  sentences: Annotated[
+    int, typer.Option(help='sentences of at most 4,192 bytes to train on, the first ones')
+  ] = 500_000,
+) -> None:
+  """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""
+  from laser_pax.data import paths, records, sources, vocabulary
+
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  data, out = data.expanduser(), out.expanduser()
+  vocabulary.check_new_file(out)
+  if (data / paths.DATASET_FOLDER).exists():
+    texts = records.read_texts(data, 'train')
+  else:
+    files = sources.find_sources([data])
+    texts = (document.text for file in files for document in sources.read_documents(file))
+  vocabulary.train_vocabulary(texts, out, size=size, sentences=sentences)
+  typer.echo(f'{out}: {vocabulary.vocabulary_size(out):,} pieces')

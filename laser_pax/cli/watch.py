@@ -1,0 +1,213 @@
+"""A training run that a person can watch: one progress line, and a record of each step."""
+
+import collections
+import json
+import math
+import pathlib
+import time
+from typing import TextIO
+
+import jax
+from paxml import programs
+
+_WINDOW_SECONDS = 30.0
+_TTY_INTERVAL_SECONDS = 0.2
+_PLAIN_INTERVAL_SECONDS = 15.0
+
+
+def _duration(seconds: float) -> str:
+  """1h02m, 3m05s or 12s."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}h{minutes:02}m'
+  return f'{minutes}m{seconds:02}s' if minutes else f'{seconds}s'
+
+
+class Watch:
+  """Collects a run's events; shows them on `console` and appends them to DIR/progress.jsonl.
+
+  The records are {"kind": "train", "step", "loss", "tokens_per_second", "seconds", "skipped_steps"}
+  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}. Seconds
+  count from the start of this process's training. A resumed run appends; of records of one step the
+  last one holds.
+  """
+
+  def __init__(self, console: TextIO, job_log_dir: pathlib.Path):
+    """Opens the record.
+
+    Args:
+      console: Where the line goes; rewritten in place on a terminal, printed now and then
+        elsewhere.
+      job_log_dir: The job's folder.
+    """
+    self._console = console
+    self._records = open(job_log_dir / 'progress.jsonl', 'a', buffering=1)  # noqa: SIM115
+    self._pending = collections.deque()
+    self._window = collections.deque()
+    self._shown_at = 0.0
+    self._line_open = False
+    self.skipped_steps = 0
+    self.loss = math.nan
+
+  def start(self, step: int, num_train_steps: int) -> None:
+    """Tells where training begins."""
+    self._num_train_steps, self._started = num_train_steps, time.time()
+    how = f'resuming at step {step:,}' if step else 'starting'
+    self.say(f'{how} of {num_train_steps:,}; the first step compiles')
+
+  def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, tokens: int) -> None:
+    """Takes one step's outcome, without waiting for it to be computed."""
+    self._pending.append((step, loss, is_valid, tokens))
+    while self._pending and self._pending[0][1].is_ready():
+      self._finish_step(*self._pending.popleft())
+
+  def evaluation(self, step: int, split: str, loss: float, seconds: float) -> None:
+    """Takes one whole evaluation's mean loss, in nats a token."""
+    self.drain()
+    perplexity = math.exp(min(loss, 700.0))
+    self.say(
+      f'step {step:,}: {split} loss {loss:.4f}, perplexity {perplexity:,.2f} ({_duration(seconds)})'
+    )
+    self._record(kind='eval', step=step, split=split, loss=loss, perplexity=perplexity)
+    self._window.clear()
+
+  def drain(self) -> None:
+    """Waits for the steps that are still being computed."""
+    while self._pending:
+      self._finish_step(*self._pending.popleft())
+
+  def close(self) -> None:
+    """Finishes the line and the record."""
+    self.drain()
+    if self._line_open:
+      self._console.write('\n')
+    self._records.close()
+
+  def say(self, text: str) -> None:
+    """Prints a line of its own."""
+    clear = '\r\x1b[K' if self._line_open else ''
+    self._console.write(f'{clear}{text}\n')
+    self._line_open = False
+
+  def tokens_per_second(self) -> float:
+    """Tokens a second over the last half minute of training, evaluations left out."""
+    if len(self._window) < 2:
+      return math.nan
+    (first, _), (last, _) = self._window[0], self._window[-1]
+    return sum(tokens for _, tokens in list(self._window)[1:]) / max(last - first, 1e-9)
+
+  def _finish_step(self, step: int, loss, is_valid, tokens: int) -> None:
+    self.loss = float(loss)
+    self.skipped_steps += not bool(is_valid)
+    now = time.time()
+    self._window.append((now, tokens))
+    while now - self._window[0][0] > _WINDOW_SECONDS and len(self._window) > 2:
+      self._window.popleft()
+    rate = self.tokens_per_second()
+    self._record(
+      kind='train',
+      step=step,
+      loss=self.loss,
+      tokens_per_second=None if math.isnan(rate) else round(rate, 1),
+      skipped_steps=self.skipped_steps,
+    )
+    interval = _TTY_INTERVAL_SECONDS if self._console.isatty() else _PLAIN_INTERVAL_SECONDS
+    if now - self._shown_at >= interval or step == self._num_train_steps:
+      self._shown_at = now
+      self._show(step, rate)
+
+  def _show(self, step: int, rate: float) -> None:
+    line = f'step {step:,}/{self._num_train_steps:,}  loss {self.loss:.4f}'
+    if not math.isnan(rate):
+      seconds = (self._window[-1][0] - self._window[0][0]) / (len(self._window) - 1)
+      line += f'  {rate:,.0f} tokens/s  {_duration(seconds * (self._num_train_steps - step))} left'
+    line += f'  {self.skipped_steps} skipped'
+    if self._console.isatty():
+      self._console.write(f'\r\x1b[K{line}')
+      self._line_open = True
+    else:
+      self._console.write(f'{line}\n')
+    self._console.flush()
+
+  def _record(self, **fields) -> None:
+    # JSON has no NaN: a loss that is none is null.
+    fields = {
+      k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()
+    }
+    seconds = round(time.time() - self._started, 3)
+    self._records.write(json.dumps({**fields, 'seconds': seconds}) + '\n')
+
+
+class WatchedTrainProgram(programs.SingleTaskTrainProgram):
+  """PAX's train program, which also tells a Watch of each step."""
+
+  def __init__(self, watch: Watch):
+    """Takes the watch to tell."""
+    super().__init__()
+    self._watch = watch
+
+  def setup(self, task, *args, **kwargs) -> None:
+    """Sets the program up and tells where training begins."""
+    super().setup(task, *args, **kwargs)
+    self._watch.start(self._initial_step, task.train.num_train_steps)
+
+  def train_step(self, step, state, prng_key, inputs, static_args):
+    """Runs one step and hands its loss to the watch."""
+    new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
+    self._watch.step(
+      new_step, outputs.loss, _is_valid(outputs.summary_tensors), _global_tokens(inputs)
+    )
+    return new_step, new_state, outputs
+
+  def shutdown(self) -> None:
+    """Waits for the last steps."""
+    self._watch.drain()
+    super().shutdown()
+
+
+class WatchedEvalProgram(programs.SingleTaskEvalProgram):
+  """PAX's evaluation program, which also tells a Watch of its result."""
+
+  def __init__(self, input_p, watch: Watch):
+    """Takes the split's input and the watch to tell."""
+    super().__init__(input_p)
+    self._watch = watch
+
+  def run(self, state, step):
+    """Evaluates, and tells the mean loss a token."""
+    self._watch.drain()
+    start = time.time()
+    output = super().run(state, step)
+    metrics = output.eval_metrics or {}
+    if 'log_pplx' in metrics:
+      self._watch.evaluation(step, self._name, float(metrics['log_pplx']), time.time() - start)
+    return output
+
+
+def _is_valid(summaries) -> jax.Array | bool:
+  """PAX's own verdict: a step whose gradients are not finite is skipped, silently."""
+  for name, value in summaries.items():
+    if 'is_valid_step' in name:
+      return value[0] if isinstance(value, (list, tuple)) else value
+  return True
+
+
+def _global_tokens(inputs) -> int:
+  """Tokens of the global batch, of which `ids` has one each."""
+  return inputs['ids'].size if 'ids' in inputs else 0
+
+
+def watched(experiment_cls: type, watch: Watch) -> type:
+  """Returns the experiment as a subclass of the same name whose programs tell `watch`."""
+
+  class Watched(experiment_cls):
+    def train_programs(self):
+      return [WatchedTrainProgram(watch)]
+
+    def eval_programs(self):
+      return [WatchedEvalProgram(input_p, watch) for input_p in self.eval_datasets()]
+
+  Watched.__name__, Watched.__qualname__ = experiment_cls.__name__, experiment_cls.__qualname__
+  Watched.__module__, Watched.__doc__ = experiment_cls.__module__, experiment_cls.__doc__
+  return Watched

@@ -1,0 +1,42 @@
+"""The registered experiments. Importing this package registers them all with PAX.
+
+`python -m paxml.main --exp=laser_pax.configs.C4Laser2B` finds them here; `python -m laser_pax list`
+lists them.
+"""
+
+from laser_pax import pax_fixes
+
+pax_fixes.apply()
+
+from laser_pax.configs.base import DecoderLM, LaserMixin  # noqa: E402
+from laser_pax.configs.c4 import (  # noqa: E402
+  C4Laser1B,
+  C4Laser2B,
+  C4Laser7B,
+  C4Laser234M,
+  C4Laser300M,
+  C4LaserTiny,
+  C4Standard1B,
+  C4Standard2B,
+  C4Standard7B,
+  C4Standard234M,
+  C4Standard300M,
+  C4StandardTiny,
+)
+
+__all__ = [
+  'C4Laser1B',
+  'C4Laser234M',
+  'C4Laser2B',
+  'C4Laser300M',
+  'C4Laser7B',
+  'C4LaserTiny',
+  'C4Standard1B',
+  'C4Standard234M',
+  'C4Standard2B',
+  'C4Standard300M',
+  'C4Standard7B',
+  'C4StandardTiny',
+  'DecoderLM',
+  'LaserMixin',
+]

@@ -1,0 +1,288 @@
+"""What the experiments share: the LASER mixin, AdamW, and the decoder language model."""
+
+import difflib
+
+import jax
+import jax.numpy as jnp
+from paxml import base_experiment, tasks_lib
+from paxml.tasks.lm import model_params
+from praxis import base_input, layers, optimizers, pax_fiddle, py_utils, schedules
+
+from laser_pax.configs import checks
+from laser_pax.data import inputs, paths
+from laser_pax.errors import UserError
+from laser_pax.layers import use_laser
+
+Task = pax_fiddle.Config[tasks_lib.SingleTask]
+
+
+class Experiment(base_experiment.BaseExperiment):
+  """An experiment whose capitals can be overridden from the command line.
+
+  PAX's own way: `--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2`. Experiments of
+  this package are registered as laser_pax.configs.<Name>, whichever file they stand in.
+  """
+
+  def __init_subclass__(cls, **kwargs):
+    if cls.__module__.startswith('laser_pax.configs.'):
+      cls.__module__ = 'laser_pax.configs'
+    super().__init_subclass__(**kwargs)
+
+  def validate(self) -> None:
+    """Checks that each overridden attribute exists: PAX would set any other and ignore it.
+
+    Raises:
+      UserError: the class has no such attribute.
+    """
+    super().validate()
+    known = [name for name in dir(type(self)) if name.isupper()]
+    for name in vars(self):
+      if not name.startswith('_') and name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise UserError(f'{type(self).__name__} has no {name}; did you mean {", ".join(near)}?')
+
+
+class LaserMixin:
+  """Makes a standard experiment its LASER twin: the same but for the attention.
+
+  `class C4Laser2B(LaserMixin, C4Standard2B)` replaces every attention of the model by its LASER
+  form, with the same variables, so that checkpoints are interchangeable.
+  """
+
+  def task(self) -> Task:
+    """Returns the standard twin's task with LASER attention."""
+    task_p = super().task()
+    use_laser(task_p.model)
+    return task_p
+
+
+def set_adamw(
+  task_p: Task,
+  *,
+  learning_rate: float,
+  weight_decay: float,
+  beta1: float,
+  beta2: float,
+  epsilon: float,
+  clip_gradient_norm: float,
+  warmup_steps: int,
+  num_train_steps: int,
+) -> None:
+  """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
+
+  With t the number of updates done, W warmup_steps and T num_train_steps:
+
+      lr(t) = learning_rate t / W                                     for t < W
+      lr(t) = learning_rate (1 + cos(pi (t - W) / (T - W))) / 2       after
+
+  The trajectory is optax.adamw's. Two things that PAX's Adam does besides are switched off: it caps
+  each update's root mean square at 1, and replaces infinite gradients by zeros. Layer norms are not
+  decayed, as Praxis marks them; all else is.
+
+  Args:
+    task_p: The task to change.
+    learning_rate: The peak.
+    weight_decay: Decoupled; multiplied by lr(t).
+    beta1: Decay of the first moment.
+    beta2: Decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    clip_gradient_norm: Gradients of a greater global norm are scaled down to it; 0 for no clipping.
+    warmup_steps: W.
+    num_train_steps: T, set on the task as well.
+
+  Raises:
+    UserError: the warm-up does not end before the training.
+  """
+  checks.check_schedule(warmup_steps, num_train_steps)
+  task_p.train.num_train_steps = num_train_steps
+  learner = task_p.train.learner
+  learner.loss_name = 'total_loss'
+  learner.repeat_prefix_sep = '_'  # PAX's own '#' does not survive some file systems.
+  learner.optimizer = pax_fiddle.Config(
+    optimizers.Adam,
+    beta1=beta1,
+    beta2=beta2,
+    epsilon=epsilon,
+    clip_threshold=0.0,
+    maybe_inf_to_nan=False,
+    decoupled_weight_decay=weight_decay,
+    clip_gradient_norm_to_value=clip_gradient_norm,
+    learning_rate=learning_rate,
+    lr_schedule=pax_fiddle.Config(
+      schedules.LinearRampupCosineDecay,
+      warmup_steps=warmup_steps,
+      decay_start=warmup_steps,
+      decay_end=num_train_steps,
+      min_ratio=0.0,
+      max=1.0,
+    ),
+  )
+
+
+class LanguageModelInputSpecs(base_input.BaseInputSpecsProvider):
+  """The shapes of a language model's batch, known without opening the data.
+
+  Attributes:
+    batch_size: Sequences of one process.
+    seq_len: Tokens of one sequence.
+  """
+
+  batch_size: int = 0
+  seq_len: int = 0
+
+  def get_input_specs(self) -> py_utils.NestedMap:
+    """Returns ids, labels, segment_ids, segment_pos int32, paddings, weights float32: [B, T]."""
+    shape = (self.batch_size, self.seq_len)
+    integer, real = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+    return py_utils.NestedMap(
+      ids=integer,
+      labels=integer,
+      paddings=real,
+      segment_ids=integer,
+      segment_pos=integer,
+      weights=real,
+    )
+
+
+class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
+  """A decoder-only language model on packed text, trained by AdamW.
+
+  The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, ReLU MLP
+  of two matrices, input and output embedding tied. Attributes not named here are that class's.
+
+  Attributes:
+    DATA_DIR: Folder of the prepared data (`python -m laser_pax prepare c4`). None:
+      LASER_PAX_DATA_DIR.
+    VOCAB: SentencePiece model (`python -m laser_pax vocab`). None: LASER_PAX_VOCAB.
+    GLOBAL_BATCH_SIZE: Sequences of one step, over all devices, however many there are.
+    SEQ_LEN: Tokens of one sequence.
+    NUM_TRAIN_STEPS: Steps; the learning rate reaches zero at the last.
+    WARMUP_STEPS: Steps of linear warm-up.
+    LEARNING_RATE: The peak.
+    WEIGHT_DECAY: Decoupled.
+    ICI_MESH_SHAPE: [replica, data, mdl] within a slice. None: all devices along data.
+    DATA_SEED: Of the order of the training data.
+  """
+
+  DATA_DIR: str | None = None
+  VOCAB: str | None = None
+  DATA_SEED = 0
+
+  GLOBAL_BATCH_SIZE = 1024  # [paper]
+  SEQ_LEN = 1024  # [paper]
+  NUM_TRAIN_STEPS = 160_000  # [paper]
+  VOCAB_SIZE = 32_000  # [derived], see C4Standard300M
+
+  LEARNING_RATE = 1e-3  # [ours]
+  WARMUP_STEPS = 4_000  # [ours], PAX's default
+  WEIGHT_DECAY = 0.1  # [ours]
+  ADAM_BETA1 = 0.9  # [ours], PAX's default
+  ADAM_BETA2 = 0.99  # [ours], PAX's default
+  ADAM_EPSILON = 1e-8  # [ours]
+  CLIP_GRADIENT_NORM_TO_VALUE = 1.0  # [ours]
+
+  USE_REPEATED_LAYER = True
+  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_NOTHING
+  FPROP_DTYPE = jnp.bfloat16  # [ours], PAX's default; parameters are float32
+  SUMMARY_INTERVAL_STEPS = 100
+  EVAL_INTERVAL_STEPS = 2_500
+  CHECKPOINT_EVERY_N_STEPS = 2_500
+
+  def mesh(self) -> list[int]:
+    """Returns the devices along [replica, data, mdl], over all slices."""
+    if self.ICI_MESH_SHAPE is None:
+      return [1, jax.device_count(), 1]
+    return [i * d for i, d in zip(self.ICI_MESH_SHAPE, self.DCN_MESH_SHAPE, strict=True)]
+
+  def num_heads(self) -> int:
+    """Returns the number of attention heads."""
+    return self.NUM_HEADS or self.MODEL_DIMS // self.DIMS_PER_HEAD
+
+  def check(self) -> None:
+    """Checks the sizes against each other.
+
+    Raises:
+      UserError: heads, mesh or schedule do not fit; the message has the fix.
+    """
+    checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
+    checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
+    checks.check_mesh(
+      self.mesh(),
+      {
+        'MODEL_DIMS': self.MODEL_DIMS,
+        'NUM_HEADS': self.num_heads(),
+        'HIDDEN_DIMS': self.HIDDEN_DIMS,
+        'VOCAB_SIZE': self.VOCAB_SIZE,
+      },
+    )
+
+  def validate(self) -> None:
+    """Checks sizes, devices, data and vocabulary, before anything is compiled.
+
+    Raises:
+      UserError: something does not fit or is missing; the message has the fix.
+    """
+    super().validate()
+    self.check()
+    checks.check_devices(self.mesh(), jax.device_count())
+    checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
+    self.source()
+
+  def source(self) -> paths.Source:
+    """Returns the data and the vocabulary of this experiment, which exist.
+
+    Raises:
+      UserError: one is missing, or the vocabulary does not fit VOCAB_SIZE.
+    """
+    return paths.find_source(self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
+
+  def datasets(self) -> list[pax_fiddle.Config[base_input.BaseInput]]:
+    """Returns the training split, and the whole of the validation split."""
+    source = self.source()
+    common = dict(
+      data_dir=source.data_dir,
+      vocab=source.vocab,
+      batch_size=self.GLOBAL_BATCH_SIZE // jax.process_count(),
+      seq_len=self.SEQ_LEN,
+    )
+    return [
+      inputs.train_input(**common, seed=self.DATA_SEED),
+      inputs.validation_input(**common),
+    ]
+
+  def get_input_specs_provider_params(self) -> pax_fiddle.Config[LanguageModelInputSpecs]:
+    """Returns the batch's shapes, without opening the data."""
+    return pax_fiddle.Config(
+      LanguageModelInputSpecs,
+      batch_size=self.GLOBAL_BATCH_SIZE // jax.process_count(),
+      seq_len=self.SEQ_LEN,
+    )
+
+  def task(self) -> Task:
+    """Returns the task: PAX's decoder, with AdamW and this experiment's schedule."""
+    self.check()
+    task_p = super().task()
+    if self.ICI_MESH_SHAPE is None:
+      model_params.set_sharding_annotations_v1(
+        task_p, self.TRAINING_OPTIMIZED_SHARDING, self.mesh(), self.DCN_MESH_SHAPE
+      )
+    set_adamw(
+      task_p,
+      learning_rate=self.LEARNING_RATE,
+      weight_decay=self.WEIGHT_DECAY,
+      beta1=self.ADAM_BETA1,
+      beta2=self.ADAM_BETA2,
+      epsilon=self.ADAM_EPSILON,
+      clip_gradient_norm=self.CLIP_GRADIENT_NORM_TO_VALUE,
+      warmup_steps=self.WARMUP_STEPS,
+      num_train_steps=self.NUM_TRAIN_STEPS,
+    )
+    # A resumed run continues with the next batch.
+    task_p.train.enable_input_checkpointing = True
+    # PAX would evaluate one training batch at each evaluation, which tells nothing that is needed.
+    task_p.train.eval_skip_train = True
+    return task_p
+
+  def tokens(self) -> int:
+    """Returns the number of tokens of the whole training."""
+    return self.NUM_TRAIN_STEPS * self.GLOBAL_BATCH_SIZE * self.SEQ_LEN

@@ -1,0 +1,1 @@
+"""Where examples come from: source files, prepared data sets, vocabularies and PAX inputs."""

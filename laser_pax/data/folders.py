@@ -1,0 +1,33 @@
+"""Folders and locks for what this package writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from laser_pax.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+  """Makes a folder unless it exists.
+
+  Raises:
+    UserError: if it cannot be made, or nothing can be written to it.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f'{folder}: cannot make this folder ({e.strerror}); name another') from e
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise UserError(f'{folder}: no permission to write here; name another folder')
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """Holds a lock file, after waiting for any other process that holds it."""
+  with path.open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

@@ -1,0 +1,56 @@
+"""Reading a prepared data set outside PAX: texts, and the unigram baseline."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from laser_pax.data import paths, vocabulary
+
+
+def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
+  """Streams the documents of a split, 16 shards at a time, in a fixed order.
+
+  Args:
+    data_dir: folder that holds `c4/en/3.0.1`.
+    split: 'train' or 'validation'.
+  """
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(f'{data_dir}/{paths.DATASET_FOLDER}')
+  # The order of the shards is shuffled, so that the first documents represent the whole.
+  config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False)
+  for record in builder.as_dataset(split=split, shuffle_files=True, read_config=config):
+    yield record['text'].numpy().decode()
+
+
+def unigram_entropy(source: paths.Source, *, documents: int = 10_000) -> float:
+  """The loss of a model that knows how frequent each token is, and nothing else.
+
+  `-1/M sum_j log q(y_j)` over the M tokens y of the validation split, with
+  `q(w) = (c_w + 1) / (N + V)` from the counts c of the N tokens of the train split; V is the size
+  of the vocabulary. Each document ends with EOS. [ours]
+
+  Args:
+    source: data and vocabulary.
+    documents: at most this many of each split are read.
+
+  Returns:
+    Nats per token.
+  """
+  processor = sentencepiece.SentencePieceProcessor(model_file=source.vocab)
+  size = processor.vocab_size()
+
+  def count(split: str) -> np.ndarray:
+    counts = np.zeros(size, np.int64)
+    for text in itertools.islice(read_texts(source.data_dir, split), documents):
+      counts += np.bincount([*processor.encode(text), vocabulary.EOS_ID], minlength=size)
+    return counts
+
+  train, validation = count('train'), count('validation')
+  log_q = np.log(train + 1) - np.log(train.sum() + size)
+  return float(-(validation * log_q).sum() / validation.sum())

@@ -1,0 +1,336 @@
+r"""LASER in every attention of Praxis: the probabilities are Praxis's own, the context is LASER's.
+
+    O_th = log( sum_s p_ts exp(V_sh) )        p: whatever the standard layer attends with
+
+Each class here is the standard class with the few methods overridden in which probabilities meet
+values. An override lets the standard method run, keeps the probabilities that it returns, and mixes
+the values itself. The standard context, now unused, is removed by the compiler (a test compares the
+FLOPs). Masks, caps, position biases, rotary embeddings, projections, caches and shardings therefore
+are Praxis's, and so are the variables: checkpoints of the two forms have the same tree.
+
+Method resolution order does the rest. `DotProductAttentionWithContext` narrows the mask and then
+calls super(); a class that lists it before `LaserDotProductAttention` has LASER called with the
+narrowed mask.
+
+Shapes: B batch, T query length, S key length, N heads, K key/value heads, G query heads per
+key/value head, H head size; of blocked local attention, U blocks of W queries and C keys.
+"""
+
+import jax.numpy as jnp
+from fiddle import get_callable
+from jax.ad_checkpoint import checkpoint_name
+from praxis import py_utils, pytypes
+from praxis.layers import (
+  attentions,
+  base_ops,
+  conformers,
+  grouped_query_attention,
+  multi_query_attention,
+  stochastics,
+)
+
+from laser_pax import ops
+from laser_pax.errors import UserError
+
+JTensor = pytypes.JTensor
+
+_PLAIN_TEMPLATES = {'pv_einsum_tpl': base_ops.EinsumOp, 'dropout_tpl': stochastics.Dropout}
+
+
+def changed_template(attention) -> str | None:
+  """Returns why a template field of `attention` rules LASER out, or None.
+
+  Args:
+    attention: A Praxis attention layer, or its config.
+  """
+  for name, plain in _PLAIN_TEMPLATES.items():
+    template = getattr(attention, name, None)
+    if template is not None and get_callable(template) is not plain:
+      return (
+        f'its {name} is {get_callable(template).__qualname__}, which LASER would bypass: '
+        f'LASER mixes the values itself and knows {plain.__qualname__} alone'
+      )
+  return None
+
+
+class _LaserMixin:
+  """What all LASER layers share; stands before a standard class among the bases."""
+
+  def setup(self) -> None:
+    reason = changed_template(self)
+    if reason is not None:
+      raise UserError(f'{type(self).__qualname__} {self.name!r}: {reason}')
+    super().setup()
+
+  def _keep_prob(self) -> float:
+    """The probability with which a weight survives dropout in this pass; 1 if dropout is off."""
+    active = not self.do_eval or self.atten_dropout.dropout_at_eval
+    return self.atten_dropout.keep_prob if active else 1.0
+
+  def _laser_context(
+    self, equation: str, probs: JTensor, value: JTensor, keep_prob: float = 1.0
+  ) -> JTensor:
+    r"""Mixes values by probabilities, whatever these sum to.
+
+        O_th = 1/keep log( sum_s w_ts exp(V_sh) + (1 - sum_s w_ts) exp(0) ),    w = keep probs
+
+    The mass that dropout or the sink of `attention_extra_logit` took goes to a key of value zero,
+    which is how standard attention treats it too: docs/laser.md, "Probabilities that do not sum
+    to 1". Without either this is LASER as the paper has it.
+
+    Args:
+      equation: An einsum of probs and value, the keys being the last axis of probs.
+      probs: Attention probabilities as Praxis returns them: after dropout, hence 1/keep times those
+        that were kept.
+      value: Values.
+      keep_prob: The probability of being kept with which dropout was applied to probs.
+
+    Returns:
+      The context, in the layout that the equation names, in value's dtype.
+    """
+    if keep_prob == 1.0 and getattr(self, 'attention_extra_logit', None) is None:
+      return ops.log_weighted_sum_exp(equation, probs, value)
+    weights = probs * keep_prob
+    # Of the weights as they are, rounded: so that the total is 1 whatever the rounding.
+    missing = jnp.maximum(1.0 - weights.sum(-1, dtype=jnp.float32), 0.0)
+    return ops.log_weighted_sum_exp(equation, weights, value, missing) / keep_prob
+
+  def _zero_fully_masked(self, encoded: JTensor, atten_mask: JTensor) -> JTensor:
+    """Zeroes the rows that see no key, where the layer asks for it.
+
+    Args:
+      encoded: [..., N, H].
+      atten_mask: [..., S], broadcastable; large negative numbers where masked.
+
+    Returns:
+      encoded, with zeros in fully masked rows if `zero_fully_masked` is set.
+    """
+    if not self.zero_fully_masked:
+      return encoded
+    visible = atten_mask >= py_utils.get_large_negative_number(jnp.float32) / 2
+    return jnp.where(visible.any(-1)[..., None, None], encoded, 0)
+
+
+class LaserDotProductAttention(_LaserMixin, attentions.DotProductAttention):
+  """DotProductAttention with LASER's context. Fields and variables are those of the base."""
+
+  def _dot_atten(
+    self,
+    query: JTensor,
+    key: JTensor,
+    value: JTensor,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._dot_atten(query, key, value, atten_mask, relative_bias)
+    value = self._shard_blnh(value)
+    encoded = self._laser_context('BNTS,BSNH->BTNH', probs, value, self._keep_prob())
+    encoded = self._zero_fully_masked(encoded, atten_mask[:, 0])
+    return self._shard_blnh(checkpoint_name(encoded, 'context')), probs
+
+  def _dot_atten_one_step(
+    self,
+    query: JTensor,
+    key_state_name: str,
+    value_state_name: str,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+    time_step: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._dot_atten_one_step(
+      query, key_state_name, value_state_name, atten_mask, relative_bias, time_step
+    )
+    value = self._shard_blnh(self.get_decode_state(value_state_name))
+    return self._laser_context_one_step(probs, value, atten_mask[:, 0]), probs
+
+  def _laser_context_one_step(self, probs: JTensor, value: JTensor, atten_mask: JTensor) -> JTensor:
+    """Returns the context [B, N, H] of probs [B, N, S], value [B, S, N, H], and mask [B, S].
+
+    The batch of value and mask may be smaller: in cross attention several consecutive queries may
+    share an entry of the cache.
+    """
+    value, atten_mask = (
+      jnp.repeat(x, probs.shape[0] // x.shape[0], axis=0) for x in (value, atten_mask)
+    )
+    encoded = self._laser_context('BNS,BSNH->BNH', probs, value)
+    return self._shard_bnh(self._zero_fully_masked(encoded, atten_mask))
+
+
+class LaserDotProductAttentionXL(LaserDotProductAttention, attentions.DotProductAttentionXL):
+  """DotProductAttentionXL (Transformer-XL positions) with LASER's context."""
+
+
+class LaserDotProductAttentionWithContext(
+  conformers.DotProductAttentionWithContext, LaserDotProductAttention
+):
+  """DotProductAttentionWithContext, the Conformer's default, with LASER's context."""
+
+
+class LaserDotProductAttentionWithContextXL(
+  conformers.DotProductAttentionWithContextXL, LaserDotProductAttentionXL
+):
+  """DotProductAttentionWithContextXL with LASER's context."""
+
+
+class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAttention):
+  """LocalSelfAttention, blocked or simulated, with LASER's context."""
+
+  def _dot_atten(
+    self,
+    query: JTensor,
+    key: JTensor,
+    value: JTensor,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    encoded, probs = super()._dot_atten(query, key, value, atten_mask, relative_bias)
+    if self.simulated:
+      return encoded, probs  # Of LaserDotProductAttention, with the mask narrowed on the way.
+    b, t, n, h = query.shape
+    value_blocks = attentions.extract_block_context(
+      self._shard_blnh(value),
+      block_size=probs.shape[3],
+      left_context=self.left_context,
+      right_context=self.right_context,
+    )
+    encoded = self._laser_context('BNUWC,BUCNH->BUWNH', probs, value_blocks, self._keep_prob())
+    encoded = encoded.reshape(b, -1, n, h)[:, :t]
+    window = attentions.limited_context_mask(
+      self.left_context, self.right_context, t, column_time_size=value.shape[1]
+    )
+    encoded = self._zero_fully_masked(encoded, jnp.minimum(atten_mask[:, 0], window))
+    return self._shard_blnh(checkpoint_name(encoded, 'context')), probs
+
+  def _dot_atten_one_step(
+    self,
+    query: JTensor,
+    key_state_name: str,
+    value_state_name: str,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+    time_step: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._dot_atten_one_step(
+      query, key_state_name, value_state_name, atten_mask, relative_bias, time_step
+    )
+    value = self._shard_blnh(self.get_decode_state(value_state_name))
+    # A position outside the sequence has probability 0: any value will do, here the nearest.
+    window = jnp.arange(self.left_context + self.right_context) + time_step + 1 - self.left_context
+    value, atten_mask = (jnp.take(x, window, 1, mode='clip') for x in (value, atten_mask[:, 0]))
+    return self._laser_context_one_step(probs, value, atten_mask), probs
+
+
+class _BiasByBlocks:
+  """Local attention whose position bias Praxis has for whole sequences in blocks alone."""
+
+  def setup(self) -> None:
+    if self.simulated:
+      raise UserError(
+        f'{type(self).__qualname__} {self.name!r}: simulated=True has no position bias in Praxis. '
+        'Set simulated=False'
+      )
+    super().setup()
+
+  def extend_step(self, *args, **kwargs) -> JTensor:
+    raise NotImplementedError(
+      f'{type(self).__qualname__}.extend_step: Praxis adds no position bias in a single step, so '
+      'decoding would not match training. To decode, use LaserLocalSelfAttention, or '
+      'LaserDotProductAttentionXL'
+    )
+
+
+class LaserLocalSelfAttentionXL(
+  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionXL
+):
+  """LocalSelfAttentionXL with LASER's context, for whole sequences in blocks."""
+
+
+class LaserLocalSelfAttentionRelativeBias(
+  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionRelativeBias
+):
+  """LocalSelfAttentionRelativeBias with LASER's context, for whole sequences in blocks."""
+
+
+class LaserLocalSelfAttentionAlibi(
+  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionAlibi
+):
+  """LocalSelfAttentionAlibi with LASER's context, for whole sequences in blocks."""
+
+
+class LaserMultiQueryDotProductAttention(
+  _LaserMixin, multi_query_attention.MultiQueryDotProductAttention
+):
+  """MultiQueryDotProductAttention with LASER's context, for any number of key/value heads.
+
+  With several, Praxis maps the methods below over them: here they see one, as [B, S, H].
+  """
+
+  def _atten_context(
+    self,
+    query: JTensor,
+    key: JTensor,
+    value: JTensor,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._atten_context(query, key, value, atten_mask, relative_bias)
+    encoded = self._laser_context('BNTS,BSH->BTNH', probs, value, self._keep_prob())
+    return self._shard_blnh(checkpoint_name(encoded, 'context')), probs
+
+  def _atten_context_chunked_attn_seq_split(
+    self,
+    query: JTensor,
+    key: JTensor,
+    value: JTensor,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None = None,
+  ) -> tuple[JTensor, None]:
+    """A chunk of queries at a time, over the keys up to that chunk's end: for causal masks."""
+    length, chunks = value.shape[1], self.chunked_attn_num_seq_split
+    if length % chunks:
+      raise UserError(
+        f'chunked_attn_num_seq_split={chunks} does not divide the sequence of {length} positions'
+      )
+    atten_mask = jnp.broadcast_to(atten_mask, (*atten_mask.shape[:2], length, length))
+    contexts = []
+    for end in range(length // chunks, length + 1, length // chunks):
+      queries = slice(end - length // chunks, end)
+      context, _ = self._atten_context(
+        query[:, queries],
+        key[:, :end],
+        value[:, :end],
+        atten_mask[:, :, queries, :end],
+        None if relative_bias is None else relative_bias[:, :, queries, :end],
+      )
+      contexts.append(context)
+    return self._shard_blnh(jnp.concatenate(contexts, axis=1)), None
+
+  def _dot_atten_one_step_from_qkv(
+    self,
+    query: JTensor,
+    key: JTensor,
+    value: JTensor,
+    atten_mask: JTensor,
+    relative_bias: JTensor | None,
+    time_step: JTensor | None = None,
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._dot_atten_one_step_from_qkv(
+      query, key, value, atten_mask, relative_bias, time_step
+    )
+    one_step = query.ndim == 3
+    equation = 'BNS,BSH->BNH' if one_step else 'BNTS,BSH->BTNH'
+    return self._laser_context(equation, probs, value), probs
+
+
+class LaserGroupedQueryAttention(_LaserMixin, grouped_query_attention.GroupedQueryAttention):
+  """GroupedQueryAttention with LASER's context; one method serves training and decoding."""
+
+  def _keep_prob(self) -> float:
+    return 1.0 if self.do_eval else 1.0 - self.atten_dropout_prob
+
+  def _atten_context(
+    self, query: JTensor, key: JTensor, value: JTensor, atten_mask: JTensor
+  ) -> tuple[JTensor, JTensor]:
+    _, probs = super()._atten_context(query, key, value, atten_mask)
+    encoded = self._laser_context('BKGTS,BSKH->BTKGH', probs, value, self._keep_prob())
+    return checkpoint_name(encoded.reshape(query.shape), 'context'), probs

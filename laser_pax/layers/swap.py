@@ -1,0 +1,153 @@
+"""LASER swapped into a config that somebody else wrote."""
+
+import dataclasses
+
+import fiddle
+from fiddle import daglish
+from praxis import pax_fiddle
+from praxis.layers import (
+  attentions as standard,
+)
+from praxis.layers import conformers, grouped_query_attention, multi_query_attention
+
+from laser_pax.errors import UserError
+from laser_pax.layers import attentions as laser
+
+_TWINS = {
+  standard.DotProductAttention: laser.LaserDotProductAttention,
+  standard.DotProductAttentionXL: laser.LaserDotProductAttentionXL,
+  conformers.DotProductAttentionWithContext: laser.LaserDotProductAttentionWithContext,
+  conformers.DotProductAttentionWithContextXL: laser.LaserDotProductAttentionWithContextXL,
+  standard.LocalSelfAttention: laser.LaserLocalSelfAttention,
+  standard.LocalSelfAttentionXL: laser.LaserLocalSelfAttentionXL,
+  standard.LocalSelfAttentionRelativeBias: laser.LaserLocalSelfAttentionRelativeBias,
+  standard.LocalSelfAttentionAlibi: laser.LaserLocalSelfAttentionAlibi,
+  multi_query_attention.MultiQueryDotProductAttention: laser.LaserMultiQueryDotProductAttention,
+  grouped_query_attention.GroupedQueryAttention: laser.LaserGroupedQueryAttention,
+}
+_LASERS = tuple(_TWINS.values())
+_FAMILIES = (
+  standard.DotProductAttention,
+  multi_query_attention.MultiQueryDotProductAttention,
+  grouped_query_attention.GroupedQueryAttention,
+)
+
+_LAZY_PREFIX = (
+  'lazy prefix broadcast decodes a chunk of the cache at a time and adds the results up, and a sum '
+  'of logarithms is no logarithm of a sum. Use {base} instead: it decodes without the sharing'
+)
+_REASONS = {  # By the beginning of the class's full name.
+  'praxis.layers.attentions.DotProductAttentionWithLPB': _LAZY_PREFIX.format(
+    base='DotProductAttention'
+  ),
+  'praxis.layers.multi_query_attention.MultiQueryDotProductAttentionLPB': _LAZY_PREFIX.format(
+    base='MultiQueryDotProductAttention'
+  ),
+  'praxis.layers.gpu_fast_attention.': (
+    'its fused kernel mixes the values without ever forming the probabilities. Use the class that '
+    'it derives from instead'
+  ),
+  'praxis.layers.quantization.': (
+    'it quantizes the product of probabilities and values, for which the exponential of a value '
+    'has too wide a range. Use the class that it derives from instead'
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """One attention that `use_laser` turned into LASER.
+
+  Attributes:
+    path: Where in the config, e.g. 'model.lm_tpl.stacked_transformer_tpl.block'; '' is its root.
+    before: The standard class.
+    after: The LASER class.
+  """
+
+  path: str
+  before: type
+  after: type
+
+  def __str__(self) -> str:
+    return f'{self.path or "(the config itself)"}: {self.before.__name__} -> {self.after.__name__}'
+
+
+def use_laser(config: fiddle.Buildable) -> list[Change]:
+  """Turns every attention in a config into LASER, in place; fields and variables stay.
+
+  The config may be of anything: a task, a model, a stacked, repeated or pipelined transformer, an
+  attention itself. All is checked first: if one attention is refused, none is changed. An attention
+  that is LASER already is left alone, so a second call changes nothing.
+
+  Args:
+    config: A Fiddle config, as Praxis's `pax_fiddle.Config(...)` or an experiment's `task()` make.
+
+  Returns:
+    One `Change` for each attention changed, in the order of the config; its `str` is a line for a
+    person to read. Empty if all were LASER already.
+
+  Raises:
+    UserError: an attention cannot be LASER, and why; or the config has no attention.
+
+  Example:
+    task = super().task()
+    use_laser(task)
+  """
+  swaps, refusals, found = [], [], False
+  for node, path in daglish.iterate(config):
+    attention = _attention_class(node)
+    if attention is None:
+      continue
+    found = True
+    if issubclass(attention, _LASERS):
+      continue
+    change = Change(daglish.path_str(path).lstrip('.'), attention, _TWINS.get(attention))
+    reason = _refusal(node, attention)
+    if reason is None:
+      swaps.append((node, change))
+    else:
+      refusals.append(f'{change.path or "the config itself"}: {attention.__qualname__}: {reason}')
+  if refusals:
+    raise UserError('LASER is refused, and nothing was changed:\n  ' + '\n  '.join(refusals))
+  if not found:
+    raise UserError(
+      f'found no attention in {_describe(config)}: expected a config that holds one of '
+      f'{", ".join(cls.__name__ for cls in _FAMILIES)} or a class derived from them'
+    )
+  for node, change in swaps:
+    pax_fiddle.update_callable(node, change.after)
+  return [change for _, change in swaps]
+
+
+def _attention_class(node) -> type | None:
+  """Returns the attention class that the node builds, or None if it builds something else."""
+  if not isinstance(node, fiddle.Buildable):
+    return None
+  cls = fiddle.get_callable(node)
+  return cls if isinstance(cls, type) and issubclass(cls, _FAMILIES) else None
+
+
+def _refusal(config: fiddle.Buildable, attention: type) -> str | None:
+  """Returns why the attention cannot be LASER, or None."""
+  if attention in _TWINS:
+    return laser.changed_template(config)
+  for cls in attention.__mro__:
+    full_name = f'{cls.__module__}.{cls.__qualname__}'
+    for prefix, reason in _REASONS.items():
+      if full_name.startswith(prefix):
+        return reason
+  return (
+    'a class that laser_pax does not know may mix values in a way of its own. Derive it from '
+    f'{_nearest(attention).__name__} instead, if it leaves the mixing to its base'
+  )
+
+
+def _nearest(attention: type) -> type:
+  """Returns the LASER twin of the nearest ancestor that has one."""
+  return next(_TWINS[cls] for cls in attention.__mro__ if cls in _TWINS)
+
+
+def _describe(config) -> str:
+  if isinstance(config, fiddle.Buildable):
+    return f'the config of {fiddle.get_callable(config).__qualname__}'
+  return f'a {type(config).__name__}'

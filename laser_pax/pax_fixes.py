@@ -1,0 +1,232 @@
+"""Mends what breaks in paxml and praxis 1.4.0 on the versions that pyproject.toml pins.
+
+`laser_pax.configs` calls `apply` when imported, so whoever can name an experiment has the fixes.
+Each fix says its reason, looks whether its fault is there, and does nothing where it is not.
+tests/test_pax_fixes.py fails when a fault has gone, with the name of the fix to remove.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.cache
+def apply() -> tuple[str, ...]:
+  """Applies each fix whose fault is present; calls after the first do nothing.
+
+  Returns:
+    The names of the fixes that were applied, in the order of `FIXES`.
+  """
+  return tuple(fix.__name__ for fix in FIXES if fix())
+
+
+def evaluation_in_training() -> bool:
+  """Restores `np.unicode_`, which numpy 2 removed.
+
+  paxml asks for it when it looks for strings in a batch of the evaluation during training
+  (paxml/xla_passthrough.py), and raises AttributeError without it.
+  """
+  if hasattr(np, 'unicode_'):
+    return False
+  np.unicode_ = np.str_
+  return True
+
+
+def input_index_shuffle() -> bool:
+  """Keeps `SeqIOInput` from asking for index shuffle where TFDS has none.
+
+  With `input_checkpointing_enabled` it uses `tfds.Readahead` by default, which no release of TFDS
+  has: AttributeError. Files and buffer are shuffled without it, as for an input that is not saved.
+  """
+  import tensorflow_datasets as tfds
+  from paxml import seqio_input
+
+  if hasattr(tfds, 'Readahead'):
+    return False
+  configure = seqio_input.SeqIOInput.configure_tf_data_options
+
+  @functools.wraps(configure)
+  def without_index_shuffle(self, read_config=None):
+    self.experimental_enable_index_shuffle = False
+    configure(self, read_config)
+
+  seqio_input.SeqIOInput.configure_tf_data_options = without_index_shuffle
+  return True
+
+
+def input_caches() -> bool:
+  """Turns the caches in memory off for an input whose position is saved.
+
+  seqio and TFDS cache a small data set, each on its own. A position in tf.data (PAX saves it by
+  symbols) can then not be saved (UnimplementedError about CacheDatasetV2), or be saved but not
+  restored (NotFoundError about MemoryCacheImpl). No API tells whether this holds, so the fix is
+  always applied; its test looks for the faults themselves.
+  """
+  import tensorflow_datasets as tfds
+  from paxml import seqio_input
+
+  configure = seqio_input.SeqIOInput.configure_tf_data_options
+
+  @functools.wraps(configure)
+  def without_caches(self, read_config=None):
+    if self.input_checkpointing_enabled:
+      self.try_in_mem_cache = False
+      read_config = dataclasses.replace(read_config or tfds.ReadConfig(), try_autocache=False)
+    configure(self, read_config)
+
+  seqio_input.SeqIOInput.configure_tf_data_options = without_caches
+  return True
+
+
+def input_peeked_batch() -> bool:
+  """Saves the position of `SeqIOInput` before a batch that was only looked at.
+
+  At the end of a step paxml may peek at the next training batch, to evaluate on it. `BaseInput`
+  remembers the position before the peek, but `SeqIOInput` overrides the four methods that save and
+  restore with ones that forget it, and a resumed run loses that batch. With the overrides gone and
+  the two hooks of `BaseInput` in their place, `BaseInput` does it right.
+  """
+  import tensorflow as tf
+  from paxml import seqio_input
+
+  seqio = seqio_input.SeqIOInput
+  overrides = {'save', 'restore', 'get_state', 'set_state'}
+  if not overrides <= vars(seqio).keys() or '_get_state_internal' in vars(seqio):
+    return False
+  get_state, set_state = seqio.get_state, seqio.set_state
+
+  def get_state_internal(self) -> bytes:
+    if not self.input_checkpointing_enabled:
+      raise NotImplementedError('The position is kept only with input_checkpointing_enabled.')
+    try:
+      return get_state(self)
+    except tf.errors.UnimplementedError as e:
+      raise NotImplementedError(f'tf.data cannot save the position of {self.name}: {e}') from e
+
+  for name in overrides:
+    delattr(seqio, name)
+  seqio._get_state_internal = get_state_internal
+  seqio._set_state_internal = set_state
+  return True
+
+
+def tuning_measurements() -> bool:
+  """Gives pyglove Python floats.
+
+  paxml reports rewards and metrics as numpy's float32, which under numpy 2 is no float for
+  pyglove's local tuning: "Expect float but encountered numpy.float32".
+  """
+  from pyglove.core import tuning
+  from pyglove.core.tuning import local_backend
+
+  try:
+    tuning.Measurement(step=0, reward=np.float32(0), metrics={}, elapse_secs=0.0)
+  except TypeError:
+    pass
+  else:
+    return False
+  feedback = local_backend._InMemoryFeedback
+  add_measurement = feedback._add_measurement
+
+  @functools.wraps(add_measurement)
+  def add_floats(self, reward, metrics, *args, **kwargs):
+    reward = None if reward is None else float(reward)
+    metrics = {name: float(value) for name, value in metrics.items()}
+    add_measurement(self, reward, metrics, *args, **kwargs)
+
+  feedback._add_measurement = add_floats
+  return True
+
+
+def lazy_prefix_one_step() -> bool:
+  """Lets the two lazy-prefix attentions decode one step without a relative bias.
+
+  They map a function over (array or None) and its time axis together. Where the array is None,
+  jax 0.5 wants None for the axis too: "ValueError: Expected None, got 3".
+  """
+  from praxis.layers import attentions, multi_query_attention
+
+  try:
+    jax.tree_util.tree_map(lambda x, axis: x, None, 0)
+  except ValueError:
+    pass
+  else:
+    return False
+  for layer in (
+    attentions.DotProductAttentionWithLPB,
+    multi_query_attention.MultiQueryDotProductAttentionLPB,
+  ):
+    layer._run_with_all_decode_state_chunks = _drop_axes_of_none(
+      layer._run_with_all_decode_state_chunks
+    )
+  return True
+
+
+def _drop_axes_of_none(run: Callable[..., Any]) -> Callable[..., Any]:
+  signature = inspect.signature(run)
+
+  def axes_for(args: Any, axes: Any) -> Any:
+    is_none = lambda x: x is None  # noqa: E731
+    return jax.tree_util.tree_map(
+      lambda x, axis: None if x is None else axis, args, axes, is_leaf=is_none
+    )
+
+  @functools.wraps(run)
+  def run_without_axes_of_none(*args, **kwargs):
+    call = signature.bind(*args, **kwargs)
+    for sliced, axes in (
+      ('args_to_slice', 'args_time_dims'),
+      ('broadcast_args_to_slice', 'broadcast_args_time_dims'),
+    ):
+      call.arguments[axes] = axes_for(call.arguments[sliced], call.arguments[axes])
+    return run(*call.args, **call.kwargs)
+
+  return run_without_axes_of_none
+
+
+def beam_search_reshape() -> bool:
+  """Gives beam search a `jnp.reshape` that takes `newshape`, as jax's did before 0.4.36.
+
+  Only praxis/decoder_utils.py sees it; jax itself stays as it is.
+  """
+  from praxis import decoder_utils
+
+  try:  # eval_shape: a computation would wake the devices before jax.distributed can start.
+    jax.eval_shape(lambda: jnp.reshape(np.zeros(1), newshape=(1, 1)))
+  except TypeError:
+    pass
+  else:
+    return False
+  decoder_utils.jnp = _NumpyWithNewshape()
+  return True
+
+
+class _NumpyWithNewshape:
+  """jax.numpy, but for the old name of an argument of `reshape`."""
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(jnp, name)
+
+  def reshape(self, a: jax.Array, *args, newshape: Any = None, **kwargs) -> jax.Array:
+    if newshape is not None:
+      kwargs['shape'] = newshape
+    return jnp.reshape(a, *args, **kwargs)
+
+
+FIXES: tuple[Callable[[], bool], ...] = (
+  evaluation_in_training,
+  input_index_shuffle,
+  input_caches,
+  input_peeked_batch,
+  tuning_measurements,
+  lazy_prefix_one_step,
+  beam_search_reshape,
+)

@@ -1,0 +1,121 @@
+"""One experiment's facts, from its resolved config: no device, data or compile needed."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+from paxml import trainer_lib
+from praxis import base_hyperparams, base_layer, pax_fiddle
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """A variable of the model.
+
+  Attributes:
+    name: Dotted.
+    shape: With the layers of a repeated stack first.
+    sharding: The mesh axis over which each dimension is split.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  sharding: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What `show` prints.
+
+  Attributes:
+    name: The experiment's.
+    parameters: Trainable numbers.
+    tokens: Of the whole training.
+    flops_per_step: Of the model's matrix multiplications in one step, forward and backward, without
+      rematerialisation: 6 a weight and token, and 12 T D a layer and token for attention over T
+        positions (the
+      causal half is not taken off).
+    state_bytes_per_device: Parameters and optimiser moments, padded as PAX pads them.
+    devices: That the mesh asks for.
+    mesh: [replica, data, mdl].
+    variables: The parameters, one by one.
+  """
+
+  name: str
+  parameters: int
+  tokens: int
+  flops_per_step: int
+  state_bytes_per_device: int
+  devices: int
+  mesh: tuple[int, ...]
+  variables: tuple[Parameter, ...]
+
+
+def _parts(spec: PartitionSpec | None, axes: dict[str, int]) -> int:
+  """Into how many parts a sharding splits an array."""
+  names = jax.tree.leaves(tuple(spec or ()))
+  return math.prod(axes[name] for name in names)
+
+
+def _names(tree) -> list[str]:
+  """Dotted names of a tree's leaves."""
+  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [
+    '.'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path)
+    for path, _ in paths
+  ]
+
+
+def facts(experiment) -> Facts:
+  """Computes an experiment's facts.
+
+  Args:
+    experiment: A language-model experiment, as laser_pax.configs.base.DecoderLM.
+
+  Returns:
+    Its facts.
+
+  Raises:
+    UserError: its sizes do not fit each other.
+  """
+  task = base_hyperparams.instantiate(experiment.task())
+  specs = pax_fiddle.instantiate(experiment.get_input_specs_provider_params()).get_input_specs()
+  metadata = trainer_lib.create_train_state_metadata(task, specs)
+  shapes, shardings = metadata.padded_global_shapes, metadata.partition_specs
+  axes = dict(zip(task.model.mesh_axis_names, experiment.mesh(), strict=True))
+  is_spec = lambda x: isinstance(x, PartitionSpec) or x is None  # noqa: E731
+  state_bytes = sum(
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize // _parts(spec, axes)
+    for x, spec in zip(
+      jax.tree.leaves(shapes), jax.tree.leaves(shardings, is_leaf=is_spec), strict=True
+    )
+  )
+  weights = metadata.var_weight_hparams
+  is_weight = lambda x: isinstance(x, base_layer.WeightHParams)  # noqa: E731
+  leaves = jax.tree.leaves(weights, is_leaf=is_weight)
+  variables = tuple(
+    Parameter(
+      name,
+      (*(leaf.repeat_prefix or ()), *leaf.shape),
+      (*(leaf.repeat_prefix_split_dims_mapping or ()), *(leaf.tensor_split_dims_mapping or ())),
+    )
+    for name, leaf in zip(
+      _names(jax.tree.map(lambda _: 0, weights, is_leaf=is_weight)), leaves, strict=True
+    )
+  )
+  parameters = sum(math.prod(v.shape) for v in variables)
+  # Biases and scales, a thousandth of the whole, are counted as if they were matrices.
+  attention = 12 * experiment.SEQ_LEN * experiment.MODEL_DIMS * experiment.NUM_LAYERS
+  tokens_per_step = experiment.GLOBAL_BATCH_SIZE * experiment.SEQ_LEN
+  return Facts(
+    name=type(experiment).__name__,
+    parameters=parameters,
+    tokens=experiment.tokens(),
+    flops_per_step=tokens_per_step * (6 * parameters + attention),
+    state_bytes_per_device=state_bytes,
+    devices=math.prod(experiment.mesh()),
+    mesh=tuple(experiment.mesh()),
+    variables=variables,
+  )

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Writes the four requirements files from pyproject.toml, resolved afresh: run it after changing a
+# dependency, and review the differences. Needs PyPI. Usage: scripts/requirements.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+uv=uv
+if [[ -x .venv/bin/uv ]]; then uv=.venv/bin/uv; fi
+if ! command -v "$uv" >/dev/null; then
+  echo 'error: uv was not found; run scripts/setup.sh first, it installs uv into .venv' >&2
+  exit 1
+fi
+
+# One resolution serves all four files, so that they agree. The lock names download addresses and
+# so stays out of the repository.
+"$uv" lock --quiet --upgrade --default-index https://pypi.org/simple
+
+export_to() {  # export_to FILE WHAT [uv export option...]
+  local file=$1 what=$2
+  shift 2
+  {
+    echo "# For $what. Install with --no-deps: paxml's own pins cannot be met (docs/environment.md)."
+    echo '# Written by scripts/requirements.sh from pyproject.toml; do not edit.'
+    "$uv" export --quiet --frozen --format requirements.txt --no-header --no-annotate \
+      --no-emit-project "$@"
+  } >"$file.new"
+  mv "$file.new" "$file"
+  echo "wrote $file"
+}
+
+export_to requirements.txt 'a CPU' --no-dev
+export_to requirements-tpu.txt 'a TPU VM, and nothing else' --no-dev --extra tpu
+export_to requirements-gpu.txt 'a machine with an NVIDIA GPU and CUDA 12' --no-dev --extra cuda
+export_to requirements-dev.txt 'development on a CPU' --group dev

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository, on a machine that has only Python 3.11 to 3.13 and pip.
+#   scripts/setup.sh [cpu|tpu|gpu|dev]      (cpu unless said; dev is cpu with the test tools)
+# It installs the hashed requirements and this package, and is done at once when nothing changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly uv_version=0.13.9
+readonly made_here=.venv/.laser_pax    # Marks a .venv as made by this script.
+readonly installed=$made_here/installed  # What was installed, one 'KEY KIND' a line.
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+usable_python() {
+  "$1" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3 python; do
+    if usable_python "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail 'Python 3.11, 3.12 or 3.13 with its venv module was not found' \
+    "(python3 is $(python3 --version 2>&1 || true));" \
+    'install one: sudo apt-get install python3.11 python3.11-venv'
+}
+
+make_venv() {
+  local python
+  python=$(find_python)
+  mkdir -p "$made_here"
+  echo "making .venv with $("$python" --version)"
+  if "$python" -c 'import ensurepip' 2>/dev/null; then
+    "$python" -m venv .venv
+  elif "$python" -m pip --version >/dev/null 2>&1; then  # Debian ships ensurepip apart.
+    "$python" -m venv --without-pip .venv
+    "$python" -m pip --python .venv/bin/python install --quiet pip
+  else
+    fail "$python has neither ensurepip nor pip; install them: sudo apt-get install python3-venv"
+  fi
+  touch "$installed"  # Last: without it .venv is half made, and is made again.
+}
+
+pip_setting() {  # The environment's value comes first in pip's list, as it does in pip.
+  .venv/bin/python -m pip config list | sed -n "s/^[^.]*\.$1='\(.*\)'\$/\1/p" | head -n 1
+}
+
+install_requirements() {
+  local index
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+  index=$(pip_setting index-url)  # uv reads none of pip's settings.
+  if [[ -n $index ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+  # Without compiled bytecode the first import of paxml takes 40 s, and every one where Python may
+  # not write it.
+  if ! .venv/bin/uv pip install --python .venv/bin/python --system-certs --no-deps \
+    --require-hashes --compile-bytecode --requirement "$requirements"; then
+    echo 'uv could not install the requirements; trying pip, which is slower' >&2
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes \
+      --requirement "$requirements"
+  fi
+  # The project itself, by the setuptools just installed, so without asking an index.
+  .venv/bin/uv pip install --quiet --python .venv/bin/python --offline --no-deps \
+    --no-build-isolation --editable .
+}
+
+kind=${1:-cpu}
+case $kind in
+  cpu) requirements=requirements.txt ;;
+  tpu | gpu | dev) requirements=requirements-$kind.txt ;;
+  *) fail "expected cpu, tpu, gpu or dev, got '$kind'" ;;
+esac
+if [[ "$(uname -s) $(uname -m)" != 'Linux x86_64' ]]; then
+  fail "expected Linux on x86_64, got $(uname -s) on $(uname -m): paxml's lingvo has no other wheels"
+fi
+if [[ -e .venv && ! -d $made_here ]]; then
+  fail '.venv exists, but was not made by this script, which leaves it as it is;' \
+    'move it away (mv .venv .venv.old) and run this again'
+fi
+if [[ ! -e $installed ]] || ! usable_python .venv/bin/python; then make_venv; fi
+
+key=$({ .venv/bin/python --version; pwd; cat pyproject.toml requirements*.txt; } | sha256sum)
+key=${key%% *}
+if grep -qx "$key $kind" "$installed"; then exit 0; fi
+
+# Another key's lines must go before anything is installed: they are true no more.
+grep "^$key " "$installed" >"$installed.new" || true
+mv "$installed.new" "$installed"
+install_requirements
+echo "$key $kind" >>"$installed"
+echo 'ready; see .venv/bin/python -m laser_pax doctor'

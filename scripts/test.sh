@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up the development environment, then runs the linter and the tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scripts/setup.sh dev
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# Two processes, a file on one of them: shared fixtures, such as a training run, are made once.
+.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile "$@"

@@ -1,0 +1,190 @@
+"""The doctor finds each fault and names the command that mends it."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from laser_pax.cli import doctor
+from laser_pax.data import paths
+
+_REQUIRED = {name: '1.0' for name in doctor.PINNED} | {'rich': '15.0'}
+_CPU = doctor.Devices(('cpu cpu',))
+
+
+@pytest.fixture
+def healthy(tmp_path):
+  return doctor.Environment(
+    python=(3, 12),
+    installed=dict(_REQUIRED),
+    required=_REQUIRED,
+    requirements='requirements.txt',
+    environ={},
+    has_tpu=False,
+    has_nvidia=False,
+    job_dir=tmp_path / 'new' / 'job',
+  )
+
+
+def _with(environment, **changes):
+  return dataclasses.replace(environment, **changes)
+
+
+def _with_packages(environment, **versions):
+  installed = dict(environment.installed)
+  for name, version in versions.items():
+    installed[name.replace('_', '-')] = version
+  return _with(environment, installed=installed)
+
+
+def _only_wrong(findings):
+  wrong = [f for f in findings if f.state == 'wrong']
+  assert len(wrong) == 1, wrong
+  assert wrong[0].fix and '\n' not in wrong[0].fix
+  return wrong[0]
+
+
+def _diagnose(environment, devices=_CPU):
+  return doctor.diagnose(environment, lambda: devices)
+
+
+def test_healthy_environment_has_no_finding_to_mend(healthy):
+  assert all(f.state != 'wrong' for f in _diagnose(healthy))
+
+
+@pytest.mark.parametrize(
+  ('python', 'fine'), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)]
+)
+def test_python(healthy, python, fine):
+  findings = _diagnose(_with(healthy, python=python))
+  if fine:
+    assert all(f.state != 'wrong' for f in findings)
+  else:
+    wrong = _only_wrong(findings)
+    assert 'expected 3.11 to 3.13' in wrong.found and wrong.fix == 'scripts/setup.sh'
+
+
+def test_another_jax(healthy):
+  wrong = _only_wrong(_diagnose(_with_packages(healthy, jax='0.6.0')))
+  assert wrong.subject == 'jax' and wrong.found == '0.6.0; expected 1.0'
+  assert wrong.fix.endswith('-m pip install --no-deps --requirement requirements.txt')
+
+
+@pytest.mark.parametrize('name', ['praxis', 'rich'])
+def test_missing_package(healthy, name):
+  installed = {k: v for k, v in healthy.installed.items() if k != name}
+  wrong = _only_wrong(_diagnose(_with(healthy, installed=installed)))
+  assert wrong.subject == name and 'missing' in wrong.found and 'pip install' in wrong.fix
+
+
+def test_another_version_of_a_minor_package_is_only_noted(healthy):
+  findings = _diagnose(_with_packages(healthy, rich='14.0'))
+  assert [f.state for f in findings if f.subject == 'rich'] == ['note']
+  assert all(f.state != 'wrong' for f in findings)
+
+
+@pytest.mark.parametrize('kept, stray', doctor.CLASHES)
+def test_two_packages_in_one_folder(healthy, kept, stray):
+  wrong = _only_wrong(_diagnose(_with_packages(healthy, **{stray: '2.0'})))
+  assert kept in wrong.subject and stray in wrong.subject
+  # Uninstalling one takes files of the other with it, so both go and the kept one comes again.
+  assert f'uninstall --yes {stray} {kept}' in wrong.fix and 'install --no-deps' in wrong.fix
+
+
+def test_libtpu_without_tpu_is_refused_and_jax_not_asked(healthy):
+  def ask():
+    raise AssertionError('jax would hang')
+
+  wrong = _only_wrong(doctor.diagnose(_with_packages(healthy, libtpu='0.0.11.4'), ask))
+  assert wrong.subject == 'libtpu' and wrong.fix.endswith('pip uninstall --yes libtpu')
+
+
+def test_libtpu_with_tpu_is_fine(healthy):
+  environment = _with(_with_packages(healthy, libtpu='0.0.11.4'), has_tpu=True)
+  findings = _diagnose(environment, doctor.Devices(('tpu TPU v5p',) * 4))
+  assert all(f.state != 'wrong' for f in findings)
+  assert '4 x tpu TPU v5p' in [f.found for f in findings]
+
+
+def test_tpu_that_jax_does_not_use(healthy):
+  wrong = _only_wrong(_diagnose(_with(healthy, has_tpu=True)))
+  assert wrong.fix == 'scripts/setup.sh tpu'
+
+
+def test_gpu_that_jax_does_not_use_is_noted(healthy):
+  (note,) = [f for f in _diagnose(_with(healthy, has_nvidia=True)) if 'GPU' in f.found]
+  assert (note.state, note.fix) == ('note', 'scripts/setup.sh gpu')
+
+
+def test_chosen_cpu_is_fine_beside_a_tpu(healthy):
+  environment = _with(healthy, has_tpu=True, environ={'JAX_PLATFORMS': 'cpu'})
+  assert all(f.state != 'wrong' for f in _diagnose(environment))
+
+
+def test_jax_that_fails(healthy):
+  wrong = _only_wrong(_diagnose(healthy, doctor.Devices((), 'jax gave no answer in 60 s')))
+  assert wrong.found == 'jax gave no answer in 60 s'
+
+
+def test_jax_that_hangs_or_crashes_is_told_in_one_line(monkeypatch):
+  monkeypatch.setattr(doctor, '_DEVICES_TIMEOUT_S', 0.5)
+  monkeypatch.setattr(doctor, '_DEVICES_PROGRAM', 'import time; time.sleep(30)')
+  assert doctor._ask_devices() == doctor.Devices((), 'jax gave no answer in 0.5 s')
+  monkeypatch.setattr(doctor, '_DEVICES_TIMEOUT_S', 30)
+  monkeypatch.setattr(doctor, '_DEVICES_PROGRAM', 'raise RuntimeError("no backend")')
+  assert doctor._ask_devices() == doctor.Devices((), 'jax failed: RuntimeError: no backend')
+
+
+def test_named_data_and_vocabulary_that_are_missing(healthy, tmp_path):
+  data_dir, vocab = str(tmp_path / 'data'), str(tmp_path / 'v.model')
+  environ = {paths.DATA_DIR_VARIABLE: data_dir}
+  wrong = _only_wrong(_diagnose(_with(healthy, environ=environ)))
+  assert wrong.subject == 'data' and f'prepare c4 SOURCE... --out {data_dir}' in wrong.fix
+  wrong = _only_wrong(_diagnose(_with(healthy, environ={paths.VOCAB_VARIABLE: vocab})))
+  assert wrong.subject == 'vocabulary' and f'--out {vocab}' in wrong.fix
+
+
+def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
+  info = tmp_path / paths.DATASET_FOLDER / 'dataset_info.json'
+  info.parent.mkdir(parents=True)
+  info.write_text('{}')
+  vocab = tmp_path / 'v.model'
+  vocab.write_bytes(b'')
+  environ = {paths.DATA_DIR_VARIABLE: str(tmp_path), paths.VOCAB_VARIABLE: str(vocab)}
+  found = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
+  assert (found['data'].state, found['data'].found) == ('ok', str(tmp_path))
+  assert (found['vocabulary'].state, found['vocabulary'].found) == ('ok', str(vocab))
+
+
+def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.delenv(paths.DATA_DIR_VARIABLE, raising=False)
+  found = {f.subject: f for f in _diagnose(healthy)}
+  assert found['data'].state == found['vocabulary'].state == 'note'
+  assert 'laser_pax prepare' in found['data'].fix and 'laser_pax vocab' in found['vocabulary'].fix
+
+
+def test_job_folder_that_cannot_be_written(healthy, tmp_path):
+  (tmp_path / 'file').write_text('')
+  wrong = _only_wrong(_diagnose(_with(healthy, job_dir=tmp_path / 'file' / 'job')))
+  assert wrong.subject == 'job folder' and '--job_log_dir=' in wrong.fix
+
+
+def test_job_folder_is_not_made(healthy):
+  _diagnose(healthy)
+  assert not healthy.job_dir.exists()
+
+
+def test_command_reports_this_environment(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'laser_pax', 'doctor', f'--job_log_dir={tmp_path}'],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200', paths.DATA_DIR_VARIABLE: '/none'},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 1, done.stderr
+  assert 'paxml' in done.stdout and 'cpu' in done.stdout
+  assert 'python -m laser_pax prepare c4 SOURCE... --out /none' in done.stdout

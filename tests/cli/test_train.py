@@ -1,0 +1,107 @@
+"""Wrong uses of `train`: one clear error, before anything is compiled."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from laser_pax.cli import experiments
+from laser_pax.errors import UserError
+
+
+def _laser_pax(*args, **env):
+  return subprocess.run(
+    [sys.executable, '-m', 'laser_pax', *args],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **env},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def _refused(result, *words) -> None:
+  assert result.returncode in (1, 2), result.stdout + result.stderr
+  errors = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+  assert len(errors) == 1, result.stderr
+  assert 'Traceback' not in result.stderr + result.stdout
+  for word in words:
+    assert word in errors[0]
+
+
+def test_unknown_experiment_suggests_near_names(tmp_path):
+  result = _laser_pax('train', '--exp=C4Lazer2B', f'--job_log_dir={tmp_path}')
+  _refused(result, 'C4Lazer2B', 'C4Laser2B')
+  assert not list(tmp_path.iterdir())
+
+
+def test_exp_with_fdl_is_refused_with_the_form_that_works(tmp_path):
+  result = _laser_pax(
+    'train', '--exp=C4LaserTiny', '--fdl.NUM_LAYERS=2', f'--job_log_dir={tmp_path}'
+  )
+  _refused(result, '--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--exp=C4LaserTiny'], ['--job_log_dir']),
+    (['--job_log_dir=x'], ['--exp']),
+    (['--exp=C4LaserTiny', '--job_log_dir=x', '--num_hosts=2'], ['--multiprocess_gpu']),
+    (['--exp=C4LaserTiny', '--job_log_dir=x', '--num_trials=2'], ['--study']),
+    (['--exp=C4LaserTiny', '--job_log_dir=x', 'stray'], ['stray']),
+  ],
+)
+def test_flags_that_paxml_would_ignore_are_refused(flags, words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _refused(_laser_pax('train', *flags), *words)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_experiment_is_refused_and_kept(tmp_path):
+  (tmp_path / 'experiment.txt').write_text('laser_pax.configs.C4StandardTiny\n')
+  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
+  _refused(result, 'C4StandardTiny', '--job_log_dir')
+  assert (tmp_path / 'experiment.txt').read_text() == 'laser_pax.configs.C4StandardTiny\n'
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/file/run')
+  _refused(result, 'cannot write')
+
+
+def test_missing_data_and_vocabulary_are_refused_with_the_commands_that_make_them(tmp_path):
+  flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run']
+  result = _laser_pax('train', *flags, LASER_PAX_DATA_DIR=str(tmp_path / 'none'))
+  _refused(result, str(tmp_path / 'none'), 'laser_pax prepare c4')
+  result = _laser_pax('train', *flags, LASER_PAX_VOCAB=str(tmp_path / 'v.model'))
+  _refused(result, 'laser_pax')
+
+
+@pytest.mark.parametrize(
+  ('override', 'words'),
+  [
+    ('GLOBAL_BATCH_SIZE=7', ['GLOBAL_BATCH_SIZE', '4 or 8']),
+    ('NUM_HEADS=3', ['NUM_HEADS = 4']),
+    ('ICI_MESH_SHAPE=[1,8,1]', ['[1, 4, 1]']),
+    ('NUM_LAYER=2', ['NUM_LAYERS']),
+  ],
+)
+def test_numbers_that_do_not_fit_are_refused(override, words, tmp_path):
+  result = _laser_pax(
+    'train',
+    '--fdl_config=laser_pax.configs.C4LaserTiny',
+    f'--fdl.{override}',
+    f'--job_log_dir={tmp_path}',
+    XLA_FLAGS='--xla_force_host_platform_device_count=4',
+  )
+  _refused(result, *words)
+
+
+def test_names_resolve():
+  assert experiments.full_name('C4LaserTiny') == 'laser_pax.configs.C4LaserTiny'
+  assert experiments.full_name('configs.C4LaserTiny') == 'laser_pax.configs.C4LaserTiny'
+  assert experiments.full_name('os.path.Mine') == 'os.path.Mine'
+  with pytest.raises(UserError, match='no.such.module'):
+    experiments.full_name('no.such.module.X')

@@ -1,0 +1,123 @@
+"""Every registered experiment, and each pair."""
+
+import difflib
+import os
+import pathlib
+
+import fiddle
+import pytest
+from fiddle import daglish
+from paxml import experiment_registry
+from praxis import base_hyperparams
+
+from laser_pax import configs
+from laser_pax.cli import experiments
+from laser_pax.pods.facts import facts
+
+GOLDEN = pathlib.Path(__file__).parent.parent / 'golden'
+REWRITE = 'LASER_PAX_REWRITE_GOLDEN'
+NAMES = list(experiments.registered())
+PAIRS = [(name, name.replace('Standard', 'Laser')) for name in NAMES if 'Standard' in name]
+
+
+def _golden_text(experiment) -> str:
+  parameters = '\n'.join(
+    f'{v.name} {list(v.shape)} {list(v.sharding)}' for v in facts(experiment).variables
+  )
+  resolved = base_hyperparams.nested_struct_to_text(experiment.task())
+  return f'{resolved}\n\nparameters\n{parameters}\n'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_resolves_to_its_golden_text(name):
+  text, file = _golden_text(getattr(configs, name)()), GOLDEN / f'{name}.txt'
+  if os.environ.get(REWRITE):
+    file.write_text(text)
+  difference = difflib.unified_diff(file.read_text().split('\n'), text.split('\n'), lineterm='')
+  assert not list(difference), f'{name} has changed; if so meant, rewrite with {REWRITE}=1'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_is_registered_under_the_name_of_the_package(name):
+  assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_says_what_it_is(name):
+  doc = getattr(configs, name).__doc__
+  assert name in doc.split('--exp=')[1]
+  assert '[ours]' in doc or '[paper]' in doc or '[digest]' in doc
+
+
+def _differences(a, b, path='') -> list[str]:
+  """Where two configs differ: paths of classes or values."""
+  if isinstance(a, fiddle.Buildable) and isinstance(b, fiddle.Buildable):
+    found = [] if fiddle.get_callable(a) is fiddle.get_callable(b) else [f'{path}:class']
+    names = set(fiddle.ordered_arguments(a, include_defaults=True))
+    assert names == set(fiddle.ordered_arguments(b, include_defaults=True)), path
+    for name in names:
+      found += _differences(getattr(a, name), getattr(b, name), f'{path}.{name}')
+    return found
+  if daglish.is_traversable_type(type(a)) and type(a) is type(b):
+    left, right = (daglish.find_node_traverser(type(x)).flatten(x) for x in (a, b))
+    if len(left[0]) == len(right[0]):
+      return [d for x, y in zip(left[0], right[0], strict=True) for d in _differences(x, y, path)]
+  return [] if a is b or a == b else [path]
+
+
+@pytest.mark.parametrize(('standard', 'laser'), PAIRS)
+def test_a_pair_differs_in_its_attention_alone(standard, laser):
+  standard, laser = getattr(configs, standard)(), getattr(configs, laser)()
+  differences = _differences(standard.task(), laser.task())
+  assert differences, 'LASER must change the attention'
+  for path in differences:
+    assert path.endswith('tr_atten_tpl:class'), path
+  capitals = [n for n in dir(standard) if n.isupper()]
+  assert capitals == [n for n in dir(laser) if n.isupper()]
+  for name in capitals:
+    assert getattr(standard, name) == getattr(laser, name), name
+
+
+@pytest.mark.parametrize(
+  ('size', 'parameters'),
+  [
+    ('234M', 234.1e6),
+    ('300M', 301.2e6),
+    ('1B', 1.139e9),
+    ('2B', 2.213e9),
+    ('7B', 7.714e9),
+  ],
+)
+@pytest.mark.parametrize('kind', ['Standard', 'Laser'])
+def test_parameters_within_half_a_percent_of_the_names_count(kind, size, parameters):
+  f = facts(getattr(configs, f'C4{kind}{size}')())
+  assert f.parameters == pytest.approx(parameters, rel=5e-3)
+
+
+def test_tokens_are_the_papers():
+  assert configs.C4Laser300M().tokens() == pytest.approx(167.8e9, rel=1e-3)
+  assert configs.C4Laser7B().tokens() == pytest.approx(44e9, rel=1e-3)
+
+
+def test_state_memory_is_parameters_and_two_moments_over_the_mesh():
+  f = facts(configs.C4Laser7B())
+  assert f.state_bytes_per_device == pytest.approx(3 * 4 * f.parameters / f.devices, rel=0.01)
+
+
+def test_the_table_that_ships_is_up_to_date(monkeypatch):
+  kept = experiments.table()
+  monkeypatch.setattr(experiments, '_TABLE', pathlib.Path(os.devnull) / 'none')
+  assert kept == experiments.table()
+  assert [row['name'] for row in kept] == NAMES
+
+
+def test_a_subclass_scales_a_model():
+  class Wide(configs.C4Laser300M):
+    NUM_LAYERS = 2
+    MODEL_DIMS = 512
+    ICI_MESH_SHAPE = [1, 4, 2]
+
+  f = facts(Wide())
+  assert f.devices == 8
+  matrices = 2 * (4 * 512**2 + 2 * 512 * 2048) + 32_000 * 512
+  assert f.parameters == pytest.approx(matrices, rel=5e-3)

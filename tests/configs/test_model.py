@@ -1,0 +1,68 @@
+"""The tiny model as a whole: causality by gradients, and the pair's numbers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from praxis import base_hyperparams, base_layer, py_utils
+
+from laser_pax import configs
+
+LENGTH = 12
+
+
+def _batch():
+  ids = np.random.default_rng(0).integers(3, 4_096, size=(1, LENGTH + 1)).astype(np.int32)
+  one, zero = np.ones((1, LENGTH), np.float32), np.zeros((1, LENGTH), np.float32)
+  return py_utils.NestedMap(
+    ids=ids[:, :-1],
+    labels=ids[:, 1:],
+    paddings=zero,
+    weights=one,
+    segment_ids=one.astype(np.int32),
+    segment_pos=np.arange(LENGTH, dtype=np.int32)[None],
+  )
+
+
+def _token_losses(experiment):
+  """Returns delta [T, D] -> each position's loss [T] with delta added to the embeddings."""
+  model = base_hyperparams.instantiate(experiment.task().model)
+  variables = model.init(jax.random.PRNGKey(0), _batch())
+
+  def losses(delta):
+    def add_delta(call_next, args, kwargs, context):
+      out = call_next(*args, **kwargs)
+      return out + delta if context.method_name == 'emb_lookup' else out
+
+    with (
+      base_layer.JaxContext.new_context(hparams=base_layer.JaxContext.HParams(do_eval=True)),
+      nn.intercept_methods(add_delta),
+    ):
+      predictions, _ = model.apply(
+        variables, _batch(), method=model.compute_predictions, mutable=True
+      )
+    return predictions.per_example_xent[0]
+
+  return losses
+
+
+@pytest.mark.parametrize('name', ['C4LaserTiny', 'C4StandardTiny'])
+def test_a_loss_depends_on_no_later_embedding_and_on_each_earlier_one(name):
+  experiment = getattr(configs, name)()
+  experiment.SEQ_LEN = LENGTH
+  losses = _token_losses(experiment)
+  zero = jnp.zeros((LENGTH, experiment.MODEL_DIMS))
+  gradient = jax.jit(jax.jacrev(losses))(zero)  # [T, T, D]
+  reach = np.abs(np.asarray(gradient)).max(-1)
+  for t in range(LENGTH):
+    np.testing.assert_array_equal(reach[t, t + 1 :], 0.0)
+    assert (reach[t, : t + 1] > 0).all()
+
+
+def test_twins_start_from_the_same_weights():
+  weights = []
+  for name in ('C4LaserTiny', 'C4StandardTiny'):
+    model = base_hyperparams.instantiate(getattr(configs, name)().task().model)
+    weights.append(model.init(jax.random.PRNGKey(3), _batch()))
+  jax.tree.map(np.testing.assert_array_equal, *weights)

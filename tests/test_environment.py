@@ -1,0 +1,189 @@
+"""The requirements files agree with pyproject.toml; the setup script refuses what it must."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_FILES = (
+  'requirements.txt',
+  'requirements-tpu.txt',
+  'requirements-gpu.txt',
+  'requirements-dev.txt',
+)
+_PYTHONS = ('3.11', '3.12', '3.13')
+_PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
+_LINUX = {'sys_platform': 'linux', 'platform_machine': 'x86_64'}
+
+
+def _blocks(file):
+  """The requirements of a file, each with its lines of hashes."""
+  text = (_ROOT / file).read_text().replace('\\\n', ' ')
+  return [line for line in text.splitlines() if line and not line.startswith('#')]
+
+
+def _versions(file, python='3.11'):
+  environment = _LINUX | {'python_version': python, 'python_full_version': f'{python}.0'}
+  versions = {}
+  for block in _blocks(file):
+    requirement = Requirement(block.split(' --hash')[0].strip())
+    if requirement.marker is None or requirement.marker.evaluate(environment):
+      name = canonicalize_name(requirement.name)
+      assert name not in versions, f'{file} has {name} twice for Python {python}'
+      versions[name] = str(requirement.specifier).removeprefix('==')
+  return versions
+
+
+def _asked(requirements):
+  return [r for r in map(Requirement, requirements) if not r.marker]
+
+
+@pytest.mark.parametrize('file', _FILES)
+def test_file_holds_names_versions_and_hashes_alone(file):
+  lines = (_ROOT / file).read_text().splitlines()
+  assert lines[0].startswith('#') and '--no-deps' in lines[0] and 'pins cannot be met' in lines[0]
+  assert len(_blocks(file)) > 100
+  for block in _blocks(file):
+    assert re.fullmatch(
+      r'[a-z0-9._-]+(\[[a-z0-9_,-]+\])?==[\w.+!]+( ; [^@:/]+?)?(\s+--hash=sha256:[0-9a-f]{64})+',
+      block,
+    ), block
+
+
+@pytest.mark.parametrize('python', _PYTHONS)
+@pytest.mark.parametrize('file', _FILES)
+def test_file_satisfies_pyproject(file, python):
+  versions = _versions(file, python)
+  wanted = _asked(_PROJECT['project']['dependencies'])
+  wanted += _asked(_PROJECT['tool']['uv']['override-dependencies'])
+  if file == 'requirements-dev.txt':
+    wanted += _asked(_PROJECT['dependency-groups']['dev'])
+  for requirement in wanted:
+    version = versions.get(canonicalize_name(requirement.name))
+    assert version and requirement.specifier.contains(version), f'{requirement}: {version}'
+
+
+@pytest.mark.parametrize('file', _FILES)
+def test_file_leaves_out_what_the_overrides_drop(file):
+  dropped = [
+    r.name
+    for r in map(Requirement, _PROJECT['tool']['uv']['override-dependencies'])
+    if r.marker and 'python_version' in str(r.marker)
+  ]
+  assert 'tfds-nightly' in dropped and 'tensorflow' in dropped
+  assert not set(dropped) & _versions(file).keys()
+
+
+@pytest.mark.parametrize('python', _PYTHONS)
+def test_files_differ_only_in_what_their_machine_needs(python):
+  base, tpu, gpu, dev = (_versions(file, python) for file in _FILES)
+  for versions in (tpu, gpu, dev):
+    assert base.items() <= versions.items()
+  jax = base['jax']
+  assert all(jax in v for v in _PROJECT['project']['optional-dependencies']['tpu'])
+  assert all(jax in v for v in _PROJECT['project']['optional-dependencies']['cuda'])
+  assert 'libtpu' in tpu and 'libtpu' not in base | gpu | dev
+  assert gpu['jax-cuda12-plugin'] == gpu['jax-cuda12-pjrt'] == jax
+  assert {'pytest', 'ruff'} <= dev.keys()
+
+
+# What the script says is tested on a copy with a false Python, which never installs anything.
+
+
+@pytest.fixture
+def clone(tmp_path):
+  clone = tmp_path / 'clone'
+  (clone / 'scripts').mkdir(parents=True)
+  shutil.copy(_ROOT / 'scripts' / 'setup.sh', clone / 'scripts')
+  for file in (*_FILES, 'pyproject.toml'):
+    shutil.copy(_ROOT / file, clone)
+  return clone
+
+
+def _setup(clone, *args, path=None):
+  return subprocess.run(
+    [clone / 'scripts' / 'setup.sh', *args],
+    env={'PATH': path or os.environ['PATH'], 'HOME': str(clone)},
+    capture_output=True,
+    text=True,
+    stdin=subprocess.DEVNULL,
+    timeout=60,
+  )
+
+
+def test_setup_refuses_an_unknown_kind(clone):
+  done = _setup(clone, 'npu')
+  assert done.returncode == 1
+  assert done.stderr == "error: expected cpu, tpu, gpu or dev, got 'npu'\n"
+
+
+def test_setup_leaves_a_foreign_venv_alone(clone):
+  (clone / '.venv').mkdir()
+  (clone / '.venv' / 'precious').write_text('mine')
+  done = _setup(clone)
+  assert done.returncode == 1 and 'mv .venv .venv.old' in done.stderr
+  assert [f.name for f in (clone / '.venv').iterdir()] == ['precious']
+
+
+def test_setup_without_a_usable_python(clone, tmp_path):
+  tools = tmp_path / 'bin'
+  tools.mkdir()
+  for tool in ('bash', 'dirname', 'env', 'uname', 'cat', 'sha256sum', 'grep', 'mkdir'):
+    (tools / tool).symlink_to(shutil.which(tool))
+  old = tools / 'python3'
+  old.write_text('#!/bin/sh\necho Python 3.9.2\nexit 1\n')
+  old.chmod(0o755)
+  done = _setup(clone, path=str(tools))
+  assert done.returncode == 1
+  assert 'Python 3.11, 3.12 or 3.13' in done.stderr and '3.9.2' in done.stderr
+  assert 'apt-get install' in done.stderr and not (clone / '.venv').exists()
+
+
+def test_setup_does_nothing_when_nothing_changed(clone, tmp_path):
+  """With a false Python that only counts how often it was asked for an installation."""
+  tools = tmp_path / 'bin'
+  tools.mkdir()
+  log = tmp_path / 'log'
+  uv = f'#!/bin/sh\necho uv >>{log}\n'
+  (tools / 'python3.11').write_text(
+    f"""#!/bin/sh
+case "$*" in
+  --version) echo Python 3.11.0 ;;
+  *'-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *'-m pip install'*) printf '{uv.strip()}\\n' >.venv/bin/uv; chmod +x .venv/bin/uv ;;
+esac
+"""
+  )
+  (tools / 'python3.11').chmod(0o755)
+  path = f'{tools}:{os.environ["PATH"]}'
+
+  def installations(*args):
+    log.write_text('')
+    done = _setup(clone, *args, path=path)
+    assert done.returncode == 0, done.stderr
+    return len(log.read_text().splitlines())
+
+  assert installations() == 2  # The requirements, then the project.
+  assert installations() == 0
+  assert installations('dev') == 2
+  assert installations('dev') == installations('cpu') == 0
+  with open(clone / 'requirements.txt', 'a') as f:
+    f.write('# changed\n')
+  assert installations('cpu') == 2
+  assert installations('dev') == 2
+
+
+def test_package_imports_neither_tensorflow_nor_paxml():
+  program = 'import sys, laser_pax.cli, laser_pax; print(*sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=_ROOT
+  )
+  assert not {'tensorflow', 'paxml', 'praxis', 'jax'} & set(done.stdout.split())
