@@ -81,7 +81,7 @@ def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) ->
 
   Args:
     runs: To draw, at most one colour each.
-    # A process counts its seconds from its own start; its first record comes after the compile.
+    unigram_entropy: Of the text, in nats a token: what knowing frequencies alone would reach.
     out: A PNG or SVG file.
   """
   import matplotlib

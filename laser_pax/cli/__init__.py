@@ -27,6 +27,9 @@ class Command(NamedTuple):
   context_settings: dict[str, bool] | None = None
 
 
+# TensorFlow only reads data here; what it says at its start helps nobody.
+_QUIET_TENSORFLOW = {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
+
 # Flags that the command does not know reach it in `ctx.args`.
 TAKES_ANY_FLAG = {'allow_extra_args': True, 'ignore_unknown_options': True}
 
@@ -58,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> None:
     SystemExit: always, with the command's exit code.
   """
   args = sys.argv[1:] if args is None else list(args)
+  for variable, value in _QUIET_TENSORFLOW.items():
+    os.environ.setdefault(variable, value)
   called = next((arg for arg in args if not arg.startswith('-')), None)
   try:
     _app(called)(args=args, prog_name='python -m laser_pax')

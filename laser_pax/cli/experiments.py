@@ -8,9 +8,9 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import pathlib
 
+from laser_pax.cli import fast_import
 from laser_pax.errors import UserError
 
 PACKAGE = 'laser_pax.configs'
@@ -70,7 +70,7 @@ def load(name: str) -> type:
     UserError: there is no such experiment.
   """
   module, _, short = full_name(name).rpartition('.')
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  fast_import.speed_up()
   with contextlib.redirect_stderr(io.StringIO()):
     namespace = importlib.import_module(module)
   if not hasattr(namespace, short):

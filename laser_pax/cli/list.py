@@ -9,7 +9,7 @@ from laser_pax.cli import experiments
 def list_experiments() -> None:
   """Prints the table of registered experiments."""
   table = Table(box=None)
-  for column in ('experiment', 'parameters', 'tokens', 'global batch', 'steps', 'devices'):
+  for column in ('experiment', 'parameters', 'tokens', 'batch', 'steps', 'chips'):
     table.add_column(column, justify='left' if column == 'experiment' else 'right', no_wrap=True)
   for row in experiments.table():
     table.add_row(

@@ -1,6 +1,5 @@
 """`python -m laser_pax prepare`: turns source files into data sets."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +34,6 @@ def c4(
 
   from laser_pax.data import paths, prepare
 
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   columns = [
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),

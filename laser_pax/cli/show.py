@@ -13,6 +13,7 @@ def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]
   experiment = experiments.load(exp)()
   from rich.console import Console
   from rich.table import Table
+  from rich.text import Text
 
   from laser_pax.pods.facts import facts
 
@@ -48,7 +49,7 @@ def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]
     ),
   }
   for name, value in rows.items():
-    table.add_row(name, value)
+    table.add_row(Text(name), Text(value))
   console = Console()
   console.print(f'[bold]{f.name}[/bold]')
   console.print(inspect.getdoc(type(experiment)), markup=False)

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from laser_pax.cli import experiments
+from laser_pax.cli import experiments, fast_import
 from laser_pax.errors import UserError
 
 _JOB_FILE = 'experiment.txt'
@@ -40,7 +41,8 @@ def train(
   name = exp or _fdl_config(flags)
   job_log_dir = pathlib.Path(job_log_dir).expanduser()
   _claim(job_log_dir, name)
-  log = job_log_dir / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}.log'
+  process = f'{socket.gethostname()}-{os.getpid()}'
+  log = job_log_dir / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with _output_to(log) as console:
     console.write(f'{name}: logs in {log}\n')
     try:
@@ -159,6 +161,8 @@ def _run(
   console: TextIO,
 ) -> None:
   """Runs paxml.main in this process on the experiment, watched."""
+  fast_import.speed_up()
+
   import jax
   from absl import app
   from absl import flags as absl_flags

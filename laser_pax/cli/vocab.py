@@ -1,6 +1,5 @@
 """`python -m laser_pax vocab`: trains a SentencePiece vocabulary of T5's layout."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,6 @@ def vocab(
   """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""
   from laser_pax.data import paths, records, sources, vocabulary
 
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   data, out = data.expanduser(), out.expanduser()
   vocabulary.check_new_file(out)
   if (data / paths.DATASET_FOLDER).exists():

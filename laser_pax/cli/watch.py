@@ -51,8 +51,9 @@ class Watch:
     self.loss = math.nan
 
   def start(self, step: int, num_train_steps: int) -> None:
-    """Tells where training begins."""
+    """Tells where training begins. Of several processes the first alone speaks and records."""
     self._num_train_steps, self._started = num_train_steps, time.time()
+    self._silent = jax.process_index() > 0
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
 
@@ -86,6 +87,8 @@ class Watch:
 
   def say(self, text: str) -> None:
     """Prints a line of its own."""
+    if self._silent:
+      return
     clear = '\r\x1b[K' if self._line_open else ''
     self._console.write(f'{clear}{text}\n')
     self._line_open = False
@@ -118,6 +121,8 @@ class Watch:
       self._show(step, rate)
 
   def _show(self, step: int, rate: float) -> None:
+    if self._silent:
+      return
     line = f'step {step:,}/{self._num_train_steps:,}  loss {self.loss:.4f}'
     if not math.isnan(rate):
       seconds = (self._window[-1][0] - self._window[0][0]) / (len(self._window) - 1)
@@ -131,6 +136,8 @@ class Watch:
     self._console.flush()
 
   def _record(self, **fields) -> None:
+    if self._silent:
+      return
     # JSON has no NaN: a loss that is none is null.
     fields = {
       k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()

@@ -24,31 +24,31 @@ from laser_pax.configs.base import DecoderLM, LaserMixin
 from laser_pax.data import paths
 
 
-# 4 (4 x 256^2 + 2 x 256 x 512) + 4,096 x 256 = 3.1M parameters; 1,500 x 8 x 256 = 3.1M tokens: 1
-# token a parameter; 6 N D = 5.8e13 FLOPs, minutes on two cores.
+# 4 (4 x 128^2 + 2 x 128 x 256) + 4,096 x 128 = 1.05M parameters; 600 x 8 x 128 = 0.61M tokens: 0.6
+# a parameter; 6 N D = 3.9e12 FLOPs, minutes on two cores.
 @experiment_registry.register
 class C4StandardTiny(DecoderLM):
-  """Standard attention at the size a laptop trains: 3.1M parameters, on the sample [ours].
+  """Standard attention at the size a laptop trains: 1.05M parameters, on the sample [ours].
 
   python -m laser_pax train --exp=C4StandardTiny --job_log_dir=runs/standard
   """
 
   NUM_LAYERS = 4
-  MODEL_DIMS = 256
-  HIDDEN_DIMS = 512
-  DIMS_PER_HEAD = 64
+  MODEL_DIMS = 128
+  HIDDEN_DIMS = 256
+  DIMS_PER_HEAD = 32
   VOCAB_SIZE = 4_096
   FPROP_DTYPE = jnp.float32
   CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_EVERYTHING
 
   GLOBAL_BATCH_SIZE = 8
-  SEQ_LEN = 256
+  SEQ_LEN = 128
   NUM_TRAIN_STEPS = 600
   WARMUP_STEPS = 60
-  LEARNING_RATE = 3e-3
+  LEARNING_RATE = 4e-3  # The best of a grid on the standard twin: docs/quickstart.md.
   SUMMARY_INTERVAL_STEPS = 10
-  EVAL_INTERVAL_STEPS = 200
-  CHECKPOINT_EVERY_N_STEPS = 200
+  EVAL_INTERVAL_STEPS = 300
+  CHECKPOINT_EVERY_N_STEPS = 300
 
   def source(self) -> paths.Source:
     """Returns the sample that ships, unless the user names data and a vocabulary of his own."""
@@ -57,7 +57,7 @@ class C4StandardTiny(DecoderLM):
 
 @experiment_registry.register
 class C4LaserTiny(LaserMixin, C4StandardTiny):
-  """LASER at the size a laptop trains: 3.1M parameters, on the sample [ours].
+  """LASER at the size a laptop trains: 1.05M parameters, on the sample [ours].
 
   python -m laser_pax train --exp=C4LaserTiny --job_log_dir=runs/laser
   """
@@ -134,7 +134,7 @@ class C4Standard1B(DecoderLM):
 
 @experiment_registry.register
 class C4Laser1B(LaserMixin, C4Standard1B):
-  """LASER, 1.139B parameters.
+  """LASER, 1.139B parameters; the shape is [ours].
 
   python -m paxml.main --exp=laser_pax.configs.C4Laser1B --job_log_dir=DIR --eval_on_test
   """

@@ -34,7 +34,10 @@ from laser_pax.errors import UserError
 
 JTensor = pytypes.JTensor
 
-_PLAIN_TEMPLATES = {'pv_einsum_tpl': base_ops.EinsumOp, 'dropout_tpl': stochastics.Dropout}
+_PLAIN_TEMPLATES = {
+  'pv_einsum_tpl': (base_ops.EinsumOp, 'LASER mixes the values itself, and would bypass it'),
+  'dropout_tpl': (stochastics.Dropout, 'LASER must know by how much the kept weights were raised'),
+}
 
 
 def changed_template(attention) -> str | None:
@@ -43,13 +46,11 @@ def changed_template(attention) -> str | None:
   Args:
     attention: A Praxis attention layer, or its config.
   """
-  for name, plain in _PLAIN_TEMPLATES.items():
+  for name, (plain, reason) in _PLAIN_TEMPLATES.items():
     template = getattr(attention, name, None)
     if template is not None and get_callable(template) is not plain:
-      return (
-        f'its {name} is {get_callable(template).__qualname__}, which LASER would bypass: '
-        f'LASER mixes the values itself and knows {plain.__qualname__} alone'
-      )
+      found = get_callable(template).__qualname__
+      return f'its {name} is {found}, not {plain.__qualname__}: {reason}. Leave {name} unset'
   return None
 
 

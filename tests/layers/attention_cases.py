@@ -10,11 +10,13 @@ import numpy as np
 from praxis import base_layer, pax_fiddle, py_utils
 
 from laser_pax import layers
-from laser_pax.layers import swap
 
 B, T, S, N, H = 2, 10, 7, 4, 8  # S: keys of cross attention; of self attention, T.
 D = N * H
-STANDARD = {after: before for before, after in swap._TWINS.items()}
+STANDARD = {  # Of each LASER class the standard one.
+  cls: next(base for base in cls.__mro__ if base.__module__.startswith('praxis.'))
+  for cls in (getattr(layers, name) for name in layers.__all__ if name.startswith('Laser'))
+}
 LARGE_NEGATIVE = py_utils.get_large_negative_number(jnp.float32)
 
 
@@ -126,8 +128,13 @@ def build(case, standard=False, **fields):
   with context():
     inputs = arguments(case, *draw(case))
     shapes = jax.eval_shape(lambda: layer.init(jax.random.PRNGKey(0), *inputs))
+  return layer, fill(shapes)
+
+
+def fill(shapes):
+  """Returns a tree of arrays of these shapes, all normal with standard deviation 0.3."""
   rng = np.random.default_rng(1)
-  return layer, jax.tree.map(lambda x: np.float32(0.3 * rng.standard_normal(x.shape)), shapes)
+  return jax.tree.map(lambda x: np.float32(0.3 * rng.standard_normal(x.shape)), shapes)
 
 
 def draw(case, dtype=np.float32):

@@ -195,12 +195,18 @@ def test_sink_leaves_output_and_gradients_finite(extra_logit):
   assert all(np.isfinite(r).all() for r in jax.tree.leaves(results))
 
 
-def test_dropout_and_sink_together():
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+def test_dropout_and_sink_together(dtype, tolerance):
   keep = 0.6
-  fields = {'atten_dropout_prob': 1 - keep, 'attention_extra_logit': 0.5}
+  fields = {'atten_dropout_prob': 1 - keep, 'attention_extra_logit': 0.5, 'fprop_dtype': dtype}
   case, layer, variables, x = build('multi_head', **fields)
   _, standard, _, _ = build('multi_head', standard=True, **fields)
-  output, _ = train_pass(case, layer, variables, x, 7)
-  _, probs = train_pass(case, standard, variables, x, 7)
-  expected = with_missing_mass(keep * probs, values(layer, variables, x)) / keep
-  assert rms_error(output, expected) < 1e-5
+
+  @cases.compiled
+  def run(variables, x):
+    output, _ = train_pass(case, layer, variables, x, 7)
+    _, probs = train_pass(case, standard, variables, x, 7)
+    weights, value = (a.astype(jnp.float32) for a in (probs, values(layer, variables, x)))
+    return output, with_missing_mass(keep * weights, value) / keep
+
+  assert rms_error(*run(variables, x.astype(dtype))) < tolerance

@@ -1,0 +1,65 @@
+"""Runs read from their records."""
+
+import json
+
+import pytest
+
+from laser_pax.analysis import runs
+from laser_pax.errors import UserError
+
+
+def _write(folder, records):
+  folder.mkdir(exist_ok=True)
+  (folder / 'progress.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+
+
+def _train(step, seconds, loss=2.0, rate=100.0):
+  return {
+    'kind': 'train',
+    'step': step,
+    'loss': loss,
+    'tokens_per_second': rate,
+    'seconds': seconds,
+  }
+
+
+def _eval(step, seconds, loss):
+  return {'kind': 'eval', 'step': step, 'loss': loss, 'seconds': seconds}
+
+
+def test_a_resumed_runs_last_records_hold_and_its_minutes_add_up(tmp_path):
+  records = [
+    _train(1, 10, rate=None),
+    _train(2, 70, loss=9.0, rate=50.0),
+    # Killed, and run again from step 1.
+    _train(2, 5, loss=8.0, rate=100.0),
+    _train(3, 35, loss=7.0, rate=200.0),
+    _eval(3, 65, 7.5),
+  ]
+  _write(tmp_path, records)
+  run = runs.read_run('LASER', tmp_path)
+  assert run.train == {1: 2.0, 2: 8.0, 3: 7.0}
+  assert run.test_loss == 7.5
+  assert run.minutes == pytest.approx(2.0)
+  assert run.tokens_per_second == 100.0
+
+
+def test_a_run_without_a_record_or_an_evaluation_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r'progress.jsonl does not exist'):
+    runs.read_run('x', tmp_path)
+  _write(tmp_path, [_train(1, 1)])
+  with pytest.raises(UserError, match='no evaluation'):
+    runs.read_run('x', tmp_path)
+
+
+def test_smoothing_keeps_a_constant_and_leaves_skipped_losses_out():
+  steps, means = runs.smooth({1: 2.0, 2: None, 3: 2.0, 4: 2.0}, window=2)
+  assert (steps, means) == ([1, 3, 4], [2.0, 2.0, 2.0])
+  assert runs.smooth({1: 1.0, 2: 3.0, 3: 5.0}, window=2)[1] == [1.0, 2.0, 4.0]
+
+
+def test_plot_is_a_picture(tmp_path):
+  _write(tmp_path / 'a', [_train(1, 1), _train(2, 2), _eval(2, 3, 2.5)])
+  run = runs.read_run('a', tmp_path / 'a')
+  runs.plot_runs([run, run], 6.4, tmp_path / 'plots' / 'curves.png')
+  assert (tmp_path / 'plots' / 'curves.png').read_bytes().startswith(b'\x89PNG')

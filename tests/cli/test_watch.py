@@ -1,0 +1,65 @@
+"""What the console shows of a run, and what is recorded."""
+
+import io
+import json
+import math
+
+import jax.numpy as jnp
+
+from laser_pax.cli.watch import Watch
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def _watched(console, folder, losses):
+  watch = Watch(console, folder)
+  watch.start(0, len(losses))
+  for step, loss in enumerate(losses, start=1):
+    watch.step(step, jnp.float32(loss), bool(math.isfinite(loss)), tokens=64)
+  watch.drain()
+  return watch
+
+
+def test_skipped_steps_are_counted_and_shown(tmp_path):
+  console = io.StringIO()
+  watch = _watched(console, tmp_path, [3.0, math.nan, 2.0])
+  watch.close()
+  assert watch.skipped_steps == 1
+  assert console.getvalue().splitlines()[-1].endswith('1 skipped')
+
+
+def test_every_step_is_recorded_once_in_order(tmp_path):
+  watch = _watched(io.StringIO(), tmp_path, [3.0, math.nan, 2.0])
+  watch.evaluation(3, 'validation', 2.5, 1.0)
+  watch.close()
+  records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
+  assert [r['step'] for r in records] == [1, 2, 3, 3]
+  assert [r['loss'] for r in records] == [3.0, None, 2.0, 2.5]
+  assert records[-1]['perplexity'] == math.exp(2.5)
+
+
+def test_a_terminal_has_one_line_that_is_rewritten(tmp_path):
+  console = _Terminal()
+  watch = _watched(console, tmp_path, [3.0] * 5)
+  watch.evaluation(5, 'validation', 2.5, 61.0)
+  watch.close()
+  lines = console.getvalue().split('\n')
+  assert lines[0].startswith('starting of 5')
+  assert lines[1].split('\x1b[K')[-1].startswith('step 5: validation loss 2.5000, perplexity 12.18')
+  assert '1m01s' in lines[1]
+
+
+def test_a_plain_console_is_not_flooded(tmp_path):
+  console = io.StringIO()
+  _watched(console, tmp_path, [3.0] * 500).close()
+  assert len(console.getvalue().splitlines()) < 5
+  assert '\r' not in console.getvalue()
+
+
+def test_a_resumed_run_appends(tmp_path):
+  _watched(io.StringIO(), tmp_path, [3.0]).close()
+  _watched(io.StringIO(), tmp_path, [2.0]).close()
+  assert len((tmp_path / 'progress.jsonl').read_text().splitlines()) == 2

@@ -1,0 +1,143 @@
+"""What the README says is so: each of its commands runs, and its table is the experiments'."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from laser_pax.cli import experiments
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+PYTHON = [sys.executable]
+
+
+def _blocks(language: str) -> list[str]:
+  return re.findall(rf'```{language}\n(.*?)```', README, re.DOTALL)
+
+
+def _commands() -> list[str]:
+  lines = [line.split('  #')[0].strip() for block in _blocks('bash') for line in block.split('\n')]
+  return [line for line in lines if line]
+
+
+def _run(command: list[str], cwd, **env) -> subprocess.CompletedProcess:
+  path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PATH': path, 'PYTHONPATH': f'{ROOT}:{cwd}', **env}
+  return subprocess.run(
+    command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
+  )
+
+
+def _succeeds(command: str, cwd, **env) -> str:
+  result = _run(shlex.split(command), cwd, **env)
+  assert result.returncode == 0, result.stdout + result.stderr
+  return result.stdout
+
+
+def test_no_command_is_left_out():
+  tested = {
+    'scripts/quickstart.sh',
+    'scripts/test.sh',
+    'scripts/setup.sh tpu && source .venv/bin/activate',
+    'export LASER_PAX_DATA_DIR=... LASER_PAX_VOCAB=...',
+    *(c for c in _commands() if c.startswith('python -m')),
+  }
+  assert set(_commands()) == tested
+  assert len([c for c in _commands() if c.startswith('python -m')]) == 9
+
+
+def test_table_lists_each_pair():
+  rows = {row['name']: row for row in experiments.table()}
+  table = re.findall(r'^\| `C4Standard(\w+)`, `C4Laser(\w+)` \|(.*)\|$', README, re.MULTILINE)
+  assert [f'C4Standard{size}' for size, _, _ in table] == [n for n in rows if 'Standard' in n]
+  for size, twin, cells in table:
+    assert size == twin
+    row = rows[f'C4Laser{size}']
+    shown = [float(x.replace(',', '')) for x in re.findall(r'[\d,.]+(?= ?[MBx ])', cells)]
+    scale = {'M': 1e6, 'B': 1e9}
+    parameters, tokens = (
+      float(number) * scale[unit] for number, unit in re.findall(r'([\d.]+)([MB])', cells)[:2]
+    )
+    assert shown
+    assert parameters == pytest.approx(row['parameters'], rel=5e-3)
+    assert tokens == pytest.approx(row['tokens'], rel=5e-3)
+    assert f'{row["num_train_steps"]:,}' in cells
+    assert cells.rstrip().endswith(str(row['devices']))
+
+
+@pytest.mark.slow
+def test_quickstart_ends_with_the_table_and_the_picture(tmp_path):
+  """With few steps; scripts/quickstart.sh sets the environment up and calls this."""
+  assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
+  out = _succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
+  for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
+    assert word in out
+  assert (tmp_path / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_list_and_show(tmp_path):
+  _succeeds('python -m laser_pax list', tmp_path)
+  shown = _succeeds('python -m laser_pax show C4Laser2B', tmp_path)
+  for fact in ('2,213,', 'LaserDotProductAttention', '160,000', '167,772,160,000', '[1, 256, 1]'):
+    assert fact in shown
+
+
+def test_the_tpu_command_is_right_but_for_the_chips(tmp_path):
+  command = next(c for c in _commands() if 'paxml.main' in c).replace('=...', f'={tmp_path}')
+  result = _run(shlex.split(command.replace(' --jax_fully_async_checkpoint', '')), tmp_path)
+  assert result.returncode == 1
+  assert 'needs 256 devices; this job has 1' in result.stderr.splitlines()[-1]
+
+
+def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(tmp_path):
+  source = next(block for block in _blocks('python') if block.startswith('# my_experiments.py'))
+  (tmp_path / 'my_experiments.py').write_text(source)
+  show, train = (c for c in _commands() if 'my_experiments' in c)
+  assert '[1, 32, 1]' in _succeeds(show, tmp_path)
+  result = _run(shlex.split(train), tmp_path)
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: the mesh [1, 32, 1] needs 32 devices')
+
+
+@pytest.mark.slow
+def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(tmp_path):
+  texts = tmp_path / 'my_texts'
+  texts.mkdir()
+  words = (ROOT / 'docs' / 'environment.md').read_text() + (ROOT / 'docs' / 'data.md').read_text()
+  for i in range(20):
+    (texts / f'{i}.txt').write_text(f'{i} {words}\n' * 8)
+  prepare, vocab, train = (
+    next(c for c in _commands() if word in c)
+    for word in ('prepare c4', 'laser_pax vocab', '--data my_data')
+  )
+  size = 500  # The test's texts are too small for the README's size.
+  _succeeds(prepare, tmp_path)
+  _succeeds(vocab.replace('4096', str(size)), tmp_path)
+  small = {'NUM_LAYERS': 1, 'MODEL_DIMS': 64, 'VOCAB_SIZE': size, 'NUM_TRAIN_STEPS': 4}
+  small |= {'WARMUP_STEPS': 1, 'SEQ_LEN': 64}
+  flags = ' '.join(f'--fdl.{name}={value}' for name, value in small.items())
+  small_exp = f'--fdl_config=laser_pax.configs.C4LaserTiny {flags}'
+  out = _succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path)
+  assert 'step 4: validation loss' in out
+
+
+@pytest.mark.slow
+def test_one_value_is_changed_from_the_command_line(tmp_path):
+  command = next(c for c in _commands() if '--fdl.NUM_LAYERS=2' in c)
+  few = '--fdl.NUM_TRAIN_STEPS=2 --fdl.WARMUP_STEPS=1 --fdl.MODEL_DIMS=64 --noeval_on_test'
+  _succeeds(f'{command} {few}', tmp_path)
+  written = (tmp_path / 'runs/two_layers/model_params.txt').read_text()
+  assert re.search(r'x_times : 2\b', written)
+
+
+def test_scripts_are_sound():
+  if shutil.which('shellcheck') is None:
+    pytest.skip('shellcheck is not installed')
+  scripts = sorted(str(p) for p in (ROOT / 'scripts').glob('*.sh'))
+  _succeeds(shlex.join(['shellcheck', *scripts]), ROOT)
