@@ -13,7 +13,7 @@ fi
 
 # One resolution serves all four files, so that they agree. The lock names download addresses and
 # so stays out of the repository.
-"$uv" lock --quiet --upgrade --default-index https://pypi.org/simple
+"$uv" lock --quiet --upgrade
 
 export_to() {  # export_to FILE WHAT [uv export option...]
   local file=$1 what=$2

@@ -136,6 +136,13 @@ def test_one_value_is_changed_from_the_command_line(tmp_path):
   assert re.search(r'x_times : 2\b', written)
 
 
+def test_laser_in_a_model_of_ones_own(tmp_path):
+  source = next(block for block in _blocks('python') if 'use_laser' in block)
+  (tmp_path / 'own.py').write_text(source)
+  out = _succeeds('python own.py', tmp_path)
+  assert 'DotProductAttention -> LaserDotProductAttention' in out
+
+
 def test_scripts_are_sound():
   if shutil.which('shellcheck') is None:
     pytest.skip('shellcheck is not installed')

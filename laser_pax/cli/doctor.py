@@ -203,6 +203,10 @@ def check_libtpu(environment: Environment) -> list[Finding]:
 
 def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
   """Checks that jax answers, and that it sees the accelerator that the machine has."""
+  if devices.error and environment.has_tpu:
+    # All hosts of a slice must ask at once, and one process holds a host's chips.
+    fix = f'{sys.executable} -m laser_pax doctor  # on every host at once, with no job running'
+    return [Finding('devices', 'note', f'{devices.error}; other hosts, or a job, may hold it', fix)]
   if devices.error:
     fix = f'JAX_PLATFORMS=cpu {sys.executable} -c "import jax; print(jax.devices())"'
     return [Finding('devices', 'wrong', devices.error, fix)]

@@ -64,13 +64,18 @@ def _module_exists(module: str) -> bool:
 
 
 def load(name: str) -> type:
-  """Imports an experiment's class, without the lines that paxml prints meanwhile.
+  """Imports an experiment's class to look at it, without the lines that paxml prints meanwhile.
+
+  jax is set to the CPU: looking must not take a TPU from the job that runs on it.
 
   Raises:
     UserError: there is no such experiment.
   """
   module, _, short = full_name(name).rpartition('.')
   fast_import.speed_up()
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')
   with contextlib.redirect_stderr(io.StringIO()):
     namespace = importlib.import_module(module)
   if not hasattr(namespace, short):

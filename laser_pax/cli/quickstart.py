@@ -1,6 +1,7 @@
 """`python -m laser_pax quickstart`: LASER beside standard attention, on real text."""
 
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laser_pax.analysis import runs as runs_lib
+from laser_pax.data import paths
 from laser_pax.errors import UserError
 
 _TWINS = {'standard': 'C4StandardTiny', 'LASER': 'C4LaserTiny'}
@@ -28,10 +30,15 @@ def quickstart(
   the same schedule. What was trained already is not trained again.
   """
   console = Console()
+  out = out if steps is None else out / f'{steps}-steps'
+  # The sample it is, whatever data the environment names.
+  named = (paths.DATA_DIR_VARIABLE, paths.VOCAB_VARIABLE)
+  environment = {name: value for name, value in os.environ.items() if name not in named}
   for kind, name in _TWINS.items():
     console.rule(f'{name} ({kind} attention)')
     command = [sys.executable, '-m', 'laser_pax', 'train', f'--job_log_dir={out / name}']
-    if subprocess.run([*command, *_experiment_flags(name, steps)], check=False).returncode:
+    command += _experiment_flags(name, steps)
+    if subprocess.run(command, env=environment, check=False).returncode:
       raise UserError(f'{name} did not end well: see above')
   finished = [runs_lib.read_run(kind, out / name) for kind, name in _TWINS.items()]
   entropy = _unigram_entropy()

@@ -2,20 +2,23 @@
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Annotated, TextIO
 
 import typer
 
 from laser_pax.cli import experiments, fast_import
+from laser_pax.data import paths
 from laser_pax.errors import UserError
 
+# Whose run a folder holds, written beside PAX's own files.
 _JOB_FILE = 'experiment.txt'
 
 
@@ -25,8 +28,7 @@ def train(
     str | None, typer.Option(help='Experiment: C4LaserTiny, laser_pax.configs.C4Laser2B, ...')
   ] = None,
   job_log_dir: Annotated[
-    pathlib.Path | None,
-    typer.Option('--job_log_dir', help='Folder of checkpoints, summaries, logs.'),
+    str | None, typer.Option('--job_log_dir', help='Folder of checkpoints, summaries and logs.')
   ] = None,
   data: Annotated[str | None, typer.Option(help='Prepared data; over DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; over VOCAB.')] = None,
@@ -34,26 +36,26 @@ def train(
   """Trains an experiment: paxml.main with a quiet console. Takes every flag of paxml as well.
 
   The console has one progress line, and evaluations as they come (--noeval_on_test leaves them
-  out). The full logs are in JOB_LOG_DIR/logs, the steps in JOB_LOG_DIR/progress.jsonl,
-  TensorBoard's summaries where PAX writes them. Run again with the same folder, it resumes.
+  out). Full logs are in JOB_LOG_DIR/logs, each step's loss in JOB_LOG_DIR/progress.jsonl, and
+  TensorBoard's summaries where PAX writes them. Run again with the same folder, it resumes. Where
+  JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in ~/.cache/laser_pax/runs.
   """
   flags = _checked_flags(exp, job_log_dir, list(ctx.args))
-  name = exp or _fdl_config(flags)
-  job_log_dir = pathlib.Path(job_log_dir).expanduser()
-  _claim(job_log_dir, name)
+  name = experiments.full_name(exp or _fdl_config(flags))
+  local = _claim(job_log_dir, name, [f for f in flags if f.lstrip('-').startswith('fdl.')])
   process = f'{socket.gethostname()}-{os.getpid()}'
-  log = job_log_dir / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
+  log = local / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with _output_to(log) as console:
     console.write(f'{name}: logs in {log}\n')
     try:
-      _run(name, exp is not None, job_log_dir, flags, {'DATA_DIR': data, 'VOCAB': vocab}, console)
+      _run(name, exp is not None, job_log_dir, local, flags, data, vocab, console)
     except (UserError, KeyboardInterrupt):
       raise
+    except SystemExit as e:
+      if e.code:
+        console.write(f'stopped with code {e.code}; the reason is at the end of {log}\n')
+      raise
     except BaseException as e:
-      if isinstance(e, SystemExit) and not e.code:
-        return
-      import traceback
-
       traceback.print_exc()
       raise UserError(f'{type(e).__name__}: {_first_line(e)}; the whole of it is in {log}') from e
 
@@ -62,9 +64,7 @@ def _first_line(error: BaseException) -> str:
   return (str(error).strip() or 'no message').splitlines()[0]
 
 
-def _checked_flags(
-  exp: str | None, job_log_dir: pathlib.Path | None, flags: list[str]
-) -> list[str]:
+def _checked_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> list[str]:
   """Refuses what paxml would ignore, or answer only after minutes.
 
   Raises:
@@ -97,40 +97,56 @@ def _checked_flags(
 
 def _fdl_config(flags: list[str]) -> str:
   """The experiment that --fdl_config names."""
-  return next(f.split('=', 1)[1] for f in flags if f.lstrip('-').startswith('fdl_config='))
+  for flag in flags:
+    if flag.lstrip('-').startswith('fdl_config='):
+      return flag.split('=', 1)[1]
+  raise UserError('which experiment? --fdl_config=NAME, in one word')
 
 
-def _claim(job_log_dir: pathlib.Path, name: str) -> None:
-  """Marks the folder as this experiment's.
+def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
+  """Marks the job's folder as this run's, and returns the folder for logs, which is local.
 
   Raises:
-    UserError: it is another experiment's, or cannot be written.
+    UserError: the folder holds another run, or cannot be written.
   """
-  name = experiments.full_name(name)
-  mark = job_log_dir / _JOB_FILE
+  from etils import epath
+
+  folder = epath.Path(job_log_dir).expanduser()
+  mark, run = folder / _JOB_FILE, '\n'.join([name, *sorted(f.lstrip('-') for f in overrides)])
+  if '://' in job_log_dir:
+    local = paths.cache_dir() / 'runs' / re.sub(r'\W+', '-', job_log_dir)
+  else:
+    local = pathlib.Path(folder)
   try:
-    job_log_dir.mkdir(parents=True, exist_ok=True)
-    (job_log_dir / 'logs').mkdir(exist_ok=True)
-    owner = mark.read_text().strip() if mark.exists() else _owner_by_pax(job_log_dir)
-    if owner and owner != name:
-      raise UserError(
-        f'{job_log_dir} holds a run of {owner}, not of {name}: name another --job_log_dir'
-      )
-    mark.write_text(name + '\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    (local / 'logs').mkdir(parents=True, exist_ok=True)
+    # A run that was refused before it saved anything holds no folder.
+    if (folder / 'checkpoints').exists():
+      if mark.exists():
+        owner, wanted = mark.read_text().strip(), run
+      else:
+        owner, wanted = _owner_by_pax(folder), name
+      if owner and owner != wanted:
+        raise UserError(
+          f'{job_log_dir} holds a run of {" ".join(owner.split())}, not of '
+          f'{" ".join(wanted.split())}: name another --job_log_dir, or, to go on from there '
+          f'nevertheless, edit {mark}'
+        )
+    mark.write_text(run + '\n')
   except OSError as e:
+    reason = e.strerror or type(e).__name__
     raise UserError(
-      f'cannot write to --job_log_dir={job_log_dir} ({e.strerror}): name one that you may write'
+      f'cannot write to --job_log_dir={job_log_dir} ({reason}): name one that you may write'
     ) from e
+  return local
 
 
-def _owner_by_pax(job_log_dir: pathlib.Path) -> str | None:
+def _owner_by_pax(folder) -> str | None:
   """The experiment of a folder that paxml.main began: the class whose attributes it wrote first."""
-  written = job_log_dir / 'experiment_cls_vars.txt'
+  written = folder / 'experiment_cls_vars.txt'
   if not written.exists():
     return None
-  return next(
-    (line[:-1].strip() for line in written.read_text().splitlines() if line.endswith(':')), None
-  )
+  return next((x[:-1].strip() for x in written.read_text().splitlines() if x.endswith(':')), None)
 
 
 @contextlib.contextmanager
@@ -155,9 +171,11 @@ def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
 def _run(
   name: str,
   by_exp: bool,
-  job_log_dir: pathlib.Path,
+  job_log_dir: str,
+  local: pathlib.Path,
   flags: list[str],
-  attributes: dict[str, str | None],
+  data: str | None,
+  vocab: str | None,
   console: TextIO,
 ) -> None:
   """Runs paxml.main in this process on the experiment, watched."""
@@ -172,20 +190,21 @@ def _run(
 
   from laser_pax.cli import watch as watch_lib
 
-  name = experiments.full_name(name)
   module, _, class_name = name.rpartition('.')
-  experiment_cls = getattr(importlib.import_module(module), class_name)
-  watch = watch_lib.Watch(console, job_log_dir)
-  experiment_cls = watch_lib.watched(experiment_cls, watch)
-  for attribute, value in attributes.items():
+  namespace = importlib.import_module(module)
+  if not hasattr(namespace, class_name):
+    raise UserError(f'{module} has no {class_name}')
+  watch = watch_lib.Watch(console, local)
+  experiment_cls = watch_lib.watched(getattr(namespace, class_name), watch)
+  for attribute, value in {'DATA_DIR': data, 'VOCAB': vocab}.items():
     if value is not None:
       setattr(experiment_cls, attribute, value)
+  # Both of PAX's ways to name an experiment find the watched class.
+  experiment_registry.register(experiment_cls, allow_overwrite=True)
+  setattr(namespace, class_name, experiment_cls)
+  flags = [f for f in flags if not f.lstrip('-').startswith('fdl_config=')]
   argv = ['laser_pax train', f'--job_log_dir={job_log_dir}', '--eval_on_test', *flags]
-  if by_exp:
-    experiment_registry.register(experiment_cls, allow_overwrite=True)
-    argv.append(f'--exp={name}')
-  else:
-    setattr(importlib.import_module(module), class_name, experiment_cls)
+  argv.append(f'--exp={name}' if by_exp else f'--fdl_config={name}')
   jax.config.config_with_absl()
   try:
     remaining = fiddle_flags.flags_parser(argv)

@@ -8,6 +8,7 @@ import time
 from typing import TextIO
 
 import jax
+import jax.numpy as jnp
 from paxml import programs
 
 _WINDOW_SECONDS = 30.0
@@ -47,13 +48,14 @@ class Watch:
     self._window = collections.deque()
     self._shown_at = 0.0
     self._line_open = False
+    self._started = time.time()
+    self._num_train_steps = 0
     self.skipped_steps = 0
     self.loss = math.nan
 
   def start(self, step: int, num_train_steps: int) -> None:
-    """Tells where training begins. Of several processes the first alone speaks and records."""
+    """Tells where training begins."""
     self._num_train_steps, self._started = num_train_steps, time.time()
-    self._silent = jax.process_index() > 0
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
 
@@ -87,7 +89,7 @@ class Watch:
 
   def say(self, text: str) -> None:
     """Prints a line of its own."""
-    if self._silent:
+    if _is_silent():
       return
     clear = '\r\x1b[K' if self._line_open else ''
     self._console.write(f'{clear}{text}\n')
@@ -121,7 +123,7 @@ class Watch:
       self._show(step, rate)
 
   def _show(self, step: int, rate: float) -> None:
-    if self._silent:
+    if _is_silent():
       return
     line = f'step {step:,}/{self._num_train_steps:,}  loss {self.loss:.4f}'
     if not math.isnan(rate):
@@ -136,7 +138,7 @@ class Watch:
     self._console.flush()
 
   def _record(self, **fields) -> None:
-    if self._silent:
+    if _is_silent():
       return
     # JSON has no NaN: a loss that is none is null.
     fields = {
@@ -162,9 +164,7 @@ class WatchedTrainProgram(programs.SingleTaskTrainProgram):
   def train_step(self, step, state, prng_key, inputs, static_args):
     """Runs one step and hands its loss to the watch."""
     new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
-    self._watch.step(
-      new_step, outputs.loss, _is_valid(outputs.summary_tensors), _global_tokens(inputs)
-    )
+    self._watch.step(new_step, outputs.loss, _is_valid(outputs), _global_tokens(inputs))
     return new_step, new_state, outputs
 
   def shutdown(self) -> None:
@@ -192,12 +192,17 @@ class WatchedEvalProgram(programs.SingleTaskEvalProgram):
     return output
 
 
-def _is_valid(summaries) -> jax.Array | bool:
+def _is_silent() -> bool:
+  """Of several processes the first alone speaks and records."""
+  return jax.process_index() > 0
+
+
+def _is_valid(outputs) -> jax.Array:
   """PAX's own verdict: a step whose gradients are not finite is skipped, silently."""
-  for name, value in summaries.items():
+  for name, value in outputs.summary_tensors.items():
     if 'is_valid_step' in name:
       return value[0] if isinstance(value, (list, tuple)) else value
-  return True
+  return jnp.isfinite(outputs.loss)
 
 
 def _global_tokens(inputs) -> int:

@@ -1,6 +1,7 @@
 """What the experiments share: the LASER mixin, AdamW, and the decoder language model."""
 
 import difflib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from laser_pax.configs import checks
 from laser_pax.data import inputs, paths
 from laser_pax.errors import UserError
 from laser_pax.layers import use_laser
+
+# Whose attributes in capitals are read by somebody.
+_LIBRARIES = ('laser_pax', 'paxml', 'praxis')
 
 Task = pax_fiddle.Config[tasks_lib.SingleTask]
 
@@ -32,14 +36,23 @@ class Experiment(base_experiment.BaseExperiment):
     """Checks that each overridden attribute exists: PAX would set any other and ignore it.
 
     Raises:
-      UserError: the class has no such attribute.
+      UserError: an override from the command line names no attribute, or a subclass has one that is
+        nearly another's name.
     """
     super().validate()
-    known = [name for name in dir(type(self)) if name.isupper()]
+    known, added = set(), set()
+    for cls in type(self).__mro__:
+      names = {name for name in vars(cls) if name.isupper()}
+      (known if cls.__module__.split('.')[0] in _LIBRARIES else added).update(names)
     for name in vars(self):
-      if not name.startswith('_') and name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known
+      if not name.startswith('_') and name not in known | added:
+        near = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
         raise UserError(f'{type(self).__name__} has no {name}; did you mean {", ".join(near)}?')
+    for name in added - known:
+      if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        raise UserError(
+          f'{type(self).__name__} sets {name}, which nothing reads; did you mean {near[0]}?'
+        )
 
 
 class LaserMixin:
@@ -181,12 +194,16 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
   ADAM_EPSILON = 1e-8  # [ours]
   CLIP_GRADIENT_NORM_TO_VALUE = 1.0  # [ours]
 
-  USE_REPEATED_LAYER = True
-  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_NOTHING
   FPROP_DTYPE = jnp.bfloat16  # [ours], PAX's default; parameters are float32
-  SUMMARY_INTERVAL_STEPS = 100
+  ATTEN_LOGIT_CAP = 50.0  # [ours], PAX's default
+  SOFTMAX_CAP_LOGITS = 30.0  # [ours], PAX's default
+  USE_REPEATED_LAYER = True  # [ours]
+  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_NOTHING  # [ours], rematerialise all
+
+  SUMMARY_INTERVAL_STEPS = 100  # [ours], as the next three
   EVAL_INTERVAL_STEPS = 2_500
   CHECKPOINT_EVERY_N_STEPS = 2_500
+  CHECKPOINT_MAX_TO_KEEP = 10
 
   def mesh(self) -> list[int]:
     """Returns the devices along [replica, data, mdl], over all slices."""
@@ -206,6 +223,7 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     """
     checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
     checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
+    checks.check_batch(self.GLOBAL_BATCH_SIZE, math.prod(self.mesh()), num_processes=1)
     checks.check_mesh(
       self.mesh(),
       {

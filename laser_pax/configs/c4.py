@@ -28,12 +28,14 @@ from laser_pax.data import paths
 # a parameter; 6 N D = 3.9e12 FLOPs, minutes on two cores.
 @experiment_registry.register
 class C4StandardTiny(DecoderLM):
-  """Standard attention at the size a laptop trains: 1.05M parameters, on the sample [ours].
+  """Standard attention at the size a laptop trains, on the sample [ours].
 
-  python -m laser_pax train --exp=C4StandardTiny --job_log_dir=runs/standard
+  1.05M parameters, 0.61M tokens, one device.
+
+    python -m laser_pax train --exp=C4StandardTiny --job_log_dir=DIR
   """
 
-  NUM_LAYERS = 4
+  NUM_LAYERS = 4  # [ours], as all of Tiny
   MODEL_DIMS = 128
   HIDDEN_DIMS = 256
   DIMS_PER_HEAD = 32
@@ -45,7 +47,7 @@ class C4StandardTiny(DecoderLM):
   SEQ_LEN = 128
   NUM_TRAIN_STEPS = 600
   WARMUP_STEPS = 60
-  LEARNING_RATE = 4e-3  # The best of a grid on the standard twin: docs/quickstart.md.
+  LEARNING_RATE = 8e-3  # The best of a grid on the standard twin: docs/quickstart.md.
   SUMMARY_INTERVAL_STEPS = 10
   EVAL_INTERVAL_STEPS = 300
   CHECKPOINT_EVERY_N_STEPS = 300
@@ -57,9 +59,11 @@ class C4StandardTiny(DecoderLM):
 
 @experiment_registry.register
 class C4LaserTiny(LaserMixin, C4StandardTiny):
-  """LASER at the size a laptop trains: 1.05M parameters, on the sample [ours].
+  """LASER at the size a laptop trains, on the sample [ours].
 
-  python -m laser_pax train --exp=C4LaserTiny --job_log_dir=runs/laser
+  1.05M parameters, 0.61M tokens, one device.
+
+    python -m laser_pax train --exp=C4LaserTiny --job_log_dir=DIR
   """
 
 
@@ -67,25 +71,29 @@ class C4LaserTiny(LaserMixin, C4StandardTiny):
 # 717 a parameter; 6 N D = 2.4e20 FLOPs.
 @experiment_registry.register
 class C4Standard234M(DecoderLM):
-  """Standard attention, 16 layers, 234.1M parameters: for the search of hyperparameters [paper].
+  r"""Standard attention, 16 layers: the model of the search of hyperparameters [paper].
 
-  The count with MLP hidden 4096 is [derived]; 24 layers of MLP hidden 2048 have the same, and which
-  of the two the paper means is not known. 167.8B tokens, 64 chips [ours].
+  234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours]. 24 layers of MLP hidden 2048
+  have the same count; which of the two the paper means is not known.
 
-  python -m paxml.main --exp=laser_pax.configs.C4Standard234M --job_log_dir=DIR --eval_on_test
+    python -m paxml.main --exp=laser_pax.configs.C4Standard234M --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
-  NUM_LAYERS = 16
-  MODEL_DIMS = 1_024
-  HIDDEN_DIMS = 4_096
+  NUM_LAYERS = 16  # [paper]
+  MODEL_DIMS = 1_024  # [derived]
+  HIDDEN_DIMS = 4_096  # [derived]
   ICI_MESH_SHAPE = [1, 64, 1]  # [ours]
 
 
 @experiment_registry.register
 class C4Laser234M(LaserMixin, C4Standard234M):
-  """LASER, the 16-layer model: 234.1M parameters. C4 test loss 2.673 [digest].
+  r"""LASER, 16 layers. C4 test loss 2.673 [digest].
 
-  python -m paxml.main --exp=laser_pax.configs.C4Laser234M --job_log_dir=DIR --eval_on_test
+  234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours].
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser234M --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -93,25 +101,28 @@ class C4Laser234M(LaserMixin, C4Standard234M):
 # 557 a parameter; 6 N D = 3.0e20 FLOPs.
 @experiment_registry.register
 class C4Standard300M(DecoderLM):
-  """Standard attention, the base model: 301.2M parameters.
+  r"""Standard attention, the base model [paper]. C4 test loss 2.641 [digest].
 
-  32 layers, 8 heads of 128, MLP hidden 2048 [paper].
-  C4 test loss 2.641 [digest]. 167.8B tokens, 64 chips [paper].
+  301.2M parameters, 167.8B tokens, 64 chips [paper]. 32 layers, 8 heads of 128, MLP hidden 2048.
 
-  python -m paxml.main --exp=laser_pax.configs.C4Standard300M --job_log_dir=DIR --eval_on_test
+    python -m paxml.main --exp=laser_pax.configs.C4Standard300M --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
-  NUM_LAYERS = 32
-  MODEL_DIMS = 1_024
-  HIDDEN_DIMS = 2_048
+  NUM_LAYERS = 32  # [paper]
+  MODEL_DIMS = 1_024  # [paper]
+  HIDDEN_DIMS = 2_048  # [paper]
   ICI_MESH_SHAPE = [1, 64, 1]  # 64 chips [paper], their layout [ours]
 
 
 @experiment_registry.register
 class C4Laser300M(LaserMixin, C4Standard300M):
-  """LASER, the base model: 301.2M parameters. C4 test loss 2.595 [digest].
+  r"""LASER, the base model [paper]. C4 test loss 2.595 [digest].
 
-  python -m paxml.main --exp=laser_pax.configs.C4Laser300M --job_log_dir=DIR --eval_on_test
+  301.2M parameters, 167.8B tokens, 64 chips [paper].
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser300M --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -119,24 +130,28 @@ class C4Laser300M(LaserMixin, C4Standard300M):
 # parameter; 6 N D = 1.1e21 FLOPs.
 @experiment_registry.register
 class C4Standard1B(DecoderLM):
-  """Standard attention, 1.1B parameters [paper]; the shape, 1.139B, is [ours].
+  r"""Standard attention at 1.1B [paper]. No result of this size is known.
 
-  167.8B tokens, 128 chips [paper].
+  1.139B parameters, the shape [ours]; 167.8B tokens, 128 chips [paper].
 
-  python -m paxml.main --exp=laser_pax.configs.C4Standard1B --job_log_dir=DIR --eval_on_test
+    python -m paxml.main --exp=laser_pax.configs.C4Standard1B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
-  NUM_LAYERS = 32
-  MODEL_DIMS = 2_048
-  HIDDEN_DIMS = 4_096
+  NUM_LAYERS = 32  # [ours]
+  MODEL_DIMS = 2_048  # [ours]
+  HIDDEN_DIMS = 4_096  # [ours]
   ICI_MESH_SHAPE = [1, 128, 1]  # 128 chips [paper], their layout [ours]
 
 
 @experiment_registry.register
 class C4Laser1B(LaserMixin, C4Standard1B):
-  """LASER, 1.139B parameters; the shape is [ours].
+  r"""LASER at 1.1B [paper]. No result of this size is known.
 
-  python -m paxml.main --exp=laser_pax.configs.C4Laser1B --job_log_dir=DIR --eval_on_test
+  1.139B parameters, the shape [ours]; 167.8B tokens, 128 chips [paper].
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser1B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -144,26 +159,28 @@ class C4Laser1B(LaserMixin, C4Standard1B):
 # parameter; 6 N D = 2.2e21 FLOPs.
 @experiment_registry.register
 class C4Standard2B(DecoderLM):
-  """Standard attention, 2.2B parameters [paper]; the shape, 2.213B, is [ours].
+  r"""Standard attention at 2.2B [paper]. Mean of 16 downstream tasks 62.34% [digest].
 
-  167.8B tokens, 256 chips [paper].
+  2.213B parameters, the shape [ours]; 167.8B tokens, 256 chips [paper].
 
-  Mean of 16 downstream tasks 62.34% [digest].
-
-  python -m paxml.main --exp=laser_pax.configs.C4Standard2B --job_log_dir=DIR --eval_on_test
+    python -m paxml.main --exp=laser_pax.configs.C4Standard2B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
-  NUM_LAYERS = 64
-  MODEL_DIMS = 2_048
-  HIDDEN_DIMS = 4_096
+  NUM_LAYERS = 64  # [ours]
+  MODEL_DIMS = 2_048  # [ours]
+  HIDDEN_DIMS = 4_096  # [ours]
   ICI_MESH_SHAPE = [1, 256, 1]  # 256 chips [paper], their layout [ours]
 
 
 @experiment_registry.register
 class C4Laser2B(LaserMixin, C4Standard2B):
-  """LASER, 2.213B parameters. Mean of 16 downstream tasks 63.39% [digest].
+  r"""LASER at 2.2B [paper]. Mean of 16 downstream tasks 63.39% [digest].
 
-  python -m paxml.main --exp=laser_pax.configs.C4Laser2B --job_log_dir=DIR --eval_on_test
+  2.213B parameters, the shape [ours]; 167.8B tokens, 256 chips [paper].
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser2B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -171,25 +188,27 @@ class C4Laser2B(LaserMixin, C4Standard2B):
 # / 1,048,576 = 41,962 steps [derived]: 5.7 tokens a parameter; 6 N D = 2.0e21 FLOPs.
 @experiment_registry.register
 class C4Standard7B(DecoderLM):
-  """Standard attention, 7.7B parameters [paper]; the shape, 7.714B, is [ours].
+  r"""Standard attention at 7.7B [paper]. Mean of 11 downstream tasks 52.53% [digest].
 
-  44B tokens [digest], 256 chips [ours].
+  7.714B parameters, the shape [ours]; 44B tokens [digest], 256 chips [ours].
 
-  Mean of 11 downstream tasks 52.53% [digest].
-
-  python -m paxml.main --exp=laser_pax.configs.C4Standard7B --job_log_dir=DIR --eval_on_test
+    python -m paxml.main --exp=laser_pax.configs.C4Standard7B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """
 
-  NUM_LAYERS = 36
-  MODEL_DIMS = 5_120
-  HIDDEN_DIMS = 10_240
-  NUM_TRAIN_STEPS = 41_962
+  NUM_LAYERS = 36  # [ours]
+  MODEL_DIMS = 5_120  # [ours]
+  HIDDEN_DIMS = 10_240  # [ours]
+  NUM_TRAIN_STEPS = 41_962  # [derived]
   ICI_MESH_SHAPE = [1, 64, 4]  # [ours]
 
 
 @experiment_registry.register
 class C4Laser7B(LaserMixin, C4Standard7B):
-  """LASER, 7.714B parameters. Mean of 11 downstream tasks 53.97% [digest], +1.44 [paper].
+  r"""LASER at 7.7B. Mean of 11 downstream tasks 53.97% [digest], +1.44 [paper].
 
-  python -m paxml.main --exp=laser_pax.configs.C4Laser7B --job_log_dir=DIR --eval_on_test
+  7.714B parameters, the shape [ours]; 44B tokens [digest], 256 chips [ours].
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser7B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
   """

@@ -65,12 +65,12 @@ def check_devices(mesh: Sequence[int], num_devices: int) -> None:
   """
   wanted = math.prod(mesh)
   if wanted != num_devices:
-    replica, data, mdl = mesh
+    replica, _, mdl = mesh
     fits = num_devices % (replica * mdl) == 0
     like = [replica, num_devices // (replica * mdl), mdl] if fits else [1, num_devices, 1]
     raise UserError(
       f'the mesh {list(mesh)} needs {wanted} devices; this job has {num_devices}. '
-      f'Run on a slice of {wanted}, or set ICI_MESH_SHAPE = {like}'
+      f'Run on {wanted}, or set ICI_MESH_SHAPE (times DCN_MESH_SHAPE, for several slices) to {like}'
     )
 
 

@@ -92,6 +92,11 @@ class _Converter:
     self.final = final
     self.parts = _group(files)
     self.named_validation = any(_is_validation(f) for f in files)
+    if all(_is_validation(f) for f in files):
+      raise UserError(
+        f'all {len(files)} files have "validation" in their names, so none is to train on: '
+        'name training files as well'
+      )
     self.every = round(1 / fraction)
     self.progress = progress
     # Another list of sources gets another folder: unfinished work is never mixed nor lost.

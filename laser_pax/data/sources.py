@@ -93,8 +93,6 @@ def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) ->
     raise UserError(f'{path}: not UTF-8 text ({e}); convert it to UTF-8') from e
   except OSError as e:
     raise UserError(f'{path}: cannot be read ({e.strerror or e})') from e
-  if not count:
-    raise UserError(f'{path}: holds no document; leave it out')
 
 
 def _read_json_lines(path: Path, lines: TextIO) -> Iterator[Document]:

@@ -53,8 +53,8 @@ def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: i
     raise UserError(_explain(str(e), size)) from e
   partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
   partial.write_bytes(model.getvalue())
-  os.link(partial, out)  # Unlike a rename, this fails if another process made `out` meanwhile.
-  partial.unlink()
+  check_new_file(out)  # Another process may have made it meanwhile.
+  partial.rename(out)
 
 
 def vocabulary_size(path: str | Path) -> int:

@@ -221,7 +221,7 @@ class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAtte
     return self._laser_context_one_step(probs, value, atten_mask), probs
 
 
-class _BiasByBlocks:
+class BiasByBlocks:
   """Local attention whose position bias Praxis has for whole sequences in blocks alone."""
 
   def setup(self) -> None:
@@ -241,19 +241,19 @@ class _BiasByBlocks:
 
 
 class LaserLocalSelfAttentionXL(
-  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionXL
+  BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionXL
 ):
   """LocalSelfAttentionXL with LASER's context, for whole sequences in blocks."""
 
 
 class LaserLocalSelfAttentionRelativeBias(
-  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionRelativeBias
+  BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionRelativeBias
 ):
   """LocalSelfAttentionRelativeBias with LASER's context, for whole sequences in blocks."""
 
 
 class LaserLocalSelfAttentionAlibi(
-  _BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionAlibi
+  BiasByBlocks, LaserLocalSelfAttention, attentions.LocalSelfAttentionAlibi
 ):
   """LocalSelfAttentionAlibi with LASER's context, for whole sequences in blocks."""
 

@@ -69,7 +69,14 @@ class Change:
   after: type
 
   def __str__(self) -> str:
-    return f'{self.path or "(the config itself)"}: {self.before.__name__} -> {self.after.__name__}'
+    change = f'{self.before.__name__} -> {self.after.__name__}'
+    limit = '' if self.decodes else ' (whole sequences only: it refuses to decode step by step)'
+    return f'{self.path or "(the config itself)"}: {change}{limit}'
+
+  @property
+  def decodes(self) -> bool:
+    """Whether the LASER class can decode: of three classes Praxis has no right step."""
+    return not issubclass(self.after, laser.BiasByBlocks)
 
 
 def use_laser(config: fiddle.Buildable) -> list[Change]:

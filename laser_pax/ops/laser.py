@@ -1,6 +1,6 @@
 r"""LASER attention, the whole of it.
 
-Standard attention mixes values; LASER mixes their exponentials (LASER paper, section 3):
+Standard attention mixes values; LASER mixes their exponentials [paper]:
 
     standard   O = softmax(Q K^T) V
     LASER      O = log( softmax(Q K^T) exp(V) )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -9,52 +10,98 @@ import time
 
 import pytest
 
-SMALL = {
-  'NUM_LAYERS': 1,
-  'MODEL_DIMS': 64,
-  'HIDDEN_DIMS': 64,
-  'NUM_TRAIN_STEPS': 12,
-  'WARMUP_STEPS': 2,
-  'CHECKPOINT_EVERY_N_STEPS': 4,
-  'EVAL_INTERVAL_STEPS': 6,
-}
+ROOT = pathlib.Path(__file__).parent.parent.parent
+EXPERIMENT = """
+from paxml import experiment_registry
+from laser_pax.configs import C4LaserTiny
+
+@experiment_registry.register
+class Small(C4LaserTiny):
+  NUM_LAYERS = 1
+  MODEL_DIMS = 64
+  HIDDEN_DIMS = 64
+  NUM_TRAIN_STEPS = 12
+  WARMUP_STEPS = 2
+  SUMMARY_INTERVAL_STEPS = 1
+  CHECKPOINT_EVERY_N_STEPS = 4
+  EVAL_INTERVAL_STEPS = 6
+"""
 
 
-def _command(folder) -> list[str]:
-  flags = [f'--fdl.{name}={value}' for name, value in SMALL.items()]
-  exp = '--fdl_config=laser_pax.configs.C4LaserTiny'
-  return [sys.executable, '-m', 'laser_pax', 'train', exp, f'--job_log_dir={folder}', *flags]
+@pytest.fixture
+def run(tmp_path):
+  """Returns a function that starts a module of Python on the experiment."""
+  (tmp_path / 'small_experiment.py').write_text(EXPERIMENT)
+  env = {**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'}
+
+  def start(*arguments):
+    flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / arguments[0]}']
+    command = [sys.executable, '-m', *arguments[1:], *flags]
+    with open(tmp_path / 'output.txt', 'w') as output:
+      return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+
+  return start
 
 
-def _losses(folder, kind='train') -> dict[int, float]:
-  if not (folder / 'progress.jsonl').exists():
-    return {}
+def _finish(process, folder) -> str:
+  code = process.wait(timeout=300)
+  output = (folder / 'output.txt').read_text()
+  assert code == 0, output
+  return output
+
+
+def _recorded(folder) -> dict[int, float]:
   records = [json.loads(line) for line in (folder / 'progress.jsonl').read_text().splitlines()]
-  return {r['step']: r['loss'] for r in records if r['kind'] == kind}
+  return {r['step']: r['loss'] for r in records if r['kind'] == 'train'}
+
+
+def _summaries(folder, writer, tag) -> dict[int, float]:
+  """TensorBoard's values by step; of several the last holds."""
+  import tensorflow as tf
+
+  values = {}
+  for file in sorted((folder / 'summaries' / writer).iterdir(), key=lambda f: f.stat().st_mtime):
+    for event in tf.compat.v1.train.summary_iterator(str(file)):
+      for value in event.summary.value:
+        if value.tag == tag:
+          values[event.step] = float(tf.make_ndarray(value.tensor))
+  return values
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_losses_of_one_run(tmp_path):
+def test_killed_and_run_again_gives_the_losses_of_one_run(run, tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  done = subprocess.run(_command(whole), capture_output=True, text=True, timeout=600)
-  assert done.returncode == 0, done.stdout + done.stderr
-  assert 'step 6: validation loss' in done.stdout
-  assert 'step 12: validation loss' in done.stdout
-  assert len(done.stdout.splitlines()) < 20, 'the console must stay quiet'
+  shown = _finish(run('whole', 'laser_pax', 'train'), tmp_path)
+  assert 'step 6: validation loss' in shown
+  assert 'step 12: validation loss' in shown
+  assert len(shown.splitlines()) < 20, 'the console must stay quiet'
 
-  process = subprocess.Popen(_command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-  deadline = time.time() + 600
-  while 6 not in _losses(killed) and time.time() < deadline:
+  process = run('killed', 'paxml.main', '--eval_on_test')
+  deadline = time.time() + 300
+  while not (killed / 'checkpoints' / 'checkpoint_00000004').exists() and time.time() < deadline:
+    assert process.poll() is None, (tmp_path / 'output.txt').read_text()
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  before = _losses(killed)
-  again = subprocess.run(_command(killed), capture_output=True, text=True, timeout=600)
-  assert again.returncode == 0, again.stdout + again.stderr
+  assert not (killed / 'checkpoints' / 'checkpoint_00000012').exists()
+  _finish(run('killed', 'paxml.main', '--eval_on_test'), tmp_path)
 
-  resumed_at = int(again.stdout.split('resuming at step ')[1].split()[0])
-  assert resumed_at in (4, 8)
-  assert set(before) | set(_losses(killed)) == set(range(1, 13))
-  assert _losses(killed) == _losses(whole)
-  assert _losses(killed, 'eval') == _losses(whole, 'eval')
-  assert os.path.exists(killed / 'checkpoints')
+  # paxml counts a step's summary as the next one's, as the record does.
+  assert _summaries(killed, 'train', 'loss') == pytest.approx(_recorded(whole), abs=0, rel=1e-7)
+  evaluations = _summaries(killed, 'eval_test_validation', 'Metrics/log_pplx')
+  assert evaluations == _summaries(whole, 'eval_test_validation', 'Metrics/log_pplx')
+  assert set(evaluations) >= {6, 12}
+
+  again = _finish(run('killed', 'laser_pax', 'train'), tmp_path)
+  assert 'resuming at step 12 of 12' in again
+
+
+@pytest.mark.slow
+def test_steps_without_a_finite_gradient_are_counted(tmp_path):
+  flags = ['--fdl.LEARNING_RATE=1e38', '--fdl.NUM_TRAIN_STEPS=5', '--fdl.WARMUP_STEPS=1']
+  flags += ['--fdl.NUM_LAYERS=1', '--fdl.MODEL_DIMS=64', '--noeval_on_test']
+  command = [sys.executable, '-m', 'laser_pax', 'train', '--fdl_config=C4LaserTiny', *flags]
+  subprocess.run([*command, f'--job_log_dir={tmp_path}'], timeout=600, capture_output=True)
+  records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
+  assert records[0]['skipped_steps'] == 0
+  assert records[-1]['skipped_steps'] >= 1

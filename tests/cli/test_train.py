@@ -1,5 +1,6 @@
 """Wrong uses of `train`: one clear error, before anything is compiled."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from laser_pax.cli import experiments
+from laser_pax.data import sample
 from laser_pax.errors import UserError
 
 
@@ -50,6 +52,7 @@ def test_exp_with_fdl_is_refused_with_the_form_that_works(tmp_path):
     (['--exp=C4LaserTiny', '--job_log_dir=x', '--num_hosts=2'], ['--multiprocess_gpu']),
     (['--exp=C4LaserTiny', '--job_log_dir=x', '--num_trials=2'], ['--study']),
     (['--exp=C4LaserTiny', '--job_log_dir=x', 'stray'], ['stray']),
+    (['--fdl_config', '--job_log_dir=x'], ['--fdl_config=NAME']),
   ],
 )
 def test_flags_that_paxml_would_ignore_are_refused(flags, words, tmp_path, monkeypatch):
@@ -58,11 +61,29 @@ def test_flags_that_paxml_would_ignore_are_refused(flags, words, tmp_path, monke
   assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_another_experiment_is_refused_and_kept(tmp_path):
-  (tmp_path / 'experiment.txt').write_text('laser_pax.configs.C4StandardTiny\n')
+@pytest.mark.parametrize(
+  'owner', ['laser_pax.configs.C4StandardTiny', 'laser_pax.configs.C4LaserTiny\nfdl.NUM_LAYERS=9']
+)
+def test_a_folder_of_another_run_is_refused_and_kept(owner, tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'experiment.txt').write_text(owner + '\n')
   result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
-  _refused(result, 'C4StandardTiny', '--job_log_dir')
-  assert (tmp_path / 'experiment.txt').read_text() == 'laser_pax.configs.C4StandardTiny\n'
+  _refused(result, owner.split()[-1], '--job_log_dir')
+  assert (tmp_path / 'experiment.txt').read_text() == owner + '\n'
+
+
+def test_a_folder_that_paxml_began_for_another_experiment_is_refused(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'experiment_cls_vars.txt').write_text('laser_pax.configs.C4StandardTiny:\n    X: 1\n')
+  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
+  _refused(result, 'C4StandardTiny')
+
+
+def test_a_refused_run_does_not_keep_its_folder(tmp_path):
+  result = _laser_pax('train', '--exp=C4Laser2B', f'--job_log_dir={tmp_path}')
+  _refused(result, 'needs 256 devices')
+  flags = ['--exp=C4LaserTiny', f'--data={tmp_path}/none']
+  _refused(_laser_pax('train', *flags, f'--job_log_dir={tmp_path}'), 'prepare c4')
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):
@@ -71,12 +92,23 @@ def test_an_unwritable_folder_is_refused(tmp_path):
   _refused(result, 'cannot write')
 
 
-def test_missing_data_and_vocabulary_are_refused_with_the_commands_that_make_them(tmp_path):
-  flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run']
-  result = _laser_pax('train', *flags, LASER_PAX_DATA_DIR=str(tmp_path / 'none'))
-  _refused(result, str(tmp_path / 'none'), 'laser_pax prepare c4')
-  result = _laser_pax('train', *flags, LASER_PAX_VOCAB=str(tmp_path / 'v.model'))
-  _refused(result, 'laser_pax')
+def test_missing_data_is_refused_with_the_command_that_makes_it(tmp_path):
+  flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run', f'--data={tmp_path}/none']
+  _refused(_laser_pax('train', *flags), f'{tmp_path}/none', 'laser_pax prepare c4')
+
+
+def test_a_missing_vocabulary_is_refused_with_the_command_that_makes_it(tmp_path):
+  flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run', f'--vocab={tmp_path}/v.model']
+  data_dir = sample.prepare_sample().data_dir
+  result = _laser_pax('train', *flags, LASER_PAX_DATA_DIR=data_dir)
+  _refused(result, f'{tmp_path}/v.model', 'laser_pax vocab')
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path):
+  whole = gzip.compress(b'{"text": "a text that is long enough to be cut"}\n' * 100)
+  (tmp_path / 'c4-train.00000-of-00001.json.gz').write_bytes(whole[: len(whole) // 2])
+  result = _laser_pax('prepare', 'c4', str(tmp_path), '--out', str(tmp_path / 'out'))
+  _refused(result, 'c4-train.00000-of-00001.json.gz')
 
 
 @pytest.mark.parametrize(
@@ -91,7 +123,7 @@ def test_missing_data_and_vocabulary_are_refused_with_the_commands_that_make_the
 def test_numbers_that_do_not_fit_are_refused(override, words, tmp_path):
   result = _laser_pax(
     'train',
-    '--fdl_config=laser_pax.configs.C4LaserTiny',
+    '--fdl_config=C4LaserTiny',
     f'--fdl.{override}',
     f'--job_log_dir={tmp_path}',
     XLA_FLAGS='--xla_force_host_platform_device_count=4',

@@ -59,6 +59,19 @@ def test_an_override_of_no_attribute_is_refused_with_near_names():
     experiment.validate()
 
 
+def test_a_misspelt_attribute_of_a_subclass_is_refused_but_a_new_one_is_not():
+  class Mine(configs.C4LaserTiny):
+    MY_OWN_CONSTANT = 1
+
+  Mine().validate()
+
+  class Misspelt(configs.C4LaserTiny):
+    NUM_LAYER = 9
+
+  with pytest.raises(UserError, match='NUM_LAYER, which nothing reads; did you mean NUM_LAYERS'):
+    Misspelt().validate()
+
+
 def test_an_override_holds():
   experiment = configs.C4LaserTiny()
   experiment.NUM_LAYERS = 3

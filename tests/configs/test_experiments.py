@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import pathlib
+import re
 
 import fiddle
 import pytest
@@ -45,9 +46,15 @@ def test_is_registered_under_the_name_of_the_package(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_says_what_it_is(name):
-  doc = getattr(configs, name).__doc__
+  doc, f = getattr(configs, name).__doc__, facts(getattr(configs, name)())
   assert name in doc.split('--exp=')[1]
-  assert '[ours]' in doc or '[paper]' in doc or '[digest]' in doc
+  assert any(mark in doc.split('\n')[0] for mark in ('[ours]', '[paper]', '[digest]'))
+  scale = {'M': 1e6, 'B': 1e9}
+  number, unit = re.search(r'([\d.]+)([MB]) parameters', doc).groups()
+  assert float(number) * scale[unit] == pytest.approx(f.parameters, rel=0.01)
+  number, unit = re.search(r'([\d.]+)([MB]) tokens', doc).groups()
+  assert float(number) * scale[unit] == pytest.approx(f.tokens, rel=0.01)
+  assert f'{f.devices} chips' in doc or (f.devices == 1 and 'one device' in doc)
 
 
 def _differences(a, b, path='') -> list[str]:
