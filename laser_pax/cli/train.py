@@ -142,11 +142,12 @@ def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
 
 
 def _owner_by_pax(folder) -> str | None:
-  """The experiment of a folder that paxml.main began: the class whose attributes it wrote first."""
+  """The experiment of a folder that paxml.main began: the last class whose attributes it wrote."""
   written = folder / 'experiment_cls_vars.txt'
   if not written.exists():
     return None
-  return next((x[:-1].strip() for x in written.read_text().splitlines() if x.endswith(':')), None)
+  classes = re.findall(r'^(\S+):$', written.read_text(), re.MULTILINE)
+  return classes[-1] if classes else None
 
 
 @contextlib.contextmanager
