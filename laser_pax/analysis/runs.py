@@ -77,10 +77,10 @@ def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[
 
 
 def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) -> None:
-  """Draws the runs' loss curves: training as lines, evaluations as points.
+  """Draws the runs' losses, training as lines and evaluations as points, and their differences.
 
   Args:
-    runs: To draw, at most one colour each.
+    runs: To draw; below, each but the first is drawn as its difference from the first.
     unigram_entropy: Of the text, in nats a token: what knowing frequencies alone would reach.
     out: A PNG or SVG file.
   """
@@ -89,22 +89,29 @@ def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) ->
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
+  figure, (losses, differences) = plt.subplots(
+    2, figsize=(7, 5), height_ratios=(3, 1), sharex=True, layout='constrained'
+  )
+  base = runs[0]
   for run, color in zip(runs, ('#3a6ea5', '#d1495b', '#66a182', '#edae49'), strict=False):
-    axes.plot(*smooth(run.train), color=color, label=f'{run.name} (training)')
-    axes.plot(
-      list(run.evaluations),
-      list(run.evaluations.values()),
-      'o',
-      color=color,
-      label=f'{run.name} (test: {run.test_loss:.3f})',
-    )
-  axes.axhline(unigram_entropy, color='0.5', ls=':', label=f'unigram entropy {unigram_entropy:.2f}')
+    losses.plot(*smooth(run.train), color=color, label=f'{run.name}, training')
+    label = f'{run.name}, test: {run.test_loss:.4f} at the end'
+    losses.plot(*zip(*run.evaluations.items(), strict=True), 'o', color=color, label=label)
+    if run is not base:
+      for points, style in ((run.train, '-'), (run.evaluations, 'o')):
+        against = base.train if style == '-' else base.evaluations
+        common = {s: points[s] - against[s] for s in points if against.get(s) and points[s]}
+        drawn = smooth(common) if style == '-' else (list(common), list(common.values()))
+        differences.plot(*drawn, style, color=color)
+  losses.axhline(unigram_entropy, color='0.5', ls=':', label=f'unigram: {unigram_entropy:.2f}')
+  differences.axhline(0, color='0.5', ls=':')
   top = max(unigram_entropy, *(max(run.evaluations.values()) for run in runs))
   bottom = min(run.test_loss for run in runs)
-  axes.set(xlabel='step', ylabel='loss (nats a token)', ylim=(bottom - 0.3, top + 0.7))
-  axes.legend(frameon=False, fontsize=8)
-  axes.spines[['top', 'right']].set_visible(False)
+  losses.set(ylabel='loss (nats a token)', ylim=(bottom - 0.3, top + 0.7))
+  differences.set(xlabel='step', ylabel=f'minus\n{base.name}')
+  losses.legend(frameon=False, fontsize=8)
+  for axes in (losses, differences):
+    axes.spines[['top', 'right']].set_visible(False)
   out.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out, dpi=150)
   plt.close(figure)
