@@ -78,7 +78,7 @@ def test_quickstart_ends_with_the_table_and_the_picture(tmp_path):
   out = _succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
     assert word in out
-  assert (tmp_path / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
+  assert (tmp_path / '20-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_list_and_show(tmp_path):
@@ -114,7 +114,7 @@ def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(tmp_path):
     (texts / f'{i}.txt').write_text(f'{i} {words}\n' * 8)
   prepare, vocab, train = (
     next(c for c in _commands() if word in c)
-    for word in ('prepare c4', 'laser_pax vocab', '--data my_data')
+    for word in ('prepare c4', 'laser_pax vocab', '--vocab my_vocab')
   )
   size = 500  # The test's texts are too small for the README's size.
   _succeeds(prepare, tmp_path)
