@@ -18,9 +18,6 @@ from laser_pax.cli import experiments, fast_import
 from laser_pax.data import paths
 from laser_pax.errors import UserError
 
-# Whose run a folder holds, written beside PAX's own files.
-_JOB_FILE = 'experiment.txt'
-
 
 def train(
   ctx: typer.Context,
@@ -112,7 +109,7 @@ def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
   from etils import epath
 
   folder = epath.Path(job_log_dir).expanduser()
-  mark, run = folder / _JOB_FILE, '\n'.join([name, *sorted(f.lstrip('-') for f in overrides)])
+  mark, run = folder / paths.JOB_MARK, '\n'.join([name, *sorted(f.lstrip('-') for f in overrides)])
   if '://' in job_log_dir:
     local = paths.cache_dir() / 'runs' / re.sub(r'\W+', '-', job_log_dir)
   else:
@@ -121,15 +118,12 @@ def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     (local / 'logs').mkdir(parents=True, exist_ok=True)
     # A run that was refused before it saved anything holds no folder.
-    if (folder / 'checkpoints').exists():
-      if mark.exists():
-        owner, wanted = mark.read_text().strip(), run
-      else:
-        owner, wanted = _owner_by_pax(folder), name
-      if owner and owner != wanted:
+    if (folder / 'checkpoints').exists() and mark.exists():
+      owner = mark.read_text().strip()
+      if owner != run:
         raise UserError(
           f'{job_log_dir} holds a run of {" ".join(owner.split())}, not of '
-          f'{" ".join(wanted.split())}: name another --job_log_dir, or, to go on from there '
+          f'{" ".join(run.split())}: name another --job_log_dir, or, to go on from there '
           f'nevertheless, edit {mark}'
         )
     mark.write_text(run + '\n')
@@ -139,15 +133,6 @@ def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
       f'cannot write to --job_log_dir={job_log_dir} ({reason}): name one that you may write'
     ) from e
   return local
-
-
-def _owner_by_pax(folder) -> str | None:
-  """The experiment of a folder that paxml.main began: the last class whose attributes it wrote."""
-  written = folder / 'experiment_cls_vars.txt'
-  if not written.exists():
-    return None
-  classes = re.findall(r'^(\S+):$', written.read_text(), re.MULTILINE)
-  return classes[-1] if classes else None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from absl import flags
+from etils import epath
 from paxml import base_experiment, tasks_lib
 from paxml.tasks.lm import model_params
 from praxis import base_input, layers, optimizers, pax_fiddle, py_utils, schedules
@@ -245,6 +247,27 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     checks.check_devices(self.mesh(), jax.device_count())
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.source()
+    self._claim_job_folder()
+
+  def _claim_job_folder(self) -> None:
+    """Marks paxml's --job_log_dir as this experiment's, which PAX itself does not.
+
+    Raises:
+      UserError: the folder holds checkpoints of another experiment.
+    """
+    flag = flags.FLAGS['job_log_dir'].value if 'job_log_dir' in flags.FLAGS else None
+    if flag is None:
+      return
+    folder, name = epath.Path(flag), f'{type(self).__module__}.{type(self).__name__}'
+    mark = folder / paths.JOB_MARK
+    if mark.exists() and (folder / 'checkpoints').exists():
+      owner = mark.read_text().split()[0]
+      if owner != name:
+        raise UserError(f'{folder} holds a run of {owner}, not of {name}: name another folder')
+    elif not mark.exists() and jax.process_index() == 0:
+      overrides = sorted(f'fdl.{k}={v}' for k, v in vars(self).items() if k.isupper())
+      folder.mkdir(parents=True, exist_ok=True)
+      mark.write_text('\n'.join([name, *overrides]) + '\n')
 
   def source(self) -> paths.Source:
     """Returns the data and the vocabulary of this experiment, which exist.

@@ -27,6 +27,9 @@ DATASET = 'c4/en:3.0.1'
 DATASET_FOLDER = 'c4/en/3.0.1'
 SPLITS = ('train', 'validation')
 
+# In a job's folder: whose run it holds, the experiment's name and then its overrides, one a line.
+JOB_MARK = 'experiment.txt'
+
 
 class Source(NamedTuple):
   """Data and vocabulary that exist and fit each other and the model.

@@ -72,16 +72,6 @@ def test_a_folder_of_another_run_is_refused_and_kept(owner, tmp_path):
   assert (tmp_path / 'experiment.txt').read_text() == owner + '\n'
 
 
-def test_a_folder_that_paxml_began_for_another_experiment_is_refused(tmp_path):
-  (tmp_path / 'checkpoints').mkdir()
-  classes = (
-    'paxml.base_experiment.BaseExperiment:\n\n\nlaser_pax.configs.C4StandardTiny:\n    X: 1\n'
-  )
-  (tmp_path / 'experiment_cls_vars.txt').write_text(classes)
-  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
-  _refused(result, 'C4StandardTiny')
-
-
 def test_a_refused_run_does_not_keep_its_folder(tmp_path):
   result = _laser_pax('train', '--exp=C4Laser2B', f'--job_log_dir={tmp_path}')
   _refused(result, 'needs 256 devices')

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from absl import flags
 
 from laser_pax import configs
 from laser_pax.configs import checks
@@ -70,6 +71,27 @@ def test_a_misspelt_attribute_of_a_subclass_is_refused_but_a_new_one_is_not():
 
   with pytest.raises(UserError, match='NUM_LAYER, which nothing reads; did you mean NUM_LAYERS'):
     Misspelt().validate()
+
+
+@pytest.fixture
+def job_folder(tmp_path):
+  """A folder that paxml was told to train in."""
+  from paxml import main  # noqa: F401  Defines the flag.
+
+  flag = flags.FLAGS['job_log_dir']
+  before, flag.value = flag.value, tmp_path
+  yield tmp_path
+  flag.value = before
+
+
+def test_a_folder_that_paxml_began_is_kept_for_its_experiment(job_folder):
+  configs.C4LaserTiny().validate()
+  assert (job_folder / 'experiment.txt').read_text() == 'laser_pax.configs.C4LaserTiny\n'
+  (job_folder / 'checkpoints').mkdir()
+  configs.C4LaserTiny().validate()
+  with pytest.raises(UserError, match='holds a run of laser_pax.configs.C4LaserTiny'):
+    configs.C4StandardTiny().validate()
+  assert (job_folder / 'experiment.txt').read_text() == 'laser_pax.configs.C4LaserTiny\n'
 
 
 def test_an_override_holds():
