@@ -49,7 +49,7 @@ def test_no_command_is_left_out():
     *(c for c in _commands() if c.startswith('python -m')),
   }
   assert set(_commands()) == tested
-  assert len([c for c in _commands() if c.startswith('python -m')]) == 9
+  assert len([c for c in _commands() if c.startswith('python -m')]) == 10
 
 
 def test_table_lists_each_pair():
@@ -82,7 +82,7 @@ def test_quickstart_ends_with_the_table_and_the_picture(tmp_path):
 def test_list_and_show(tmp_path):
   _succeeds('python -m laser_pax list', tmp_path)
   shown = _succeeds('python -m laser_pax show C4Laser2B', tmp_path)
-  for fact in ('2,213,', 'LaserDotProductAttention', '160,000', '167,772,160,000', '[1, 256, 1]'):
+  for fact in ('2,213,', 'LaserDotProductAttention', '160,000', '167,772,160,000', '[256, 1, 1]'):
     assert fact in shown
 
 
@@ -90,17 +90,18 @@ def test_the_tpu_command_is_right_but_for_the_chips(tmp_path):
   command = next(c for c in _commands() if 'paxml.main' in c).replace('=...', f'={tmp_path}')
   result = _run(shlex.split(command.replace(' --jax_fully_async_checkpoint', '')), tmp_path)
   assert result.returncode == 1
-  assert 'needs 256 devices; this job has 1' in result.stderr.splitlines()[-1]
+  assert 'planned for v5p-256chips; this job has 1 CPU' in result.stderr.splitlines()[-1]
 
 
 def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(tmp_path):
   source = next(block for block in _blocks('python') if block.startswith('# my_experiments.py'))
   (tmp_path / 'my_experiments.py').write_text(source)
-  show, train = (c for c in _commands() if 'my_experiments' in c)
-  assert '[1, 32, 1]' in _succeeds(show, tmp_path)
+  show, aot, train = (c for c in _commands() if 'my_experiments' in c)
+  assert 'v5e-64chips' in _succeeds(show, tmp_path)
+  assert 'FLOPs of attention' in _succeeds(f'{aot} --pod=cpu', tmp_path)
   result = _run(shlex.split(train), tmp_path)
   assert result.returncode == 2
-  assert result.stderr.startswith('error: the mesh [1, 32, 1] needs 32 devices')
+  assert result.stderr.startswith('error: Laser500M is planned for v5e-64chips; this job has 1 CPU')
 
 
 @pytest.mark.slow

@@ -39,6 +39,9 @@ COMMANDS = {
   ),
   'list': Command('laser_pax.cli.list:list_experiments', 'List the experiments.'),
   'show': Command('laser_pax.cli.show:show', "Show one experiment's resolved facts."),
+  'aot': Command(
+    'laser_pax.cli.aot:aot', 'Compile an experiment for a TPU slice, without a TPU.', TAKES_ANY_FLAG
+  ),
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),

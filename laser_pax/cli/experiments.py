@@ -95,7 +95,7 @@ def table() -> list[dict]:
     kept = json.loads(_TABLE.read_text())
     if kept['configs_sha256'] == digest:
       return kept['experiments']
-  rows = [_row(load(name)()) for name in registered()]
+  rows = [_row(load(name)().on()) for name in registered()]
   with contextlib.suppress(OSError):
     _TABLE.write_text(json.dumps({'configs_sha256': digest, 'experiments': rows}, indent=1) + '\n')
   return rows

@@ -10,7 +10,7 @@ from laser_pax.cli import experiments
 
 def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]) -> None:
   """Prints one experiment's facts: parameters, tokens, FLOPs, memory of the state, schedule."""
-  experiment = experiments.load(exp)()
+  experiment = experiments.load(exp)().on()
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
@@ -33,7 +33,11 @@ def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]
     'tokens': f'{f.tokens:,} ({f.tokens / f.parameters:,.1f} a parameter)',
     'FLOPs of a step': f'{f.flops_per_step:.4g}',
     'FLOPs of the training': f'{f.flops_per_step * experiment.NUM_TRAIN_STEPS:.4g}',
-    'mesh [replica, data, mdl]': f'{list(f.mesh)}, {f.devices} device(s)',
+    'pod': f'{experiment.POD}, {f.devices} chip(s)',
+    'mesh [replica, data, mdl]': f'{list(f.mesh)}',
+    'layers keep, parts of a batch': (
+      f'{experiment.layout().checkpoint_policy.name}, {experiment.micro_batches()}'
+    ),
     'state per device': _bytes(f.state_bytes_per_device),
     'optimiser': (
       f'AdamW, betas {experiment.ADAM_BETA1} and {experiment.ADAM_BETA2}, epsilon '

@@ -1,6 +1,7 @@
 """`python -m laser_pax train`: paxml.main with a console that a person can read."""
 
 import contextlib
+import functools
 import importlib
 import os
 import pathlib
@@ -18,6 +19,15 @@ from laser_pax.cli import experiments, fast_import
 from laser_pax.data import paths
 from laser_pax.errors import UserError
 
+# The exit code of a run that SIGTERM ended after it had saved a checkpoint: run it again. The name
+# in sysexits.h is EX_TEMPFAIL.
+SAVED_ON_DEMAND = 75
+
+# How jax.distributed notices a process that is gone, so that the others end too: every so many
+# seconds each tells that it lives, and so many times may be missed. jax's own are 10 and 10.
+HEARTBEAT_SECONDS = 5
+MISSED_HEARTBEATS = 6
+
 
 def train(
   ctx: typer.Context,
@@ -29,6 +39,9 @@ def train(
   ] = None,
   data: Annotated[str | None, typer.Option(help='Prepared data; over DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; over VOCAB.')] = None,
+  profile: Annotated[
+    str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
+  ] = None,
 ) -> None:
   """Trains an experiment: paxml.main with a quiet console. Takes every flag of paxml as well.
 
@@ -36,20 +49,28 @@ def train(
   out). Full logs are in JOB_LOG_DIR/logs, each step's loss in JOB_LOG_DIR/progress.jsonl, and
   TensorBoard's summaries where PAX writes them. Run again with the same folder, it resumes. Where
   JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in ~/.cache/laser_pax/runs.
+
+  With --exit_after_ondemand_checkpoint and --jax_fully_async_checkpoint, on hosts of a TPU slice or
+  under Slurm, SIGTERM to any process saves a checkpoint and ends all of them with exit code 75.
   """
   flags = _checked_flags(exp, job_log_dir, list(ctx.args))
   name = experiments.full_name(exp or _fdl_config(flags))
-  local = _claim(job_log_dir, name, [f for f in flags if f.lstrip('-').startswith('fdl.')])
+  mark = '\n'.join(
+    [name, *sorted(f.lstrip('-') for f in flags if f.lstrip('-').startswith('fdl.'))]
+  )
+  local = _open_folder(job_log_dir, mark)
   process = f'{socket.gethostname()}-{os.getpid()}'
   log = local / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with _output_to(log) as console:
     console.write(f'{name}: logs in {log}\n')
     try:
-      _run(name, exp is not None, job_log_dir, local, flags, data, vocab, console)
+      _run(name, exp is not None, job_log_dir, local, mark, flags, data, vocab, profile, console)
     except (UserError, KeyboardInterrupt):
       raise
     except SystemExit as e:
-      if e.code:
+      if e.code == SAVED_ON_DEMAND:
+        console.write('a checkpoint was saved on demand; run again to go on from there\n')
+      elif e.code:
         console.write(f'stopped with code {e.code}; the reason is at the end of {log}\n')
       raise
     except BaseException as e:
@@ -100,8 +121,12 @@ def _fdl_config(flags: list[str]) -> str:
   raise UserError('which experiment? --fdl_config=NAME, in one word')
 
 
-def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
-  """Marks the job's folder as this run's, and returns the folder for logs, which is local.
+def _open_folder(job_log_dir: str, run: str) -> pathlib.Path:
+  """Makes the job's folder, and returns the folder for logs, which is local.
+
+  Args:
+    job_log_dir: The job's folder.
+    run: What marks it: the experiment's name, then its overrides, one a line.
 
   Raises:
     UserError: the folder holds another run, or cannot be written.
@@ -109,30 +134,81 @@ def _claim(job_log_dir: str, name: str, overrides: list[str]) -> pathlib.Path:
   from etils import epath
 
   folder = epath.Path(job_log_dir).expanduser()
-  mark, run = folder / paths.JOB_MARK, '\n'.join([name, *sorted(f.lstrip('-') for f in overrides)])
+  mark = folder / paths.JOB_MARK
   if '://' in job_log_dir:
     local = paths.cache_dir() / 'runs' / re.sub(r'\W+', '-', job_log_dir)
   else:
     local = pathlib.Path(folder)
-  try:
+  with _writing_to(job_log_dir):
     folder.mkdir(parents=True, exist_ok=True)
     (local / 'logs').mkdir(parents=True, exist_ok=True)
     # A run that was refused before it saved anything holds no folder.
-    if (folder / 'checkpoints').exists() and mark.exists():
-      owner = mark.read_text().strip()
-      if owner != run:
-        raise UserError(
-          f'{job_log_dir} holds a run of {" ".join(owner.split())}, not of '
-          f'{" ".join(run.split())}: name another --job_log_dir, or, to go on from there '
-          f'nevertheless, edit {mark}'
-        )
-    mark.write_text(run + '\n')
+    owner = mark.read_text().strip() if mark.exists() else run
+    if owner != run and (folder / 'checkpoints').exists():
+      raise UserError(
+        f'{job_log_dir} holds a run of {" ".join(owner.split())}, not of '
+        f'{" ".join(run.split())}: name another --job_log_dir, or, to go on from there '
+        f'nevertheless, edit {mark}'
+      )
+  return local
+
+
+def _mark_folder(job_log_dir: str, run: str) -> None:
+  """Marks the job's folder as this run's, unless it is; of several processes the first does.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  import jax
+  from etils import epath
+
+  if jax.process_index() > 0:
+    return
+  mark = epath.Path(job_log_dir).expanduser() / paths.JOB_MARK
+  with _writing_to(job_log_dir):
+    # Not written again at each resumption, while other processes read it.
+    if not mark.exists() or mark.read_text().strip() != run:
+      mark.write_text(run + '\n')
+
+
+def _mark_when_validated(experiment_cls: type, job_log_dir: str, run: str) -> None:
+  """Has PAX mark the job's folder when it knows which process this is, so at the validation."""
+  validate = experiment_cls.validate
+
+  def validate_marked(self) -> None:
+    _mark_folder(job_log_dir, run)
+    validate(self)
+
+  experiment_cls.validate = validate_marked
+
+
+def _notice_lost_processes() -> None:
+  """Lets jax.distributed end a job within a minute of losing a process.
+
+  `jax.distributed.initialize`, which paxml calls, has no argument for it.
+  """
+  from jax._src import distributed
+
+  state = distributed.global_state
+  state.initialize = functools.partial(
+    state.initialize,
+    service_heartbeat_interval_seconds=HEARTBEAT_SECONDS,
+    service_max_missing_heartbeats=MISSED_HEARTBEATS,
+    client_heartbeat_interval_seconds=HEARTBEAT_SECONDS,
+    client_max_missing_heartbeats=MISSED_HEARTBEATS,
+  )
+
+
+@contextlib.contextmanager
+def _writing_to(job_log_dir: str) -> Iterator[None]:
+  """Tells a failure to write in the terms of --job_log_dir."""
+  try:
+    yield
   except OSError as e:
     reason = e.strerror or type(e).__name__
     raise UserError(
       f'cannot write to --job_log_dir={job_log_dir} ({reason}): name one that you may write'
     ) from e
-  return local
 
 
 @contextlib.contextmanager
@@ -159,9 +235,11 @@ def _run(
   by_exp: bool,
   job_log_dir: str,
   local: pathlib.Path,
+  mark: str,
   flags: list[str],
   data: str | None,
   vocab: str | None,
+  profile: str | None,
   console: TextIO,
 ) -> None:
   """Runs paxml.main in this process on the experiment, watched."""
@@ -171,20 +249,24 @@ def _run(
   from absl import app
   from absl import flags as absl_flags
   from fiddle import absl_flags as fiddle_flags
-  from paxml import experiment_registry
+  from paxml import executors, experiment_registry
   from paxml import main as paxml_main
 
+  from laser_pax.cli import profile as profile_lib
   from laser_pax.cli import watch as watch_lib
 
   module, _, class_name = name.rpartition('.')
   namespace = importlib.import_module(module)
   if not hasattr(namespace, class_name):
     raise UserError(f'{module} has no {class_name}')
+  traced = profile_lib.steps(profile) if profile else range(0)
+  tracer = profile_lib.Tracer(traced, f'{job_log_dir}/profile')
   watch = watch_lib.Watch(console, local)
-  experiment_cls = watch_lib.watched(getattr(namespace, class_name), watch)
+  experiment_cls = watch_lib.watched(getattr(namespace, class_name), watch, tracer)
   for attribute, value in {'DATA_DIR': data, 'VOCAB': vocab}.items():
     if value is not None:
       setattr(experiment_cls, attribute, value)
+  _mark_when_validated(experiment_cls, job_log_dir, mark)
   # Both of PAX's ways to name an experiment find the watched class.
   experiment_registry.register(experiment_cls, allow_overwrite=True)
   setattr(namespace, class_name, experiment_cls)
@@ -196,6 +278,8 @@ def _run(
     remaining = fiddle_flags.flags_parser(argv)
   except absl_flags.Error as e:
     raise UserError(f'{_first_line(e)}; `python -m paxml.main --helpfull` lists all flags') from e
+  _notice_lost_processes()
+  executors.exit = lambda _: sys.exit(SAVED_ON_DEMAND)  # Its one exit, after it saved on demand.
   try:
     app.run(paxml_main.main, argv=argv, flags_parser=lambda _: remaining)
   finally:

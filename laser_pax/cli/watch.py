@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from paxml import programs
 
+from laser_pax import training
+from laser_pax.cli import profile
+
 _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
@@ -148,18 +151,25 @@ class Watch:
     self._records.write(json.dumps({**fields, 'seconds': seconds}) + '\n')
 
 
-class WatchedTrainProgram(programs.SingleTaskTrainProgram):
-  """PAX's train program, which also tells a Watch of each step."""
+class WatchedTrainProgram(training.TrainProgram):
+  """The train program, which also tells a Watch of each step."""
 
-  def __init__(self, watch: Watch):
-    """Takes the watch to tell."""
-    super().__init__()
-    self._watch = watch
+  def __init__(self, watch: Watch, micro_batches: int, tracer: profile.Tracer):
+    """Takes the watch to tell, the number of parts of a step's batch, and what traces steps."""
+    super().__init__(micro_batches)
+    self._watch, self._tracer = watch, tracer
 
   def setup(self, task, *args, **kwargs) -> None:
     """Sets the program up and tells where training begins."""
     super().setup(task, *args, **kwargs)
     self._watch.start(self._initial_step, task.train.num_train_steps)
+
+  def run(self, state, step):
+    """Runs one step, input and all, traced if it is to be."""
+    self._tracer.before(step)
+    output = super().run(state, step)
+    self._tracer.after(step, output.loss)
+    return output
 
   def train_step(self, step, state, prng_key, inputs, static_args):
     """Runs one step and hands its loss to the watch."""
@@ -170,6 +180,7 @@ class WatchedTrainProgram(programs.SingleTaskTrainProgram):
   def shutdown(self) -> None:
     """Waits for the last steps."""
     self._watch.drain()
+    self._tracer.close()
     super().shutdown()
 
 
@@ -210,12 +221,21 @@ def _global_tokens(inputs) -> int:
   return inputs['ids'].size if 'ids' in inputs else 0
 
 
-def watched(experiment_cls: type, watch: Watch) -> type:
-  """Returns the experiment as a subclass of the same name whose programs tell `watch`."""
+def watched(experiment_cls: type, watch: Watch, tracer: profile.Tracer | None = None) -> type:
+  """Returns the experiment as a subclass of the same name whose programs tell `watch`.
+
+  Args:
+    experiment_cls: The experiment.
+    watch: The watch.
+    tracer: What traces some of its steps.
+  """
+  tracer = tracer or profile.Tracer(range(0), '')
 
   class Watched(experiment_cls):
     def train_programs(self):
-      return [WatchedTrainProgram(watch)]
+      # An experiment of PAX's own has no parts.
+      micro_batches = self.micro_batches() if hasattr(self, 'micro_batches') else 1
+      return [WatchedTrainProgram(watch, micro_batches, tracer)]
 
     def eval_programs(self):
       return [WatchedEvalProgram(input_p, watch) for input_p in self.eval_datasets()]

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,13 @@ from paxml import base_experiment, tasks_lib
 from paxml.tasks.lm import model_params
 from praxis import base_input, layers, optimizers, pax_fiddle, py_utils, schedules
 
+from laser_pax import training
 from laser_pax.configs import checks
+from laser_pax.configs import layout as layouts
 from laser_pax.data import inputs, paths
 from laser_pax.errors import UserError
 from laser_pax.layers import use_laser
+from laser_pax.pods import slices
 
 # Whose attributes in capitals are read by somebody.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
@@ -35,13 +39,17 @@ class Experiment(base_experiment.BaseExperiment):
     super().__init_subclass__(**kwargs)
 
   def validate(self) -> None:
+    """Checks the overridden attributes, as `check_overrides`."""
+    super().validate()
+    self.check_overrides()
+
+  def check_overrides(self) -> None:
     """Checks that each overridden attribute exists: PAX would set any other and ignore it.
 
     Raises:
       UserError: an override from the command line names no attribute, or a subclass has one that is
         nearly another's name.
     """
-    super().validate()
     known, added = set(), set()
     for cls in type(self).__mro__:
       names = {name for name in vars(cls) if name.isupper()}
@@ -175,8 +183,14 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     WARMUP_STEPS: Steps of linear warm-up.
     LEARNING_RATE: The peak.
     WEIGHT_DECAY: Decoupled.
-    ICI_MESH_SHAPE: [replica, data, mdl] within a slice. None: all devices along data.
     DATA_SEED: Of the order of the training data.
+    POD: The slice that it is planned for: what `show` and `aot` say holds there. It trains on any
+      other as well, with the same global batch.
+    ICI_MESH_SHAPE: [replica, data, mdl] within a slice. None, as for the next three: by the rule of
+      laser_pax/configs/layout.py, from the sizes and the chips.
+    DCN_MESH_SHAPE: The same over slices.
+    CHECKPOINT_POLICY: What the layers keep for the backward pass.
+    MICRO_BATCHES: Parts of the batch, computed one after another.
   """
 
   DATA_DIR: str | None = None
@@ -200,18 +214,84 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
   ATTEN_LOGIT_CAP = 50.0  # [ours], PAX's default
   SOFTMAX_CAP_LOGITS = 30.0  # [ours], PAX's default
   USE_REPEATED_LAYER = True  # [ours]
-  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_NOTHING  # [ours], rematerialise all
+
+  POD = 'cpu'
+  ICI_MESH_SHAPE: list[int] | None = None
+  DCN_MESH_SHAPE: list[int] | None = None
+  CHECKPOINT_POLICY: layers.AutodiffCheckpointType | None = None
+  MICRO_BATCHES: int | None = None
 
   SUMMARY_INTERVAL_STEPS = 100  # [ours], as the next three
   EVAL_INTERVAL_STEPS = 2_500
   CHECKPOINT_EVERY_N_STEPS = 2_500
   CHECKPOINT_MAX_TO_KEEP = 10
 
+  _pod: slices.Slice | None = None
+
+  def on(self, pod: str | None = None) -> Self:
+    """Plans this experiment for a slice in place of this job's devices, and returns it.
+
+    Args:
+      pod: A file of configs/pods; None: POD.
+
+    Raises:
+      UserError: there is no such slice.
+    """
+    self._pod = slices.find(pod or self.POD)
+    return self
+
+  def pod(self) -> slices.Slice:
+    """Returns the slice that this experiment is planned for, else the one that this job is on."""
+    if self._pod is not None:
+      return self._pod
+    devices = jax.devices()
+    places = [device.coords for device in devices if getattr(device, 'coords', None)]
+    return slices.like(
+      platform=devices[0].platform,
+      device_kind=devices[0].device_kind,
+      chips=len(devices),
+      slices=len({getattr(device, 'slice_index', 0) for device in devices}),
+      topology='x'.join(str(max(axis) + 1) for axis in zip(*places, strict=True)) or None,
+    )
+
+  def sizes(self) -> layouts.Sizes:
+    """Returns what the rule of the layout takes."""
+    return layouts.Sizes(
+      num_layers=self.NUM_LAYERS,
+      model_dims=self.MODEL_DIMS,
+      hidden_dims=self.HIDDEN_DIMS,
+      attention_dims=self.num_heads() * self.DIMS_PER_HEAD,
+      vocab_size=self.VOCAB_SIZE,
+      seq_len=self.SEQ_LEN,
+      global_batch_size=self.GLOBAL_BATCH_SIZE,
+      activation_bytes=jnp.dtype(self.FPROP_DTYPE).itemsize,
+    )
+
+  def layout(self) -> layouts.Layout:
+    """Returns mesh, policy and micro-batches: named by this experiment, else by the rule."""
+    return layouts.choose(
+      self.sizes(),
+      self.pod(),
+      ici_mesh_shape=self.ICI_MESH_SHAPE,
+      dcn_mesh_shape=self.DCN_MESH_SHAPE,
+      checkpoint_policy=self.CHECKPOINT_POLICY,
+      micro_batches=self.MICRO_BATCHES,
+    )
+
+  def use_layout(self, chosen: layouts.Layout) -> None:
+    """Names a layout, all of it, in place of the rule."""
+    self.ICI_MESH_SHAPE = list(chosen.ici_mesh_shape)
+    self.DCN_MESH_SHAPE = list(chosen.dcn_mesh_shape)
+    self.CHECKPOINT_POLICY = chosen.checkpoint_policy
+    self.MICRO_BATCHES = chosen.micro_batches
+
   def mesh(self) -> list[int]:
     """Returns the devices along [replica, data, mdl], over all slices."""
-    if self.ICI_MESH_SHAPE is None:
-      return [1, jax.device_count(), 1]
-    return [i * d for i, d in zip(self.ICI_MESH_SHAPE, self.DCN_MESH_SHAPE, strict=True)]
+    return self.layout().mesh()
+
+  def micro_batches(self) -> int:
+    """Returns the number of parts that a step's batch is computed in."""
+    return self.layout().micro_batches
 
   def num_heads(self) -> int:
     """Returns the number of attention heads."""
@@ -235,6 +315,28 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
         'VOCAB_SIZE': self.VOCAB_SIZE,
       },
     )
+    checks.check_micro_batches(self.micro_batches(), self.GLOBAL_BATCH_SIZE, self.mesh())
+
+  def check_pod(self) -> None:
+    """Checks the mesh against the chips that there are, or that this is planned for.
+
+    Raises:
+      UserError: it has another number of chips, or cannot be laid out on them, or jax found only
+        the processor of a machine that should have accelerators.
+    """
+    found, pod, planned = self.layout(), self.pod(), slices.find(self.POD)
+    if pod.chip.platform == 'cpu' != planned.chip.platform and self._pod is None:
+      raise UserError(
+        f'{type(self).__name__} is planned for {self.POD}; this job has {pod.chips} CPU device(s): '
+        "jax found no accelerator. To train on the CPU nevertheless, set POD = 'cpu'"
+      )
+    checks.check_devices(found.mesh(), pod.chips)
+    if not pod.can_lay_out(found.ici_mesh_shape):
+      raise UserError(
+        f'jax cannot lay the mesh {list(found.ici_mesh_shape)} out on {pod.topology} chips: each '
+        'of its numbers must be the product of whole axes of that topology, each used once. Leave '
+        'ICI_MESH_SHAPE and DCN_MESH_SHAPE None for a mesh by the rule'
+      )
 
   def validate(self) -> None:
     """Checks sizes, devices, data and vocabulary, before anything is compiled.
@@ -244,7 +346,7 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     """
     super().validate()
     self.check()
-    checks.check_devices(self.mesh(), jax.device_count())
+    self.check_pod()
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.source()
     self._claim_job_folder()
@@ -302,11 +404,18 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
   def task(self) -> Task:
     """Returns the task: PAX's decoder, with AdamW and this experiment's schedule."""
     self.check()
+    found = self.layout()
     task_p = super().task()
-    if self.ICI_MESH_SHAPE is None:
-      model_params.set_sharding_annotations_v1(
-        task_p, self.TRAINING_OPTIMIZED_SHARDING, self.mesh(), self.DCN_MESH_SHAPE
-      )
+    model_params.set_sharding_annotations_v1(
+      task_p,
+      self.TRAINING_OPTIMIZED_SHARDING,
+      list(found.ici_mesh_shape),
+      list(found.dcn_mesh_shape),
+    )
+    stack = task_p.model.lm_tpl.stacked_transformer_tpl
+    stack.checkpoint_policy = found.checkpoint_policy
+    if not self.USE_REPEATED_LAYER:  # PAX itself then ignores the policy.
+      stack.remat = True
     set_adamw(
       task_p,
       learning_rate=self.LEARNING_RATE,
@@ -323,6 +432,10 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     # PAX would evaluate one training batch at each evaluation, which tells nothing that is needed.
     task_p.train.eval_skip_train = True
     return task_p
+
+  def train_programs(self) -> list[training.TrainProgram]:
+    """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
+    return [training.TrainProgram(self.micro_batches())]
 
   def tokens(self) -> int:
     """Returns the number of tokens of the whole training."""

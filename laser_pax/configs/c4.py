@@ -83,7 +83,7 @@ class C4Standard234M(DecoderLM):
   NUM_LAYERS = 16  # [paper]
   MODEL_DIMS = 1_024  # [derived]
   HIDDEN_DIMS = 4_096  # [derived]
-  ICI_MESH_SHAPE = [1, 64, 1]  # [ours]
+  POD = 'v5p-64chips'  # [ours]
 
 
 @experiment_registry.register
@@ -112,7 +112,7 @@ class C4Standard300M(DecoderLM):
   NUM_LAYERS = 32  # [paper]
   MODEL_DIMS = 1_024  # [paper]
   HIDDEN_DIMS = 2_048  # [paper]
-  ICI_MESH_SHAPE = [1, 64, 1]  # 64 chips [paper], their layout [ours]
+  POD = 'v5p-64chips'  # 64 TPUv5 chips [paper]
 
 
 @experiment_registry.register
@@ -141,7 +141,7 @@ class C4Standard1B(DecoderLM):
   NUM_LAYERS = 32  # [ours]
   MODEL_DIMS = 2_048  # [ours]
   HIDDEN_DIMS = 4_096  # [ours]
-  ICI_MESH_SHAPE = [1, 128, 1]  # 128 chips [paper], their layout [ours]
+  POD = 'v5p-128chips'  # 128 TPUv5 chips [paper]
 
 
 @experiment_registry.register
@@ -170,7 +170,7 @@ class C4Standard2B(DecoderLM):
   NUM_LAYERS = 64  # [ours]
   MODEL_DIMS = 2_048  # [ours]
   HIDDEN_DIMS = 4_096  # [ours]
-  ICI_MESH_SHAPE = [1, 256, 1]  # 256 chips [paper], their layout [ours]
+  POD = 'v5p-256chips'  # 256 TPUv5 chips [paper]
 
 
 @experiment_registry.register
@@ -200,7 +200,7 @@ class C4Standard7B(DecoderLM):
   MODEL_DIMS = 5_120  # [ours]
   HIDDEN_DIMS = 10_240  # [ours]
   NUM_TRAIN_STEPS = 41_962  # [derived]
-  ICI_MESH_SHAPE = [1, 64, 4]  # [ours]
+  POD = 'v5p-256chips'  # [ours]
 
 
 @experiment_registry.register

@@ -90,6 +90,27 @@ def check_batch(global_batch_size: int, num_devices: int, num_processes: int) ->
     )
 
 
+def check_micro_batches(micro_batches: int, global_batch_size: int, mesh: Sequence[int]) -> None:
+  """Each part of the batch must share out over the devices that have rows of their own.
+
+  Args:
+    micro_batches: Parts of the batch.
+    global_batch_size: Sequences of one step.
+    mesh: Devices along replica, data and mdl, over all slices.
+
+  Raises:
+    UserError: it does not.
+  """
+  replica, data, _ = mesh
+  if micro_batches < 1 or global_batch_size % (micro_batches * replica * data):
+    most = global_batch_size // (replica * data)
+    fits = [k for k in range(1, most + 1) if most % k == 0]
+    raise UserError(
+      f'MICRO_BATCHES = {micro_batches}, times the {replica * data} device(s) along replica and '
+      f'data, must divide GLOBAL_BATCH_SIZE = {global_batch_size}: set it to one of {fits}'
+    )
+
+
 def check_schedule(warmup_steps: int, num_train_steps: int) -> None:
   """The warm-up must end before the training does.
 

@@ -15,17 +15,91 @@ A batch holds, with B rows per host of T tokens:
 
 from __future__ import annotations
 
-import tensorflow_datasets as tfds
-from paxml import seqio_input
-from praxis import pax_fiddle
+import dataclasses
+import time
 
-from laser_pax.data import c4
+import jax
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+from paxml import seqio_input
+from praxis import pax_fiddle, py_utils
+
+from laser_pax.data import c4, sample
+from laser_pax.errors import UserError
+
+
+class GlobalStreamInput(seqio_input.SeqIOInput):
+  """One stream of rows for all hosts, of which each host takes its share of every batch.
+
+  SeqIOInput deals files out to the hosts, so that another number of hosts trains on other batches.
+  Here every host runs the whole pipeline: the batch of a step holds the same rows on any number of
+  hosts, and all hosts' positions are one position, which the first host saves for all.
+  """
+
+  _restored: bool = dataclasses.field(init=False, repr=False, default=False)
+
+  def _get_dataset(self) -> tf.data.Dataset:
+    """Returns the global batches: [hosts x B, T]."""
+    whole = seqio.ShardInfo(index=0, num_shards=1)
+    rows = self._get_backing_ds(shuffle=self.should_shuffle, num_epochs=-1, shard_info=whole)
+    # Not shared out before this point: what tf.data buffers is saved with its position.
+    rows = self._pad_to_batch_size(rows)
+    return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns this host's rows of the next global batch: [B, T]."""
+    first = self.infeed_host_index * self.batch_size
+    return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
+
+  def save(self, checkpoint_path: epath.PathLike) -> None:
+    """Writes the position, which all hosts share, once."""
+    if jax.process_index() == 0:
+      epath.Path(checkpoint_path).write_bytes(self.get_state())
+
+  def restore(self, checkpoint_path: epath.PathLike) -> None:
+    """Goes on behind the batches that were read when the checkpoint was saved.
+
+    Args:
+      checkpoint_path: The position, or the name that PAX gives it for this host and number of
+        hosts, beside which the first host's lies.
+
+    Raises:
+      UserError: no position is there.
+    """
+    path = epath.Path(checkpoint_path)
+    saved = [path] if path.exists() else sorted(path.parent.glob('process_*'))
+    if not saved:
+      raise UserError(
+        f'the position in the training data should be in {path.parent}, and is not: copy the '
+        f'whole of that checkpoint, or remove the checkpoint to resume from the one before'
+      )
+    logging.info('The training data go on from %s.', saved[0])
+    self.set_state(saved[0].read_bytes())
+    self._restored = True
+
+  def go_to(self, step: int) -> None:
+    """Reads on to the batch of a step, unless a checkpoint's position was restored.
+
+    PAX begins the data anew, and tells nobody, where a checkpoint has parameters but no position.
+
+    Args:
+      step: Batches that were trained on before.
+    """
+    if step and not self._restored:
+      logging.warning('No position in the data was saved: reading %d batches again.', step)
+      for _ in range(step):
+        self.get_next()
 
 
 def train_input(
   *, data_dir: str, vocab: str, batch_size: int, seq_len: int, seed: int, name: str = 'train'
-) -> pax_fiddle.Config[seqio_input.SeqIOInput]:
+) -> pax_fiddle.Config[GlobalStreamInput]:
   """Endless full rows of the train split, epoch after epoch, in an order given by the seed.
+
+  The rows of a step's batch, over all hosts, do not depend on the number of hosts.
 
   Its state can be saved and restored by PAX's input checkpoints (`enable_input_checkpointing`): the
   next batch is then the one that would have come.
@@ -39,6 +113,7 @@ def train_input(
     name: of the input, in PAX's logs.
   """
   return _input(
+    GlobalStreamInput,
     'train',
     data_dir=data_dir,
     vocab=vocab,
@@ -69,6 +144,7 @@ def validation_input(
     name: of the input, in PAX's logs.
   """
   return _input(
+    seqio_input.SeqIOInput,
     'validation',
     data_dir=data_dir,
     vocab=vocab,
@@ -83,10 +159,16 @@ def validation_input(
 
 
 def _input(
-  split: str, *, data_dir: str, vocab: str, seq_len: int, **kwargs
+  cls: type[seqio_input.SeqIOInput],
+  split: str,
+  *,
+  data_dir: str,
+  vocab: str,
+  seq_len: int,
+  **kwargs,
 ) -> pax_fiddle.Config[seqio_input.SeqIOInput]:
   return pax_fiddle.Config(
-    seqio_input.SeqIOInput,
+    cls,
     mixture_name=c4.c4_task(split, data_dir=data_dir, vocab=vocab, seq_len=seq_len),
     split_name=split,
     task_feature_lengths={'targets': seq_len},
@@ -99,3 +181,19 @@ def _input(
     try_in_mem_cache=False,
     **kwargs,
   )
+
+
+def tokens_per_core_second(batches: int = 60) -> float:
+  """Measures what one core makes of the sample, in rows of 1,024: tokens a second."""
+  data_dir = str(sample.prepare_sample().data_dir)
+  fields = dict(data_dir=data_dir, vocab=str(sample.VOCAB), batch_size=64, seq_len=1024, seed=0)
+  inp = train_input(**fields).Instantiate()
+  inp.get_next_padded()  # Fills the shuffle's buffer.
+  start = time.process_time()
+  for _ in range(batches):
+    inp.get_next_padded()
+  return batches * 64 * 1024 / (time.process_time() - start)
+
+
+if __name__ == '__main__':
+  print(f'{tokens_per_core_second():,.0f} tokens a second on one core')

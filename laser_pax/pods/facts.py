@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec
 from paxml import trainer_lib
 from praxis import base_hyperparams, base_layer, pax_fiddle
 
+from laser_pax.pods import flops
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
@@ -35,8 +37,7 @@ class Facts:
     tokens: Of the whole training.
     flops_per_step: Of the model's matrix multiplications in one step, forward and backward, without
       rematerialisation: 6 a weight and token, and 12 T D a layer and token for attention over T
-        positions (the
-      causal half is not taken off).
+      positions (the causal half is not taken off).
     state_bytes_per_device: Parameters and optimiser moments, padded as PAX pads them.
     devices: That the mesh asks for.
     mesh: [replica, data, mdl].
@@ -106,14 +107,11 @@ def facts(experiment) -> Facts:
     )
   )
   parameters = sum(math.prod(v.shape) for v in variables)
-  # Biases and scales, a thousandth of the whole, are counted as if they were matrices.
-  attention = 12 * experiment.SEQ_LEN * experiment.MODEL_DIMS * experiment.NUM_LAYERS
-  tokens_per_step = experiment.GLOBAL_BATCH_SIZE * experiment.SEQ_LEN
   return Facts(
     name=type(experiment).__name__,
     parameters=parameters,
     tokens=experiment.tokens(),
-    flops_per_step=tokens_per_step * (6 * parameters + attention),
+    flops_per_step=sum(flops.model_flops(experiment, parameters)),
     state_bytes_per_device=state_bytes,
     devices=math.prod(experiment.mesh()),
     mesh=tuple(experiment.mesh()),

@@ -101,9 +101,16 @@ def test_an_override_holds():
   assert experiment.task().model.lm_tpl.stacked_transformer_tpl.x_times == 3
 
 
-def test_a_mesh_for_other_devices_is_refused_before_anything_starts():
-  with pytest.raises(UserError, match='needs 256 devices; this job has 1'):
+def test_a_large_experiment_without_accelerators_is_refused_before_anything_starts():
+  with pytest.raises(UserError, match='planned for v5p-256chips; this job has 1 CPU'):
     configs.C4Laser2B().validate()
+
+
+def test_a_mesh_for_other_devices_is_refused_before_anything_starts():
+  experiment = configs.C4LaserTiny()
+  experiment.GLOBAL_BATCH_SIZE, experiment.ICI_MESH_SHAPE = 256, [256, 1, 1]
+  with pytest.raises(UserError, match='needs 256 devices; this job has 1'):
+    experiment.validate()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def _golden_text(experiment) -> str:
 
 @pytest.mark.parametrize('name', NAMES)
 def test_resolves_to_its_golden_text(name):
-  text, file = _golden_text(getattr(configs, name)()), GOLDEN / f'{name}.txt'
+  text, file = _golden_text(getattr(configs, name)().on()), GOLDEN / f'{name}.txt'
   if os.environ.get(REWRITE):
     file.write_text(text)
   difference = difflib.unified_diff(file.read_text().split('\n'), text.split('\n'), lineterm='')
@@ -46,7 +46,7 @@ def test_is_registered_under_the_name_of_the_package(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_says_what_it_is(name):
-  doc, f = getattr(configs, name).__doc__, facts(getattr(configs, name)())
+  doc, f = getattr(configs, name).__doc__, facts(getattr(configs, name)().on())
   assert name in doc.split('--exp=')[1]
   assert any(mark in doc.split('\n')[0] for mark in ('[ours]', '[paper]', '[digest]'))
   scale = {'M': 1e6, 'B': 1e9}
@@ -98,7 +98,7 @@ def test_a_pair_differs_in_its_attention_alone(standard, laser):
 )
 @pytest.mark.parametrize('kind', ['Standard', 'Laser'])
 def test_parameters_within_half_a_percent_of_the_names_count(kind, size, parameters):
-  f = facts(getattr(configs, f'C4{kind}{size}')())
+  f = facts(getattr(configs, f'C4{kind}{size}')().on())
   assert f.parameters == pytest.approx(parameters, rel=5e-3)
 
 
@@ -108,7 +108,7 @@ def test_tokens_are_the_papers():
 
 
 def test_state_memory_is_parameters_and_two_moments_over_the_mesh():
-  f = facts(configs.C4Laser7B())
+  f = facts(configs.C4Laser7B().on())
   axes = dict(zip(('replica', 'data', 'mdl'), f.mesh, strict=True))
   split = [math.prod(axes.get(axis, 1) for axis in v.sharding) for v in f.variables]
   share = sum(math.prod(v.shape) / parts for v, parts in zip(f.variables, split, strict=True))

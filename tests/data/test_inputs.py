@@ -1,15 +1,25 @@
 import collections
 
+import jax
 import numpy as np
 import pytest
 import sentencepiece
 import seqio
 from praxis import py_utils
 
-from laser_pax.data import inputs, prepare, sample
+from laser_pax.data import c4, inputs, prepare, sample
 from laser_pax.data.paths import Source
+from laser_pax.errors import UserError
 
 T, B = 16, 4
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_shuffle():
+  """A buffer of less than an epoch: tf.data takes ten seconds to save a full one of 10,000 rows."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(c4, 'SHUFFLE_ROWS', 200)
+    yield
 
 
 def make(input_fn, source, **fields):
@@ -146,14 +156,54 @@ def test_hosts_share_the_validation_split(source, texts, hosts):
   assert sorted(d for host in documents for d in host) == expected
 
 
-def test_hosts_train_on_different_documents(source, texts):
-  oracle = tokens(source, texts['train'])
-  seen = collections.Counter()
-  for i in range(2):
-    inp = train(source, num_infeed_hosts=2, infeed_host_index=i, batch_size=1)
-    # A host's epoch lasts at least this long, as the shards are about equal.
-    seen += collections.Counter(labels(inp, len(oracle) // T * 2 // 5).reshape(-1).tolist())
-  assert seen <= collections.Counter(oracle)
+def host_inputs(source, hosts, global_batch=8):
+  """The training inputs of so many hosts."""
+  fields = dict(num_infeed_hosts=hosts, batch_size=global_batch // hosts)
+  fields['input_checkpointing_enabled'] = True
+  return [train(source, infeed_host_index=i, **fields) for i in range(hosts)]
+
+
+def global_batches(host_inputs, batches):
+  """Labels [batches, global batch, T], of all hosts together."""
+  return np.stack(
+    [np.concatenate([i.get_next_padded().labels for i in host_inputs]) for _ in range(batches)]
+  )
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_any_number_of_hosts_trains_on_the_same_batches(source, hosts):
+  expected = global_batches(host_inputs(source, 1), 60)
+  np.testing.assert_array_equal(global_batches(host_inputs(source, hosts), 60), expected)
+
+
+@pytest.mark.parametrize(('before', 'after'), [(1, 2), (2, 4), (4, 2), (4, 1)])
+def test_another_number_of_hosts_goes_on_with_the_next_batch(source, tmp_path, before, after):
+  first = host_inputs(source, before)
+  global_batches(first, 7)
+  first[0].save(tmp_path / f'process_0-of-{before}')
+  expected = global_batches(first, 60)
+  others = host_inputs(source, after)
+  for i, other in enumerate(others):
+    other.restore(tmp_path / f'process_{i}-of-{after}')
+    other.go_to(7)
+  np.testing.assert_array_equal(global_batches(others, 60), expected)
+
+
+def test_the_first_host_alone_saves_the_position(source, tmp_path, monkeypatch):
+  inp = train(source, input_checkpointing_enabled=True)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  inp.save(tmp_path / 'process_1-of-2')
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(UserError, match=f'should be in {tmp_path}, and is not: copy the whole'):
+    inp.restore(tmp_path / 'process_1-of-2')
+
+
+def test_without_a_saved_position_the_data_are_read_again_up_to_the_step(source):
+  expected = global_batches(host_inputs(source, 1), 12)[7:]
+  inputs_of_two = host_inputs(source, 2)
+  for inp in inputs_of_two:
+    inp.go_to(7)
+  np.testing.assert_array_equal(global_batches(inputs_of_two, 5), expected)
 
 
 def test_two_data_folders_serve_one_process(source, texts, tmp_path):

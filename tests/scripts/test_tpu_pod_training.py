@@ -1,0 +1,127 @@
+"""Real training on two stand-in hosts, stopped, killed and resumed: as one process does it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from laser_pax.data import sample
+
+STEPS = 40
+FLAGS = [
+  f'--fdl.NUM_TRAIN_STEPS={STEPS}',
+  '--fdl.WARMUP_STEPS=4',
+  '--fdl.LEARNING_RATE=1e-3',
+  '--fdl.NUM_LAYERS=1',
+  '--fdl.MODEL_DIMS=64',
+  '--fdl.HIDDEN_DIMS=64',
+  '--fdl.SEQ_LEN=32',
+  '--noeval_on_test',
+]
+
+
+def _losses(folder) -> dict[int, float]:
+  """Each step's loss; of a step that was trained twice the last."""
+  file = folder / 'progress.jsonl'
+  lines = file.read_text().splitlines() if file.exists() else []
+  records = [json.loads(line) for line in lines if line.endswith('}')]
+  return {record['step']: record['loss'] for record in records if record['kind'] == 'train'}
+
+
+def _free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+@pytest.fixture
+def ready(cloud):
+  """The slice, set up; jax finds the other host as it does under Slurm."""
+  address = f'127.0.0.1:{_free_port()}'
+  hosts = cloud.folder / 'host.json'
+  hosts.write_text(
+    json.dumps(
+      {
+        **json.loads(hosts.read_text()),
+        'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+        'JAX_COMPILATION_CACHE_DIR': str(cloud.folder / 'cache'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_COORDINATOR_ADDRESS': address,
+        'JAX_COORDINATOR_BIND_ADDRESS': address,
+        'SLURM_JOB_ID': '1',
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': '{hosts}',
+        'SLURM_PROCID': '{index}',
+        'SLURM_LOCALID': '{index}',
+      }
+    )
+  )
+  source = sample.prepare_sample()
+  flags = ' '.join(FLAGS)
+  cloud.settings |= {
+    'DATA_DIR': source.data_dir,
+    'VOCAB': source.vocab,
+    'TRAIN_FLAGS': f'({flags})',
+  }
+  cloud.pod('create')
+  cloud.pod('setup')
+  return cloud
+
+
+def _train_until(cloud, condition, name: str) -> subprocess.Popen:
+  """Starts or resumes the job, and returns when the condition holds; it prints to NAME.txt."""
+  output = cloud.folder / f'{name}.txt'
+  process = cloud.start('train', output=output)
+  deadline = time.time() + 300
+  while not condition(output.read_text()):
+    assert process.poll() is None, output.read_text()
+    assert time.time() < deadline, output.read_text()
+    time.sleep(0.05)
+  return process
+
+
+def _one_process(checkout, folder) -> dict[int, float]:
+  """The losses of the same training by one process with as many devices."""
+  source = sample.prepare_sample()
+  command = [sys.executable, '-m', 'laser_pax', 'train', '--fdl_config=C4LaserTiny', *FLAGS]
+  command += [f'--data={source.data_dir}', f'--vocab={source.vocab}', f'--job_log_dir={folder}']
+  env = {**os.environ, 'PYTHONPATH': str(checkout)}
+  env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+  with open(folder.with_suffix('.txt'), 'w') as output:
+    subprocess.run(
+      command, cwd=checkout, env=env, stdout=output, stderr=output, check=True, timeout=300
+    )
+  return _losses(folder)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, tmp_path):
+  job = tmp_path / 'job'
+  # SIGTERM while the first step compiles: steps take no time that a test could count on.
+  process = _train_until(ready, lambda shown: 'starting of' in shown, 'stopped')
+  shown = ready.pod('stop', timeout=180)
+  assert process.wait(timeout=60) == 0
+  assert len(re.findall(r'stopped +75 .*saved on demand', shown)) == 2, shown
+  saved = max(_losses(job))
+  assert saved < STEPS and (job / 'checkpoints' / f'checkpoint_{saved:08}').exists()
+
+  process = _train_until(ready, lambda _: max(_losses(job)) > saved, 'killed')
+  killed = time.time()
+  os.kill(ready.pid(1), signal.SIGKILL)
+  assert process.wait(timeout=60) == 1
+  assert time.time() - killed < 60
+  error = (tmp_path / 'killed.txt').read_text().splitlines()[-1]
+  assert 'my-pod worker 1 ended with SIGKILL' in error
+
+  shown = ready.pod('train', timeout=300)
+  assert shown.splitlines()[-1].partition('done: ')[2].startswith(f'step {STEPS}/{STEPS}')
+
+  found, expected = _losses(job), _one_process(ready.checkout, tmp_path / 'one')
+  assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
+  assert max(abs(found[step] - expected[step]) for step in found) < 1e-5
