@@ -115,11 +115,18 @@ def test_gradients_are_summed_in_float32():
   assert gradient == jnp.bfloat16((256 + 511) / 512)
 
 
-@pytest.mark.parametrize('parts', [-1, 3, 16])
-def test_parts_that_the_rows_do_not_allow_are_refused(parts):
+@pytest.mark.parametrize(
+  ('parts', 'words'),
+  [
+    (-1, 'MICRO_BATCHES must be at least 1; got -1'),
+    (3, r'MICRO_BATCHES = 3, times .*\[1, 2, 4, 8\]'),
+    (16, r'MICRO_BATCHES = 16, times .*\[1, 2, 4, 8\]'),
+  ],
+)
+def test_parts_that_the_rows_do_not_allow_are_refused(parts, words):
   experiment = C4LaserTiny()
   experiment.MICRO_BATCHES = parts
-  with pytest.raises(UserError, match=rf'MICRO_BATCHES = {parts}, times .*\[1, 2, 4, 8\]'):
+  with pytest.raises(UserError, match=words):
     experiment.check()
 
 

@@ -31,7 +31,7 @@ def aot(
   every: Annotated[
     bool,
     typer.Option(
-      '--all', help='Compile the C4 pairs for v5p and v5e; write docs/pods.md (meshes.md).'
+      '--all', help='Compile the C4 pairs for v5p and v5e (or their meshes); write docs/pods.md.'
     ),
   ] = False,
   fetch: Annotated[bool, typer.Option('--fetch', help='Fetch the TPU compiler, once.')] = False,

@@ -55,9 +55,8 @@ def train(
   """
   flags = _checked_flags(exp, job_log_dir, list(ctx.args))
   name = experiments.full_name(exp or _fdl_config(flags))
-  mark = '\n'.join(
-    [name, *sorted(f.lstrip('-') for f in flags if f.lstrip('-').startswith('fdl.'))]
-  )
+  overrides = [f.lstrip('-') for f in flags if f.lstrip('-').startswith('fdl.')]
+  mark = paths.job_mark(name, [override.removeprefix('fdl.') for override in overrides])
   local = _open_folder(job_log_dir, mark)
   process = f'{socket.gethostname()}-{os.getpid()}'
   log = local / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'

@@ -367,9 +367,9 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       if owner != name:
         raise UserError(f'{folder} holds a run of {owner}, not of {name}: name another folder')
     elif not mark.exists() and jax.process_index() == 0:
-      overrides = sorted(f'fdl.{k}={v}' for k, v in vars(self).items() if k.isupper())
+      overrides = [f'{k}={v}' for k, v in vars(self).items() if k.isupper()]
       folder.mkdir(parents=True, exist_ok=True)
-      mark.write_text('\n'.join([name, *overrides]) + '\n')
+      mark.write_text(paths.job_mark(name, overrides) + '\n')
 
   def source(self) -> paths.Source:
     """Returns the data and the vocabulary of this experiment, which exist.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ SPLITS = ('train', 'validation')
 # In a job's folder: whose run it holds, the experiment's name and then its overrides, one a line.
 JOB_MARK = 'experiment.txt'
 
+# Overrides of where and how a step is computed. A run goes on under others, on other chips.
+_LAYOUT = ('POD', 'ICI_MESH_SHAPE', 'DCN_MESH_SHAPE', 'CHECKPOINT_POLICY', 'MICRO_BATCHES')
+
 
 class Source(NamedTuple):
   """Data and vocabulary that exist and fit each other and the model.
@@ -48,6 +52,17 @@ class _Named(NamedTuple):
 
   path: str
   by: str
+
+
+def job_mark(experiment: str, overrides: Iterable[str]) -> str:
+  """Returns the text that marks a job's folder: the run, but for how it is laid out on chips.
+
+  Args:
+    experiment: The full name.
+    overrides: `NAME=VALUE` of each.
+  """
+  kept = sorted(f'fdl.{o}' for o in overrides if o.partition('=')[0] not in _LAYOUT)
+  return '\n'.join([experiment, *kept])
 
 
 def find_source(data_dir: str | None, vocab: str | None, vocab_size: int) -> Source:

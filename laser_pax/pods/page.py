@@ -81,7 +81,8 @@ def _compile_all(kept: pathlib.Path, reports: Iterable[reporting.Report]) -> lis
   """Keeps each report in a file as it comes, says so, and returns them all."""
   start, found = time.time(), []
   kept.parent.mkdir(exist_ok=True)
-  with open(kept, 'w') as file:
+  part = kept.with_suffix('.part')  # So that what was kept before stays until all is there.
+  with open(part, 'w') as file:
     for r in reports:
       fields = r.to_json() | {'is_rule': r.layout == _ruled(r)}
       found.append(fields)
@@ -90,6 +91,7 @@ def _compile_all(kept: pathlib.Path, reports: Iterable[reporting.Report]) -> lis
       where = f'{r.experiment} on {r.pod.name}, {reporting.describe(r.layout)}'
       print(f'{time.time() - start:6.0f} s  {where}: {show.verdict(r)}', flush=True)
       jax.clear_caches()
+  part.replace(kept)
   return found
 
 

@@ -74,7 +74,7 @@ def test_a_folder_of_another_run_is_refused_and_kept(owner, tmp_path):
 
 def test_a_refused_run_does_not_keep_its_folder(tmp_path):
   result = _laser_pax('train', '--exp=C4Laser2B', f'--job_log_dir={tmp_path}')
-  _refused(result, 'needs 256 devices')
+  _refused(result, 'planned for v5p-256chips', "POD = 'cpu'")
   flags = ['--exp=C4LaserTiny', f'--data={tmp_path}/none']
   _refused(_laser_pax('train', *flags, f'--job_log_dir={tmp_path}'), 'prepare c4')
 

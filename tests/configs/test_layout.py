@@ -130,7 +130,7 @@ def test_memory_falls_and_time_does_not_with_every_saving():
   experiment = _laser('7B').on('v5p-256chips')
   sizes, pod = experiment.sizes(), experiment.pod()
   base = layouts.Layout(
-    ici_mesh_shape=(4, 64, 1),
+    ici_mesh_shape=(256, 1, 1),
     dcn_mesh_shape=(1, 1, 1),
     checkpoint_policy=Policy.SAVE_DOT_WITH_NO_BATCH_DIM,
     micro_batches=1,

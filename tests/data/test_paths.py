@@ -93,3 +93,10 @@ def test_the_checks_do_not_import_tensorflow(source):
     'sys.exit("tensorflow" in sys.modules)'
   )
   assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
+def test_a_run_goes_on_under_another_layout_but_not_another_size():
+  mark = paths.job_mark('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=2'])
+  moved = ['NUM_LAYERS=2', 'ICI_MESH_SHAPE=[1,4,1]', 'MICRO_BATCHES=2', 'POD=cpu']
+  assert paths.job_mark('laser_pax.configs.C4LaserTiny', moved) == mark
+  assert paths.job_mark('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=4']) != mark

@@ -62,6 +62,7 @@ class Cloud:
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_hear_the_terminal,
       )
 
   def pod(self, *words: str, code: int = 0, timeout: float = 60) -> str:
@@ -71,7 +72,7 @@ class Cloud:
     try:
       found = process.wait(timeout=timeout)
     except subprocess.TimeoutExpired:
-      process.kill()
+      os.killpg(process.pid, signal.SIGKILL)
       raise AssertionError(output.read_text()) from None
     assert found == code, output.read_text()
     return output.read_text()
@@ -106,6 +107,12 @@ class Cloud:
     for file in self.folder.glob('nodes/*/*/laser_pax_jobs/*/*/pid'):
       if not (file.parent / 'exit').exists():
         os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+
+
+def _hear_the_terminal() -> None:
+  # A shell that started the tests in the background had them, and their children, ignore these.
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _script(path: pathlib.Path, text: str) -> None:

@@ -40,7 +40,8 @@ def following(cloud):
     assert process.poll() is None, output.read_text()
     yield process, output
   finally:
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -74,12 +75,18 @@ def test_from_create_to_delete(quick):
   assert 'there is no slice' in quick.refused('train')
 
 
-def test_the_job_outlives_the_command_and_is_followed_again(ready):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+def test_the_job_outlives_the_command(ready, number):
   with following(ready) as (process, _):
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # Ctrl-C, or a terminal that is closed.
     process.wait(timeout=10)
   before = _steps(ready)
   wait_for(lambda: _steps(ready) > before)
+
+
+def test_a_job_that_runs_is_followed_again(ready):
+  with following(ready):
+    pass
   with following(ready) as (_, output):
     wait_for(lambda: 'following the job that runs' in output.read_text())
     assert 'starting' not in output.read_text()
@@ -122,12 +129,12 @@ def test_a_crash_is_told_with_its_exit_code_and_last_words(ready):
 
 def test_a_preempted_slice_is_made_anew_and_the_job_resumed(ready):
   with following(ready) as (_, output):
-    for worker in (0, 1):  # What a machine that is taken away does.
-      os.kill(ready.pid(worker), signal.SIGTERM)
+    processes = [ready.pid(worker) for worker in (0, 1)]
     (ready.folder / 'nodes' / 'my-pod' / 'state').write_text('PREEMPTED')
-    wait_for(lambda: (ready.folder / 'job' / 'saved').exists())
-    saved = int((ready.folder / 'job' / 'saved').read_text())
+    for process in processes:  # What a machine that is taken away does.
+      os.kill(process, signal.SIGTERM)
     wait_for(lambda: ' step ' in output.read_text().partition('making the slice anew')[2])
+    saved = int((ready.folder / 'job' / 'saved').read_text())
     assert _first_step(ready) == f'step {saved + 1}/600'
   assert 'my-pod is PREEMPTED' in output.read_text()
 
