@@ -38,7 +38,7 @@ cancelled='' code=0
 # One task a GPU, as jax takes it from Slurm's variables, with the first node's address and the rest.
 # A task that ends is no reason to kill the others, which may still be saving; one that is lost ends
 # them through jax within a minute.
-srun --kill-on-bad-exit=0 .venv/bin/python -m laser_pax train "$@" \
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" .venv/bin/python -m laser_pax train "$@" \
   --multiprocess_gpu --jax_fully_async_checkpoint --exit_after_ondemand_checkpoint || code=$?
 if [[ $code == "$saved_on_demand" && -z $cancelled ]]; then
   echo 'a checkpoint was saved: back into the queue'

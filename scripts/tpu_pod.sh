@@ -18,6 +18,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly repo
 readonly commands='create setup train status logs stop delete'
 readonly failures_before_a_word=3  # So many times in a row may the hosts be out of reach unsaid.
+readonly restart_seconds=600       # So long may a silent host be one that starts anew.
 # shellcheck source=scripts/tpu_pod_lib.sh
 source "$repo/scripts/tpu_pod_lib.sh"
 
@@ -56,6 +57,9 @@ check_hosts() {  # A table of what each host found; ends here, with the first ho
 start_job() {
   local start
   check_hosts
+  [[ -z $started || $started == "$code" ]] ||
+    say "note: this checkout has changed since the job was started here: then $started, now $code"
+  started=$code
   start=$(date -u +%Y%m%d-%H%M%S)
   say "starting $EXPERIMENT on $hosts hosts, start $start; everything is in $JOB_LOG_DIR"
   on_hosts "${nodes%% *}" 0 "$(host_command announce --start="$start" --job_log_dir="$JOB_LOG_DIR" \
@@ -78,11 +82,15 @@ fail_and_kill() {  # With one process gone the others could only wait for it.
 }
 
 judge() {  # Sets verdict to the state of the whole job, and blame to a line of the host that tells.
-  # A job has failed if one process has; the first to end took the others along.
+  # A job has failed if one process has; the first to end took the others along, unless a machine
+  # that starts anew did.
+  verdict=lost
+  blame=$(awk -F'\t' '$3 == "lost" { print; exit }' "$scratch/answers")
+  [[ -z $blame ]] || return 0
   blame=$(awk -F'\t' '$3 == "failed"' "$scratch/answers" | sort -t "$(printf '\t')" -k5,5n | head -n 1)
   verdict=failed
   [[ -z $blame ]] || return 0
-  for verdict in lost none running stopped saved 'done'; do
+  for verdict in none running stopped saved 'done'; do
     blame=$(awk -F'\t' -v state="$verdict" '$3 == state { print; exit }' "$scratch/answers")
     [[ -z $blame ]] || return 0
   done
@@ -107,7 +115,7 @@ follow() {  # Until the job ends. Sets verdict, `gone` if the slice went away un
       look
       if [[ $state == gone || $state == absent ]]; then verdict=gone && return; fi
       judge
-      if [[ $verdict == failed ]]; then return; fi
+      if [[ $verdict == failed ]] && ((failures * POLL_SECONDS >= restart_seconds)); then return; fi
       if ((++failures == failures_before_a_word)); then
         say "out of reach for now: $silent; $detail. The job goes on without this command"
       fi
@@ -120,7 +128,7 @@ tell_failure() {
   local node worker code start last how
   IFS=$'\t' read -r node worker _ code _ start _ last <<<"$blame"
   how="exit code $code"
-  if ((code > 128)); then how="SIG$(kill -l $((code - 128)))"; fi
+  if ((code > 128 && code < 160)); then how="SIG$(kill -l $((code - 128)))"; fi
   if ((slices > 1)); then worker+=" ${node##*-}"; fi
   fail_and_kill "$node worker ${worker% *} ended with $how, so the others were ended too. It said: $last." \
     "More: scripts/tpu_pod.sh logs $worker (~/laser_pax_jobs/$NAME/$start/console.log there)." \
@@ -180,6 +188,7 @@ create() {
   case $state in
     absent) make_slice ;;
     gone) need_ready ;;
+    unknown) fail "gcloud could not tell about $NAME: $detail" ;;
     *) wait_ready ;;
   esac
 }
@@ -207,7 +216,7 @@ stop() {
   need_ready
   ask_hosts stop || fail "no answer from $silent"
   [[ -z $dry_run ]] || return 0
-  while states | grep -qx running; do
+  until ask_hosts status && ! states | grep -qx running; do
     if ((waited >= STOP_SECONDS)); then
       ask_hosts kill || true
       say "not ended within $STOP_SECONDS s, so killed; the last checkpoint is as it was"
@@ -215,7 +224,6 @@ stop() {
     fi
     sleep "$POLL_SECONDS"
     waited=$((waited + POLL_SECONDS))
-    ask_hosts status || true
   done
   status
 }
@@ -226,7 +234,8 @@ delete() {
     absent) say "there is no slice $NAME" && return ;;
     unknown) fail "gcloud could not tell about $NAME: $detail" ;;
     ready)
-      if ask_hosts status && states | grep -qx running; then
+      ask_hosts status || true
+      if states | grep -qx running; then
         fail "$NAME runs a job: scripts/tpu_pod.sh stop first, which saves a checkpoint"
       fi
       ;;
@@ -237,7 +246,7 @@ delete() {
 
 # ---- The command line.
 
-conf=$repo/tpu_pod.conf dry_run='' called='' worker=0 slice=0 numbers=()
+conf=$repo/tpu_pod.conf dry_run='' called='' started='' worker=0 slice=0 numbers=()
 for argument; do
   case $argument in
     -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit ;;

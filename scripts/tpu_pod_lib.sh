@@ -159,8 +159,11 @@ need_ready() {  # Ends here unless the slice can be used.
 }
 
 wait_ready() {
-  local told=
+  local told='' absent=0
   while look && [[ $state != ready ]]; do
+    if [[ $state == absent ]] && ((++absent > 3)); then
+      fail "$NAME is not there: what was queued is gone; ask anew with scripts/tpu_pod.sh create"
+    fi
     [[ $state != gone ]] || fail "$detail; see: gcloud compute tpus queued-resources describe $NAME"
     if [[ $detail != "$told" ]]; then say "$detail; waiting (Ctrl-C is safe, it stays queued)"; fi
     told=$detail
@@ -235,7 +238,8 @@ states() { cut -f 3 "$scratch/answers"; }
 
 list_files() {  # The checkout's files, as they are now, ends marked by zeros. Settings stay here.
   local file
-  git -C "$repo" ls-files -z --cached --others --exclude-standard -- . ':!*.conf' |
+  { git -C "$repo" ls-files -z --cached -- . ':!*.conf'
+    git -C "$repo" ls-files -z --others --exclude-standard -- '*.py' '*.toml' '*.sh'; } |
     while IFS= read -r -d '' file; do
       if [[ -f $repo/$file ]]; then printf '%s\0' "$file"; fi
     done
@@ -251,7 +255,8 @@ write_manifest() {
 setup() {
   local node install
   need_ready
-  if ask_hosts status && states | grep -qx running; then
+  ask_hosts status || true
+  if states | grep -qx running; then
     fail "$NAME runs a job, under which no code can be changed: scripts/tpu_pod.sh stop"
   fi
   write_manifest

@@ -29,17 +29,21 @@ file=$repo/configs/pods/$POD.toml
   fail "POD is $POD, which is no TPU slice of $repo/configs/pods"
 command -v xpk >/dev/null || fail 'xpk was not found: pip install xpk'
 
-workload=$1 dry_run=()
+workload=$1 dry_run=() flags=() overrides=''
 shift
-if [[ ${1:-} == --dry-run ]]; then
-  dry_run=(--dry-run)
-  shift
-fi
-(($# > 0)) || fail 'which experiment? --exp=NAME --job_log_dir=gs://...'
+for flag; do
+  case $flag in
+    --dry-run) dry_run=(--dry-run) ;;
+    --fdl.*) overrides=yes && flags+=("$flag") ;;
+    *) flags+=("$flag") ;;
+  esac
+done
+if [[ -n $overrides ]]; then flags=("${flags[@]/#--exp=/--fdl_config=}"); fi  # As paxml wants it.
+((${#flags[@]} > 0)) || fail 'which experiment? --exp=NAME --job_log_dir=gs://...'
 exec xpk workload create ${dry_run[@]+"${dry_run[@]}"} --workload="$workload" \
   --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --docker-image="$IMAGE" \
   --tpu-type="$(field accelerator_type)" --num-slices="$(field slices)" \
   --max-restarts="$max_restarts" --restart-on-exit-codes="$saved_on_demand" \
   --termination-grace-period-seconds="$grace_seconds" \
-  --command="cd /laser_pax && exec .venv/bin/python -m laser_pax train$(printf ' %q' "$@") \
+  --command="cd /laser_pax && exec .venv/bin/python -m laser_pax train$(printf ' %q' "${flags[@]}") \
 --jax_fully_async_checkpoint --exit_after_ondemand_checkpoint"

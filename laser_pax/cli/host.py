@@ -176,7 +176,7 @@ def check(code: str, pod: str, data: str, vocab: str, job_log_dir: str) -> list[
   for one in checks:
     try:
       found.append(f'ok: {one()}')
-    except (UserError, OSError) as e:
+    except Exception as e:  # noqa: BLE001  # Each kind of storage has its own.
       found.append(f'wrong: {e}')
   return found
 
@@ -243,7 +243,11 @@ def check_data(data: str, vocab: str) -> str:
 
   from laser_pax.data import paths, vocabulary
 
-  size = vocabulary.vocabulary_size(vocab) if vocab and epath.Path(vocab).exists() else 0
+  if not vocab:
+    raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
+  if not epath.Path(vocab).exists():
+    raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
+  size = vocabulary.vocabulary_size(vocab)
   source = paths.find_source(data, vocab, size)
   folder = epath.Path(source.data_dir) / paths.DATASET_FOLDER
   for split in paths.SPLITS:
@@ -367,8 +371,8 @@ def main() -> None:
         fields = ['ok']
       case 'start':
         fields = start(starts, args.start, args.job_log_dir, args.command)
-  except (UserError, OSError) as e:
-    fields = ['error', str(e)]
+  except Exception as e:  # noqa: BLE001  # Whoever asked sees this line alone.
+    fields = ['error', str(e) or type(e).__name__]
   words = ['laser_pax', args.worker, *map(str, fields)]
   print('\t'.join(' '.join(word.split()) or '-' for word in words), flush=True)
   sys.exit(1 if fields[0] == 'error' else 0)

@@ -381,17 +381,18 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
 
   def datasets(self) -> list[pax_fiddle.Config[base_input.BaseInput]]:
     """Returns the training split, and the whole of the validation split."""
-    source = self.source()
-    common = dict(
-      data_dir=source.data_dir,
-      vocab=source.vocab,
-      batch_size=self.GLOBAL_BATCH_SIZE // jax.process_count(),
-      seq_len=self.SEQ_LEN,
-    )
+    source, processes = self.source(), jax.process_count()
+    common = dict(data_dir=source.data_dir, vocab=source.vocab, seq_len=self.SEQ_LEN)
     return [
-      inputs.train_input(**common, seed=self.DATA_SEED),
-      inputs.validation_input(**common),
+      inputs.train_input(
+        **common, batch_size=self.GLOBAL_BATCH_SIZE // processes, seed=self.DATA_SEED
+      ),
+      inputs.validation_input(**common, batch_size=self.eval_batch_size() // processes),
     ]
+
+  def eval_batch_size(self) -> int:
+    """Returns the sequences of one evaluation step: as many as the train step holds at once."""
+    return self.GLOBAL_BATCH_SIZE // self.micro_batches()
 
   def get_input_specs_provider_params(self) -> pax_fiddle.Config[LanguageModelInputSpecs]:
     """Returns the batch's shapes, without opening the data."""

@@ -227,17 +227,34 @@ def _kept(sizes: Sizes, layout: Layout) -> int:
 def step_seconds(sizes: Sizes, layout: Layout, pod: slices.Slice) -> float:
   """Estimates a step's time: computing, sending and what passes through memory, in turn.
 
-  For each micro-batch a chip sends 4 bytes a weight to sum gradients, and, where weights are split
-  along data, about 16 more to gather them, forward and backward (read off compiled steps).
+  What is sent is sent for each micro-batch.
   """
-  _, data, mdl = layout.mesh()
+  mdl = layout.mesh()[2]
   flops = step_flops(sizes) + recomputed_flops(sizes, layout.checkpoint_policy)
   compute = flops / (pod.chips * pod.chip.peak_bf16_tflops * 1e12)
-  sent = layout.micro_batches * sizes.weights() / mdl * (20 if data > 1 else 4)
+  sent = _sent_per_weight(layout, pod) * sizes.weights() / mdl
   if mdl > 1:
-    sent += 16 * sizes.num_layers * sizes.model_dims * _tokens(sizes, layout) * layout.micro_batches
+    sent += 16 * sizes.num_layers * sizes.model_dims * _tokens(sizes, layout)
   moved = memory_traffic(sizes, layout) / (pod.chip.hbm_gbps * 1e9)
-  return compute + sent / (pod.chip.ici_gbps * 1e9) + moved
+  return compute + layout.micro_batches * sent / (pod.chip.ici_gbps * 1e9) + moved
+
+
+def _sent_per_weight(layout: Layout, pod: slices.Slice) -> float:
+  """Bytes that a chip sends a weight, to sum gradients and to gather weights, in bfloat16.
+
+  Read off compiled steps. Weights are gathered twice, forward and backward. Gradients are summed so
+  that each chip keeps its share, and the shares once more over the replicas. But where all chips of
+  a slice lie along data, each chip gets the whole sum; and if they are a three-dimensional torus,
+  weights are gathered by adding up zeros, which sends twice as much.
+  """
+  replica, data, _ = layout.ici_mesh_shape
+  if data == 1:
+    return 4.0
+  gathering = 4 * (data - 1) / data
+  if data < pod.chips_per_slice:
+    return gathering + 2 * (data - 1) / data + 4 * (replica - 1) / replica / data
+  axes = [n for n in (pod.topology or '').split('x') if n not in ('', '1')]
+  return (2 * gathering if len(axes) == 3 else gathering) + 4
 
 
 def memory_traffic(sizes: Sizes, layout: Layout) -> int:

@@ -89,16 +89,17 @@ class Traced:
 def trace_train(experiment, pod: slices.Slice) -> Traced:
   """Traces the train step, accumulation and all, of an experiment planned for `pod`."""
   step_fn = training.train_step(experiment.micro_batches())
-  return trace(experiment, devices(pod), step_fn, is_eval=False)
+  return trace(experiment, devices(pod), step_fn, experiment.GLOBAL_BATCH_SIZE, is_eval=False)
 
 
 def trace_eval(experiment, pod: slices.Slice) -> Traced:
-  """Traces the step of an evaluation, which takes the same batch."""
-  return trace(experiment, devices(pod), trainer_lib.eval_step_single_learner, is_eval=True)
+  """Traces the step of an evaluation."""
+  step_fn = trainer_lib.eval_step_single_learner
+  return trace(experiment, devices(pod), step_fn, experiment.eval_batch_size(), is_eval=True)
 
 
-def trace(experiment, found: list, step_fn, is_eval: bool) -> Traced:
-  """Traces one of PAX's steps over given devices."""
+def trace(experiment, found: list, step_fn, batch_size: int, is_eval: bool) -> Traced:
+  """Traces one of PAX's steps of a batch over given devices."""
   start = time.time()
   task_p = experiment.task()
   mesh = device_mesh(task_p.model.ici_mesh_shape, task_p.model.dcn_mesh_shape, found)
@@ -106,7 +107,8 @@ def trace(experiment, found: list, step_fn, is_eval: bool) -> Traced:
   partitioner = partitioning.PjitPartitioner(
     init_is_eval=False, reshard_inputs=True, task=task, device_mesh=mesh
   )
-  specs = pax_fiddle.instantiate(experiment.get_input_specs_provider_params()).get_input_specs()
+  provider = experiment.get_input_specs_provider_params().set(batch_size=batch_size)
+  specs = pax_fiddle.instantiate(provider).get_input_specs()
   partitioner.setup(task, jax.random.PRNGKey(0), specs)
   metadata = partitioner.get_train_state_metadata(discard_opt_states=is_eval)
   step, input_specs = partitioner.partition(step_fn, specs, is_eval)
@@ -119,7 +121,7 @@ def trace(experiment, found: list, step_fn, is_eval: bool) -> Traced:
     jax.tree.map(placed, metadata.padded_global_shapes, metadata.partition_specs),
     placed(jax.ShapeDtypeStruct((2,), jnp.uint32), PartitionSpec()),
     jax.tree.map(placed, specs, input_specs),
-    trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=experiment.GLOBAL_BATCH_SIZE),
+    trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=batch_size),
   )
   # PAX returns the jitted step wrapped in a function that enters the mesh and has no `trace`.
   jitted = next(c.cell_contents for c in step.__closure__ if hasattr(c.cell_contents, 'trace'))

@@ -1,12 +1,13 @@
 """What a compiled program sends between chips, read from the compiler's own text (HLO).
 
-The body of a loop stands in the text once; here it counts as often as it runs.
+The body of a loop stands in the text once; here it counts as often as it runs. A collective that
+goes on under products stands in each fusion that it passes through; here it counts once.
 """
 
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,6 +22,7 @@ _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)'
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r's32\[\](?:\{[^}]*\})? constant\((\d+)\)')
 
@@ -62,44 +64,66 @@ class Collective:
     return whole / within * _sent(self.kind, 1, self.slices)
 
 
-def collectives(text: str, chips: int, chips_per_slice: int | None = None) -> list[Collective]:
+def collectives(text: str, chips: int, slice_of: Sequence[int] | None = None) -> list[Collective]:
   """Counts the collectives of a compiled program.
 
   Args:
     text: `compiled.as_text()`.
     chips: That the program runs on.
-    chips_per_slice: Of one slice; None: all.
+    slice_of: The slice of each of them, in the order of the program's mesh; None: there is one.
 
   Returns:
     One entry a kind, size of group and number of slices, the greatest sender first.
   """
+  slice_of = np.zeros(chips, int) if slice_of is None else np.asarray(slice_of)
   totals = collections.defaultdict(lambda: [0, 0, 0])
-  for kind, line, times in _collective_lines(text):
-    group, spanned = _group(line, chips, chips_per_slice or chips)
+  for kind, result, line, times in _collective_lines(text):
+    group, spanned = _group(line, slice_of)
     if group == 1 and kind != 'collective-permute':
       continue
+    result = _result_bytes(kind, result, group)
     total = totals[kind, group, spanned]
-    result = _result_bytes(kind, line, group)
     total[0] += times
     total[1] += times * result
     total[2] += times * _sent(kind, result, group)
   found = [
-    Collective(kind, group, count, result, round(sent), spanned)
+    Collective(kind, group, count, round(result), round(sent), spanned)
     for (kind, group, spanned), (count, result, sent) in totals.items()
   ]
   return sorted(found, key=lambda c: (-c.sent_bytes, c.kind, c.group))
 
 
-def _collective_lines(text: str) -> Iterator[tuple[str, str, int]]:
-  """Yields kind, instruction and number of runs of each collective."""
+def _collective_lines(text: str) -> Iterator[tuple[str, str, str, int]]:
+  """Yields kind, what stands before its operands, instruction, and number of runs of each."""
   computations, entry = _computations(text)
   times = collections.Counter()
   _count_runs(computations, entry, 1, times)
-  for name, runs in times.items():
+  fused = _fused(computations)
+  channels = set()
+  for name, runs in times.most_common():
     for line, opcode in computations[name]:
       kind = opcode.removesuffix('-start')
-      if kind in _KINDS:
-        yield kind, line, runs
+      if kind not in _KINDS:
+        continue
+      channel = _CHANNEL.search(line)
+      if name in fused and channel:
+        if channel[1] in channels:
+          continue
+        channels.add(channel[1])
+      # As the TPU's compiler writes it: an all-reduce, of which each chip keeps its share.
+      is_scattered = name.startswith('all-reduce-scatter')
+      yield 'reduce-scatter' if is_scattered else kind, line.split('(%')[0], line, runs
+
+
+def _fused(computations: dict) -> set[str]:
+  """Returns the computations that are the inside of a fusion."""
+  return {
+    callee
+    for lines in computations.values()
+    for line, opcode in lines
+    if opcode == 'fusion'
+    for callee in _CALLED.findall(line)
+  }
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
@@ -136,36 +160,36 @@ def _trip_count(computations: dict, line: str) -> int:
   return max(bounds, default=1)
 
 
-def _group(line: str, chips: int, chips_per_slice: int) -> tuple[int, int]:
+def _group(line: str, slice_of: np.ndarray) -> tuple[int, int]:
   """Chips of one group, and slices that they lie in."""
+  ids = np.arange(len(slice_of))
   if listed := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', line):
-    ids = [int(i) for i in listed[1].split(',')]
-    return len(ids), len({i // chips_per_slice for i in ids})
-  if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
-    return int(iota[2]), _iota_slices(iota, chips_per_slice)
-  return chips, chips // chips_per_slice
+    ids = np.array([int(i) for i in listed[1].split(',')])
+  elif iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
+    ids = _first_group(iota)
+  return len(ids), len(set(slice_of[ids]))
 
 
-def _iota_slices(iota: re.Match, chips_per_slice: int) -> int:
-  """Slices of a group, where groups are written as a range, reshaped and transposed."""
+def _first_group(iota: re.Match) -> np.ndarray:
+  """The first of groups that are written as a range, reshaped and transposed."""
   dims = [int(n) for n in iota[3].split(',')]
   ids = np.arange(np.prod(dims)).reshape(dims)
   if iota[4]:
     ids = ids.transpose([int(n) for n in iota[4].split(',')])
-  group = ids.reshape(int(iota[1]), int(iota[2]))[0]
-  return len(set(group // chips_per_slice))
+  return ids.reshape(int(iota[1]), int(iota[2]))[0]
 
 
-def _result_bytes(kind: str, line: str, group: int) -> int:
-  """Bytes of a collective's result on one chip."""
-  types, opcode = line.split(f'{kind}', 1)[0], line.split(f'{kind}', 1)[1]
-  total = sum(_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(types))
-  if not opcode.startswith('-start'):
+def _result_bytes(kind: str, before: str, group: int) -> float:
+  """Bytes of a collective's result on one chip, from what stands before its operands."""
+  total = sum(_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(before))
+  if kind == 'reduce-scatter' and 'all-reduce' in before:
+    return total / group
+  if not before.endswith('-start'):
     return total
   # What starts a collective holds its operand as well.
   if kind == 'all-gather':
-    return round(total * group / (group + 1))
-  return total // 2 if kind == 'collective-permute' else total
+    return total * group / (group + 1)
+  return total / 2 if kind == 'collective-permute' else total
 
 
 def _bytes(dtype: str, dims: str) -> int:

@@ -137,6 +137,9 @@ def _pods_row(r: dict) -> Iterator[str]:
   peak = max(step['peak_bytes'] for step in (train, r['eval']))
   yield f'{"" if r["fits"] else "DOES NOT FIT, "}{peak / r["usable_bytes"]:.0%}'
   yield f'{r["eval"]["peak_bytes"] / _GIB:.2f}'
+  if seconds is None:  # The compiler gave up.
+    yield from [''] * 6
+    return
   yield f'{r["sent_bytes"] / _GIB:.2f}'
   compute = ('weights', 'attention', 'lookup', 'rematerialisation')
   yield f'{sum(seconds[name] for name in compute) * 1e3:.0f}'
@@ -153,6 +156,8 @@ def _ratio_table(found: list[dict]) -> str:
     if 'Laser' not in name:
       continue
     standard = by_name[name.replace('Laser', 'Standard'), pod]
+    if not (laser['seconds'] and standard['seconds']):
+      continue
     values = [
       laser['train']['temporary_bytes'] / standard['train']['temporary_bytes'],
       laser['train']['peak_bytes'] / standard['train']['peak_bytes'],
@@ -167,24 +172,25 @@ def _mesh_table(found: list[dict], name: str) -> str:
   own = [r for r in found if r['experiment'] == name]
   header = ['mesh', 'layers keep', 'parts', 'peak', 'by the estimate', 'sent']
   header += ['compute, ms', 'send, ms', 'memory, ms', 'in turn, ms', 'MFU bound', '']
-  order = sorted(own, key=lambda r: (not r['fits'], r['seconds']['in_turn']))
+  order = sorted(own, key=lambda r: (not r['fits'], r['seconds'] and r['seconds']['in_turn']))
   table = _rows(header, (_mesh_row(r) for r in order))
   return f'`{name}` on {own[0]["pod"]}:\n\n{table}'
 
 
 def _mesh_row(r: dict) -> list[str]:
+  peaks = [f'{n / _GIB:.2f}' for n in (r['train']['peak_bytes'], r['estimated_bytes'])]
   seconds = r['seconds']
+  if seconds is None:  # The compiler gave up.
+    return [*_layout_cells(r), *peaks, *[''] * 6, 'does not fit']
   sending = seconds['ici'] + seconds['dcn']
-  note = 'the rule' if r['is_rule'] else '' if r['fits'] else 'does not fit'
   return [
     *_layout_cells(r),
-    f'{r["train"]["peak_bytes"] / _GIB:.2f}',
-    f'{r["estimated_bytes"] / _GIB:.2f}',
+    *peaks,
     f'{r["sent_bytes"] / _GIB:.2f}',
     f'{(seconds["in_turn"] - sending - seconds["memory"]) * 1e3:.0f}',
     f'{sending * 1e3:.0f}',
     f'{seconds["memory"] * 1e3:.0f}',
     f'{seconds["in_turn"] * 1e3:.0f}',
     f'{r["mfu_bound"]:.3f}',
-    note,
+    'the rule' if r['is_rule'] else '',
   ]

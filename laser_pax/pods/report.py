@@ -67,9 +67,9 @@ class Report:
     estimated_bytes: Peak of a chip by the rule's own estimate.
     train: The train step, compiled.
     evaluation: The evaluation's step, compiled; None where it was not asked for.
-    collectives: Of the train step.
+    collectives: Of the train step; none where the compiler gave up.
     flops: Of the train step, over all chips.
-    times: None where the chip's rates are not known.
+    times: None where the chip's rates are not known, or the compiler gave up.
     is_unrolled: Whether no loop over layers hides costs from XLA's own counts.
   """
 
@@ -93,9 +93,9 @@ class Report:
     return all(s.temporary_bytes is not None and s.peak_bytes <= (limit or math.inf) for s in steps)
 
   @property
-  def sent_bytes(self) -> int:
-    """What a chip sends in one step."""
-    return sum(c.sent_bytes for c in self.collectives)
+  def sent_bytes(self) -> int | None:
+    """What a chip sends in one step; None where the compiler gave up."""
+    return sum(c.sent_bytes for c in self.collectives) if self.train.text else None
 
   def to_json(self) -> dict:
     """Returns the report as JSON's types; bytes are of one chip."""
@@ -132,18 +132,22 @@ def _step_json(step: compiler.Step) -> dict:
   return fields
 
 
+class DoesNotFit(UserError):
+  """The state of an experiment alone does not fit a chip."""
+
+
 def check_room(experiment) -> None:
   """Checks, before anything is compiled, that the state alone leaves room on a chip.
 
   Raises:
-    UserError: it does not; the message has the smallest slice that should do.
+    DoesNotFit: it does not; the message has the smallest slice that should do.
   """
   pod, sizes, found = experiment.pod(), experiment.sizes(), experiment.layout()
   limit = pod.chip.usable_hbm_bytes
   state = layouts.state_bytes(sizes, found)
   if limit and state > limit:
-    raise UserError(
-      f'{type(experiment).__name__} does not fit {pod.name}: weights and moments alone are '
+    raise DoesNotFit(
+      f'{type(experiment).__name__} DOES NOT FIT {pod.name}: weights and moments alone are '
       f'{state / 2**30:.1f} GiB on each chip of the mesh {found.mesh()}, and a chip has '
       f'{limit / 2**30:.2f} GiB. {advice(experiment)}'
     )
@@ -157,9 +161,9 @@ def advice(experiment) -> str:
     return f'By the estimate, this fits: {describe(free)}'
   if lean := _leaner(experiment):
     return f'Next best: {describe(lean)}'
-  if names := _smallest(sizes):
+  if names := _smallest(sizes, pod):
     return f'By the estimate, the smallest slices that hold it: {names}'
-  return 'By the estimate, no slice of configs/pods holds it'
+  return 'By the estimate, no other slice of configs/pods holds it'
 
 
 def _leaner(experiment) -> layouts.Layout | None:
@@ -173,10 +177,12 @@ def _leaner(experiment) -> layouts.Layout | None:
   return lean if layouts.state_bytes(experiment.sizes(), lean) < pod.chip.usable_hbm_bytes else None
 
 
-def _smallest(sizes: layouts.Sizes) -> str:
+def _smallest(sizes: layouts.Sizes, tried: slices.Slice) -> str:
   """Names the smallest slice of each kind of chip that the estimate says will do."""
   found = {}
   for name in slices.names():
+    if name == tried.name:
+      continue
     pod = slices.find(name)
     shared = pod.chip.platform == 'tpu' and sizes.global_batch_size % pod.chips == 0
     if shared and layouts.fits(sizes, layouts.choose(sizes, pod), pod):
@@ -201,7 +207,8 @@ def report(experiment, *, evaluation: bool = True) -> Report:
     evaluation: Whether to compile the step of an evaluation too.
 
   Raises:
-    UserError: its sizes do not fit each other, or its state alone does not fit a chip.
+    UserError: its sizes do not fit each other.
+    DoesNotFit: its state alone does not fit a chip.
   """
   experiment.check()
   experiment.check_pod()
@@ -210,7 +217,9 @@ def report(experiment, *, evaluation: bool = True) -> Report:
   traced = compiler.trace_train(experiment, pod)
   counted = flops.step_flops(experiment, traced.parameters, traced.jaxpr)
   train = compiler.compile_step(traced)
-  sent = hlo.collectives(train.text, pod.chips, pod.chips_per_slice) if train.text else []
+  slice_of = [getattr(device, 'slice_index', 0) for device in traced.mesh.devices.flat]
+  sent = hlo.collectives(train.text, pod.chips, slice_of) if train.text else []
+  traffic = layouts.memory_traffic(experiment.sizes(), found)
   return Report(
     experiment=type(experiment).__name__,
     pod=pod,
@@ -221,7 +230,7 @@ def report(experiment, *, evaluation: bool = True) -> Report:
     evaluation=compiler.compile_step(compiler.trace_eval(experiment, pod)) if evaluation else None,
     collectives=sent,
     flops=counted,
-    times=_times(counted, sent, layouts.memory_traffic(experiment.sizes(), found), pod),
+    times=_times(counted, sent, traffic, pod) if train.text else None,
     is_unrolled=not experiment.USE_REPEATED_LAYER and found.micro_batches == 1,
   )
 

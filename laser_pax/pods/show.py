@@ -52,7 +52,11 @@ FIGURES = (
   ),
   Figure(name='peak by the estimate, GiB', of=lambda r: _gib(r.estimated_bytes)),
   Figure(name='sent, GiB a chip and step', of=lambda r: _gib(r.sent_bytes), form='.3f'),
-  Figure(name='collectives a step', of=lambda r: sum(c.count for c in r.collectives), form=',.0f'),
+  Figure(
+    name='collectives a step',
+    of=lambda r: sum(c.count for c in r.collectives) if r.train.text else None,
+    form=',.0f',
+  ),
   Figure(name='FLOPs of weights', of=lambda r: r.flops.weights, form='.4g'),
   Figure(name='FLOPs of attention', of=lambda r: r.flops.attention, form='.4g'),
   Figure(name='FLOPs of the lookup', of=lambda r: r.flops.lookup, form='.4g'),
@@ -91,7 +95,12 @@ def reports(planned: list, as_json: bool) -> int:
   """
   found = []
   for experiment in planned:
-    found.append(reporting.report(experiment))
+    try:
+      found.append(reporting.report(experiment))
+    except reporting.DoesNotFit as e:
+      refused = {'experiment': type(experiment).__name__, 'fits': False, 'reason': str(e)}
+      print(json.dumps([refused], indent=1) if as_json else e)
+      return 1
     jax.clear_caches()
   if as_json:
     print(json.dumps([r.to_json() for r in found], indent=1))
@@ -112,7 +121,7 @@ def _print(found: list[Report]) -> None:
     console.print(Text(f'{reporting.describe(r.layout)}'))
     console.print(Text(verdict(r)))
   console.print(_figures(found))
-  for r in found[:1] if len(found) == 1 else found:
+  for r in found:
     console.print(_collectives(r))
 
 
@@ -163,16 +172,17 @@ def _collectives(r: Report) -> Table:
 def candidates(experiment) -> list[layouts.Layout]:
   """Returns layouts worth comparing: meshes that jax can lay out, and policies, the rule's last.
 
-  The first is the plain one: all chips along data, nothing kept.
+  The first is the plain one: all chips along data, nothing kept. Then meshes with what the rule's
+  keeps: plain, replicas alone, about as many replicas as each has chips, products split over 4.
   """
   chosen, pod = experiment.layout(), experiment.pod()
   chips = pod.chips_per_slice
   splits = [d for d in range(2, chips) if chips % d == 0 and pod.can_lay_out((chips // d, d, 1))]
   middle = min(splits, key=lambda d: abs(d * d - chips), default=1)
-  meshes = [(chips // middle, middle, 1), (1, chips // 4, 4)]
+  meshes = [(1, chips, 1), (chips, 1, 1), (chips // middle, middle, 1), (1, chips // 4, 4)]
   pairs = [((1, chips, 1), Policy.SAVE_NOTHING)]
   pairs += [(mesh, chosen.checkpoint_policy) for mesh in meshes if pod.can_lay_out(mesh)]
-  pairs += [(chosen.ici_mesh_shape, p) for p in (Policy.SAVE_NOTHING, Policy.SAVE_DOT_ONLY)]
+  pairs.append((chosen.ici_mesh_shape, Policy.SAVE_DOT_ONLY))
   found = [
     dataclasses.replace(chosen, ici_mesh_shape=mesh, checkpoint_policy=policy)
     for mesh, policy in pairs
@@ -181,8 +191,14 @@ def candidates(experiment) -> list[layouts.Layout]:
 
 
 def compile_layouts(experiment) -> Iterator[Report]:
-  """Yields the train step's report of each of the layouts to compare."""
+  """Yields the train step's report of each of the layouts to compare, the rule's last.
+
+  One whose state alone does not fit a chip is left out, unless it is the rule's.
+  """
+  limit, chosen = experiment.pod().chip.usable_hbm_bytes, experiment.layout()
   for layout in candidates(experiment):
+    if limit and layouts.state_bytes(experiment.sizes(), layout) > limit and layout != chosen:
+      continue
     other = type(experiment)()
     vars(other).update(vars(experiment))
     other.use_layout(layout)
@@ -196,7 +212,11 @@ def rank(experiment, as_json: bool) -> int:
   Returns:
     The exit code: 1 where the rule's does not fit.
   """
-  found = list(compile_layouts(experiment))
+  try:
+    found = list(compile_layouts(experiment))
+  except reporting.DoesNotFit as e:
+    print(e)
+    return 1
   if as_json:
     print(json.dumps([r.to_json() for r in found], indent=1))
     return 0 if found[-1].fits else 1
@@ -208,7 +228,7 @@ def rank(experiment, as_json: bool) -> int:
     table.add_row(
       reporting.describe(r.layout),
       f'{r.train.peak_bytes / _GIB:.2f}',
-      f'{r.sent_bytes / _GIB:.2f}',
+      '' if r.sent_bytes is None else f'{r.sent_bytes / _GIB:.2f}',
       f'{r.times.in_turn * 1e3:.1f}' if r.times else '',
       f'{r.times.mfu_bound:.3f}' if r.times else '',
       ('' if r.fits else 'does not fit') + (' the rule' if r is found[-1] else ''),

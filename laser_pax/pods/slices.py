@@ -31,7 +31,7 @@ class Chip:
     compiler_name: libtpu's, 'v5p'.
     host_bounds: How a host's chips lie in the topology.
     peak_bf16_tflops: 1e12 floating-point operations a second.
-    hbm_gb: Memory as published, 1e9 bytes.
+    hbm_gib: Memory as published, GiB.
     usable_hbm_gib: Memory that the compiler lets a program use, GiB.
     hbm_gbps: Its bandwidth, 1e9 bytes a second.
     ici_gbps: Bandwidth to the other chips of the slice, all links, one way, 1e9 bytes a second.
@@ -47,7 +47,7 @@ class Chip:
   compiler_name: str | None = None
   host_bounds: tuple[int, ...] | None = None
   peak_bf16_tflops: float | None = None
-  hbm_gb: float | None = None
+  hbm_gib: float | None = None
   usable_hbm_gib: float | None = None
   hbm_gbps: float | None = None
   ici_gbps: float | None = None

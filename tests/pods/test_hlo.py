@@ -54,11 +54,64 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_what_goes_between_slices_is_the_chips_share():
-  reduce, gather, _ = hlo.collectives(_TEXT, chips=8, chips_per_slice=4)
+  reduce, gather, _ = hlo.collectives(_TEXT, chips=8, slice_of=[0] * 4 + [1] * 4)
   assert reduce.slices == 1 and reduce.sent_between_slices == 0
   # Each of two slices gathers its own 4 shares, and each chip sends its share of it to the other.
   assert gather.slices == 2
   assert gather.sent_between_slices == pytest.approx(16384 / 4 / 2)
+
+
+_FUSED = """HloModule m, num_partitions=8
+
+%fused_start (x: f32[128]) -> f32[1024] {
+  %x = f32[128]{0} parameter(0)
+  ROOT %g = f32[1024]{0} all-gather(%x), channel_id=7, replica_groups=[1,8]<=[8]
+}
+
+%async_collective_fusion.1 (x: f32[128], y: f32[64]) -> f32[64] {
+  %x = f32[128]{0} parameter(0)
+  %y = f32[64]{0} parameter(1)
+  %g = f32[1024]{0} all-gather(%x), channel_id=7, replica_groups=[1,8]<=[8]
+  ROOT %o = f32[64]{0} multiply(%y, %y)
+}
+
+ENTRY %main (x: f32[128]) -> f32[64] {
+  %x = f32[128]{0} parameter(0)
+  %f = f32[1024]{0} fusion(%x), kind=kCustom, calls=%fused_start
+  ROOT %o = f32[64]{0} fusion(%x, %f), kind=kCustom, calls=%async_collective_fusion.1
+}
+"""
+
+
+def test_a_collective_that_goes_on_under_products_counts_once():
+  (gather,) = hlo.collectives(_FUSED, chips=8)
+  assert (gather.count, gather.result_bytes) == (1, 4096)
+
+
+_SCATTERED = """HloModule m, num_partitions=8
+
+%all-reduce-scatter.1 (x: bf16[64,32]) -> bf16[8,32] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %r = bf16[64,32]{1,0} all-reduce(%x), channel_id=3, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %s = bf16[8,32]{1,0} dynamic-slice(%r), dynamic_slice_sizes={8,32}
+}
+
+ENTRY %main (x: bf16[64,32]) -> bf16[8,32] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  ROOT %f = bf16[8,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_share_is_kept_is_a_reduce_scatter():
+  (scatter,) = hlo.collectives(_SCATTERED, chips=8)
+  assert (scatter.kind, scatter.result_bytes) == ('reduce-scatter', 8 * 32 * 2)
+  assert scatter.sent_bytes == 64 * 32 * 2 * 7 // 8
+
+
+def test_slices_are_those_of_the_meshs_order():
+  gather = next(c for c in hlo.collectives(_TEXT, 8, [0, 1] * 4) if c.kind == 'all-reduce')
+  assert gather.slices == 2
 
 
 _SHARDED = """

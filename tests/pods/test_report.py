@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from laser_pax import configs
-from laser_pax.errors import UserError
 from laser_pax.pods import report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,9 +22,9 @@ def _aot(*flags, **env) -> subprocess.CompletedProcess:
 
 def test_a_slice_that_is_too_small_is_refused_with_what_would_fit():
   experiment = configs.C4Laser7B().on('v5e-4chips')
-  with pytest.raises(UserError) as e:
+  with pytest.raises(report.DoesNotFit) as e:
     report.report(experiment)
-  assert 'does not fit v5e-4chips' in str(e.value)
+  assert 'DOES NOT FIT v5e-4chips' in str(e.value)
   assert 'v5e-64chips' in str(e.value) and 'v5p-4chips' in str(e.value)
 
 

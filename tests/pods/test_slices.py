@@ -41,7 +41,7 @@ def test_each_slice_agrees_with_its_names(name):
   assert int(cores) == _CORES[kind] * pod.chips_per_slice
   rates = (pod.chip.peak_bf16_tflops, pod.chip.hbm_gbps, pod.chip.ici_gbps)
   assert all(rate > 0 for rate in rates)
-  assert pod.chip.usable_hbm_bytes <= 1.01 * pod.chip.hbm_gb * 2**30
+  assert pod.chip.usable_hbm_bytes <= 1.01 * pod.chip.hbm_gib * 2**30
 
 
 def test_the_slices_that_the_experiments_need_are_there():

@@ -1,5 +1,6 @@
 """A checkout with its own settings, and a cloud of folders: no test here can reach the real one."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -106,7 +107,8 @@ class Cloud:
     """Ends what still runs on the hosts."""
     for file in self.folder.glob('nodes/*/*/laser_pax_jobs/*/*/pid'):
       if not (file.parent / 'exit').exists():
-        os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
 
 
 def _hear_the_terminal() -> None:

@@ -6,6 +6,7 @@ FAKE_CLOUD names a folder:
   host.json           the environment of a host besides HOME; {index} stands for its number over
                       all slices, {hosts} for how many there are
   workers             how many hosts a slice has
+  refuses             if it is there: what each call is refused with
   resources/NAME      state of a queued resource, then the names of its nodes, one a line
   nodes/NODE/state    state of a slice
   nodes/NODE/W        home folder of worker W
@@ -28,6 +29,8 @@ def main() -> None:
   with open(CLOUD / 'calls.log', 'a') as log:
     log.write(json.dumps(words) + '\n')
   assert words[:2] == ['compute', 'tpus'], words
+  if (CLOUD / 'refuses').exists():
+    sys.exit(f'ERROR: (gcloud) {(CLOUD / "refuses").read_text()}')
   kind, action, *rest = words[2:]
   options = dict(word[2:].partition('=')[::2] for word in rest if word.startswith('--'))
   names = [word for word in rest if not word.startswith('--')]

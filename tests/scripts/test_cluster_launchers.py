@@ -98,7 +98,7 @@ def test_slurm_refuses_wrong_use(bin_, tmp_path):
 
 def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
   flags = ['--exp=C4Laser1B', '--fdl.X=[1, 2]']
-  done = _run(bin_, 'xpk_gke.sh', 'my-run', '--dry-run', *flags, **GKE)
+  done = _run(bin_, 'xpk_gke.sh', 'my-run', *flags, '--dry-run', **GKE)
   assert done.returncode == 0, done.stderr
   called = _calls(bin_)
   assert called[:4] == ['xpk', 'workload', 'create', '--dry-run']
@@ -114,7 +114,10 @@ def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
   words = subprocess.run(
     ['bash', '-c', program.replace('exec ', '')], capture_output=True, text=True, check=True
   ).stdout.splitlines()
-  assert words[:3] == ['-m', 'laser_pax', 'train'] and words[3:5] == flags
+  assert words[:3] == ['-m', 'laser_pax', 'train'] and words[3:5] == [
+    '--fdl_config=C4Laser1B',
+    '--fdl.X=[1, 2]',
+  ]
   assert '--exit_after_ondemand_checkpoint' in words
 
 

@@ -86,10 +86,10 @@ def _train_until(cloud, condition, name: str) -> subprocess.Popen:
   return process
 
 
-def _one_process(checkout, folder) -> dict[int, float]:
+def _one_process(checkout, folder, experiment='C4LaserTiny') -> dict[int, float]:
   """The losses of the same training by one process with as many devices."""
   source = sample.prepare_sample()
-  command = [sys.executable, '-m', 'laser_pax', 'train', '--fdl_config=C4LaserTiny', *FLAGS]
+  command = [sys.executable, '-m', 'laser_pax', 'train', f'--fdl_config={experiment}', *FLAGS]
   command += [f'--data={source.data_dir}', f'--vocab={source.vocab}', f'--job_log_dir={folder}']
   env = {**os.environ, 'PYTHONPATH': str(checkout)}
   env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
@@ -98,6 +98,11 @@ def _one_process(checkout, folder) -> dict[int, float]:
       command, cwd=checkout, env=env, stdout=output, stderr=output, check=True, timeout=300
     )
   return _losses(folder)
+
+
+def _assert_same(found: dict[int, float], expected: dict[int, float]) -> None:
+  assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
+  assert max(abs(found[step] - expected[step]) for step in found) < 1e-5
 
 
 @pytest.mark.slow
@@ -122,6 +127,12 @@ def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, tmp_path):
   shown = ready.pod('train', timeout=300)
   assert shown.splitlines()[-1].partition('done: ')[2].startswith(f'step {STEPS}/{STEPS}')
 
-  found, expected = _losses(job), _one_process(ready.checkout, tmp_path / 'one')
-  assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
-  assert max(abs(found[step] - expected[step]) for step in found) < 1e-5
+  _assert_same(_losses(job), _one_process(ready.checkout, tmp_path / 'one'))
+
+
+@pytest.mark.slow
+def test_the_standard_twin_trains_so_too(ready, tmp_path):
+  ready.settings['EXPERIMENT'] = 'C4StandardTiny'
+  ready.pod('train', timeout=300)
+  expected = _one_process(ready.checkout, tmp_path / 'one', 'C4StandardTiny')
+  _assert_same(_losses(tmp_path / 'job'), expected)
