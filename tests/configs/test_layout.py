@@ -61,6 +61,15 @@ def test_the_rule_takes_the_fastest_that_fits():
   assert layouts.step_seconds(sizes, chosen, pod) == min(seconds)
 
 
+def test_an_evaluation_holds_no_more_at_once_than_a_train_step():
+  experiment = configs.C4LaserTiny()
+  for parts, rows in ((1, 8), (4, 2)):
+    experiment.MICRO_BATCHES = parts
+    assert experiment.eval_batch_size() == rows
+    train, validation = experiment.datasets()
+    assert (train.batch_size, validation.batch_size) == (8, rows)
+
+
 def test_what_the_experiment_names_is_kept():
   experiment = _laser('300M').on('v5p-64chips')
   experiment.ICI_MESH_SHAPE = [16, 4, 1]

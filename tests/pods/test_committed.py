@@ -13,6 +13,7 @@ from laser_pax.pods import libtpu
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMITTED = ROOT / 'docs' / 'results' / 'pods.jsonl'
+MESHES = ROOT / 'docs' / 'results' / 'meshes.jsonl'
 
 
 def _aot(*flags, **env) -> subprocess.CompletedProcess:
@@ -73,3 +74,22 @@ def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
     assert list(found.ici_mesh_shape) == r['ici_mesh_shape']
     assert found.checkpoint_policy.name == r['checkpoint_policy']
     assert found.micro_batches == r['micro_batches']
+
+
+def test_a_slice_that_is_too_small_is_refused_with_what_would_fit(tpu_compiler):
+  done = _aot('--exp=C4Laser7B', '--pod=v5e-4chips')
+  assert done.returncode == 1, done.stderr
+  assert 'DOES NOT FIT v5e-4chips' in done.stdout and 'v5e-64chips' in done.stdout
+  done = _aot('--exp=C4Laser7B', '--pod=v5e-4chips', '--json')
+  assert done.returncode == 1 and json.loads(done.stdout)[0]['fits'] is False
+
+
+def test_the_rules_mesh_beats_the_plain_one_of_each_size():
+  reports = [json.loads(line) for line in MESHES.read_text().splitlines()]
+  for size in ('300M', '1B', '2B', '7B'):
+    own = [r for r in reports if r['experiment'] == f'C4Laser{size}' and r['fits']]
+    (rule,) = (r for r in own if r['is_rule'])
+    plain = [r for r in own if r['ici_mesh_shape'] == [1, rule['chips'], 1]]
+    assert len({tuple(r['ici_mesh_shape']) for r in own}) >= 3 and len(own) >= 5
+    assert all(rule['seconds']['in_turn'] < r['seconds']['in_turn'] for r in plain)
+    assert rule['seconds']['in_turn'] <= 1.02 * min(r['seconds']['in_turn'] for r in own)
