@@ -44,7 +44,7 @@ def pods_of(name: str) -> list[str]:
 
 
 def write_pods() -> int:
-  """Compiles each pair for its slices, train and evaluation step; about half an hour on two cores.
+  """Compiles each pair for its slices, train and evaluation step; twenty minutes on two cores.
 
   Returns:
     The exit code: 1 where one does not fit.
