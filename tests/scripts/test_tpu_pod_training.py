@@ -50,8 +50,6 @@ def ready(cloud):
       {
         **json.loads(hosts.read_text()),
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-        'JAX_COMPILATION_CACHE_DIR': str(cloud.folder / 'cache'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_COORDINATOR_ADDRESS': address,
         'JAX_COORDINATOR_BIND_ADDRESS': address,
         'SLURM_JOB_ID': '1',
