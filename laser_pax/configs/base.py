@@ -70,12 +70,17 @@ class LaserMixin:
 
   `class C4Laser2B(LaserMixin, C4Standard2B)` replaces every attention of the model by its LASER
   form, with the same variables, so that checkpoints are interchangeable.
+
+  Attributes:
+    NUMERICS: How LASER is computed: 'exact', or 'paper' for the paper's Algorithm 1 to the letter.
   """
+
+  NUMERICS = 'exact'
 
   def task(self) -> Task:
     """Returns the standard twin's task with LASER attention."""
     task_p = super().task()
-    use_laser(task_p.model)
+    use_laser(task_p.model, self.NUMERICS)
     return task_p
 
 

@@ -16,6 +16,8 @@ Shapes: B batch, T query length, S key length, N heads, K key/value heads, G que
 key/value head, H head size; of blocked local attention, U blocks of W queries and C keys.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from fiddle import get_callable
 from jax.ad_checkpoint import checkpoint_name
@@ -54,8 +56,15 @@ def changed_template(attention) -> str | None:
   return None
 
 
+@dataclasses.dataclass(kw_only=True)  # No layer itself, but its field is one of the layers'.
 class _LaserMixin:
-  """What all LASER layers share; stands before a standard class among the bases."""
+  """What all LASER layers share; stands before a standard class among the bases.
+
+  Attributes:
+    numerics: How LASER is computed: 'exact', or 'paper' for the paper's Algorithm 1 to the letter.
+  """
+
+  numerics: str = 'exact'
 
   def setup(self) -> None:
     reason = changed_template(self)
@@ -90,11 +99,12 @@ class _LaserMixin:
       The context, in the layout that the equation names, in value's dtype.
     """
     if keep_prob == 1.0 and getattr(self, 'attention_extra_logit', None) is None:
-      return ops.log_weighted_sum_exp(equation, probs, value)
+      return ops.log_weighted_sum_exp(equation, probs, value, numerics=self.numerics)
     weights = probs * keep_prob
     # Of the weights as they are, rounded: so that the total is 1 whatever the rounding.
     missing = jnp.maximum(1.0 - weights.sum(-1, dtype=jnp.float32), 0.0)
-    return ops.log_weighted_sum_exp(equation, weights, value, missing) / keep_prob
+    mixed = ops.log_weighted_sum_exp(equation, weights, value, missing, self.numerics)
+    return mixed / keep_prob
 
   def _zero_fully_masked(self, encoded: JTensor, atten_mask: JTensor) -> JTensor:
     """Zeroes the rows that see no key, where the layer asks for it.

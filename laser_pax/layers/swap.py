@@ -79,7 +79,7 @@ class Change:
     return not issubclass(self.after, laser.BiasByBlocks)
 
 
-def use_laser(config: fiddle.Buildable) -> list[Change]:
+def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]:
   """Turns every attention in a config into LASER, in place; fields and variables stay.
 
   The config may be of anything: a task, a model, a stacked, repeated or pipelined transformer, an
@@ -88,6 +88,7 @@ def use_laser(config: fiddle.Buildable) -> list[Change]:
 
   Args:
     config: A Fiddle config, as Praxis's `pax_fiddle.Config(...)` or an experiment's `task()` make.
+    numerics: Of the layers that are changed: 'exact', or 'paper' for the paper's Algorithm 1.
 
   Returns:
     One `Change` for each attention changed, in the order of the config; its `str` is a line for a
@@ -123,6 +124,8 @@ def use_laser(config: fiddle.Buildable) -> list[Change]:
     )
   for node, change in swaps:
     pax_fiddle.update_callable(node, change.after)
+    if numerics != 'exact':
+      node.numerics = numerics
   return [change for _, change in swaps]
 
 

@@ -1,0 +1,150 @@
+"""LASER's error against float64, beside standard attention's in the same dtype."""
+
+import functools
+
+import float64
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import LARGE_NEGATIVE, context, rms_error
+from praxis import base_layer, pax_fiddle
+from praxis.layers import attentions
+
+from laser_pax import layers
+from laser_pax.ops import laser_oracle, laser_oracle_vjp
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+def draw(seed, length, head, scale, dtype):
+  """Query, key, value of standard deviation `scale`, and cotangent: [T, H], as dtype has them."""
+  rng = np.random.default_rng(seed)
+  arrays = rng.standard_normal((4, length, head)) * np.array([1, 1, scale, 1])[:, None, None]
+  return rounded(arrays, dtype)
+
+
+def rounded(arrays, dtype):
+  return [np.asarray(jnp.asarray(x, dtype), np.float64) for x in arrays]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(cls, dtype, query, key, value, cotangent, seen):
+  """The layer's output and gradients in dtype, of one head [T, H]."""
+  head = query.shape[1]
+  sizes = {'input_dim': head, 'hidden_dim': head, 'num_heads': 1, 'dim_per_head': head}
+  config = pax_fiddle.Config(
+    cls, name='atten', **sizes, internal_enable_per_dim_scale=False, fprop_dtype=dtype
+  )
+  layer = base_layer.instantiate(config)
+  mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
+
+  def attend(*arrays):
+    return layer.apply({}, *arrays, mask, method=lambda layer, *a: layer._dot_atten(*a)[0])
+
+  with context():
+    query, key, value, cotangent = (
+      x[None, :, None].astype(dtype) for x in (query, key, value, cotangent)
+    )
+    output, pull = jax.vjp(attend, query, key, value)
+    return [x[0, :, 0] for x in (output, *pull(cotangent))]
+
+
+def errors(cls, dtype, arrays, seen, reference):
+  query, key, value, cotangent = arrays
+  found = run(cls, dtype, query, key, value, cotangent, seen)
+  assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in found)
+  return [rms_error(*pair) for pair in zip(found, reference, strict=True)]
+
+
+def compare(dtype, arrays, seen, reference=None):
+  """Returns LASER's errors, of output, query, key, value, and standard attention's."""
+  query, key, value, cotangent = arrays
+  reference = reference or float64.laser(query, key, value, seen, cotangent)
+  ours = errors(layers.LaserDotProductAttention, dtype, arrays, seen, reference)
+  of_standard = float64.standard(query, key, value, seen, cotangent)
+  theirs = errors(attentions.DotProductAttention, dtype, arrays, seen, of_standard)
+  return ours, theirs
+
+
+def check(dtype, arrays, seen, reference=None):
+  ours, theirs = compare(dtype, arrays, seen, reference)
+  if dtype == F32:
+    assert max(ours) <= 3e-6, ours
+    return
+  ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+  assert ratios[0] <= 1.3 and max(ratios[1:]) <= 1.5, (ratios, ours)
+
+
+def causal(length):
+  return np.tril(np.ones((length, length), bool))
+
+
+DTYPES = pytest.mark.parametrize('dtype', [BF16, F32], ids=['bfloat16', 'float32'])
+SCALES = [0.01, 0.1, 1, 10, 100]
+
+
+@DTYPES
+@pytest.mark.parametrize('head', [64, 128])
+@pytest.mark.parametrize('scale', SCALES)
+def test_scale_of_values(dtype, head, scale):
+  check(dtype, draw(1, 512, head, scale, dtype), causal(512))
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', [0.01, 1])
+def test_more_keys(dtype, scale):
+  check(dtype, draw(1, 2048, 64, scale, dtype), causal(2048))
+
+
+def packed(length):
+  """Three segments, and padding in front that sees nothing."""
+  segments = np.searchsorted([length // 8, length // 4, length // 2], np.arange(length), 'right')
+  return causal(length) & (segments[:, None] == segments) & (segments > 0)
+
+
+def one_huge(value):
+  value[len(value) // 3] = 1e4
+
+
+def last_is_greatest(value):
+  value[-1] = value.max(0) + 6 * value.std()
+
+
+def last_is_out_of_reach(value):
+  value[-1] = 500 + value.max(0)
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', [0.01, 1, 100])
+@pytest.mark.parametrize('change', [one_huge, last_is_greatest, last_is_out_of_reach])
+@pytest.mark.parametrize('mask', [causal, packed])
+def test_columns_and_masks(dtype, scale, change, mask):
+  arrays = draw(2, 512, 64, scale, dtype)
+  change(arrays[2])
+  arrays[2] = rounded([arrays[2]], dtype)[0]
+  seen, reference = mask(512), None
+  if change is one_huge or scale == 100:  # float64's exp does not reach so far.
+    batch = [x[None, :, None] for x in arrays]
+    oracle = laser_oracle(*batch[:3], seen), *laser_oracle_vjp(*batch, seen)
+    reference = [x[0, :, 0] for x in oracle]
+  check(dtype, arrays, seen, reference)
+
+
+@DTYPES
+def test_a_constant_column_is_its_own_output_and_moves_no_logit(dtype):
+  arrays = draw(3, 128, 64, 1, dtype)
+  arrays[2][:] = arrays[2][0]
+  output, d_query, d_key, _ = run(
+    layers.LaserDotProductAttention, dtype, *arrays[:3], arrays[3], causal(128)
+  )
+  np.testing.assert_allclose(np.asarray(output, np.float64), arrays[2], rtol=1e-6)
+  assert not np.any(d_query) and not np.any(d_key)
+
+
+def test_the_references_are_the_oracles():
+  arrays = draw(4, 32, 8, 3, F32)
+  batch, seen = [x[None, :, None] for x in arrays], packed(32)
+  oracle = laser_oracle(*batch[:3], seen), *laser_oracle_vjp(*batch, seen)
+  for ours, exact in zip(float64.laser(*arrays[:3], seen, arrays[3]), oracle, strict=True):
+    np.testing.assert_allclose(ours, exact[0, :, 0], rtol=1e-9, atol=1e-12)

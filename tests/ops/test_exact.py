@@ -1,0 +1,204 @@
+"""The exact form: a bound on its error that holds for any finite values, and how it is run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laser_pax.ops import exact, laser, log_weighted_sum_exp
+
+UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; some of float32 is lost in sums.
+EQUATION = 'TS,SH->TH'
+
+
+@functools.partial(jax.jit, static_argnames='numerics')
+def run(weights, values, cotangent, numerics='exact'):
+  """Output and gradients of weights and values."""
+  mix = functools.partial(log_weighted_sum_exp, EQUATION, numerics=numerics)
+  output, pull = jax.vjp(mix, weights, values)
+  return output, *pull(cotangent.astype(output.dtype))
+
+
+def masks(rng, kind, length):
+  seen = np.tril(np.ones((length, length), bool))
+  if kind == 'packed':
+    segments = np.sort(rng.integers(0, 3, length))
+    seen &= segments[:, None] == segments
+  elif kind == 'padded':  # In front: the first rows see nothing, and attend to all keys alike.
+    seen &= np.arange(length) >= length // 3
+  elif kind == 'window':
+    seen &= np.arange(length)[:, None] - np.arange(length) < 3
+  elif kind == 'all':
+    seen[:] = True
+  return seen
+
+
+def probabilities(rng, seen, spread):
+  logits = np.where(seen, spread * rng.standard_normal(seen.shape), -np.inf)
+  logits = np.where(seen.any(1, keepdims=True), logits, 0)
+  weights = np.exp(logits - logits.max(1, keepdims=True))
+  return weights / weights.sum(1, keepdims=True)
+
+
+def columns(rng, length, width, scale, change):
+  values = scale * rng.standard_normal((length, width))
+  at = rng.integers(length)
+  if change == 'one huge':
+    values[at] = 1e4
+  elif change == 'one low':
+    values[at] = -1e4
+  elif change == 'last':
+    values[-1] = values.max(0) + 300
+  elif change == 'constant':
+    values[:] = values[0]
+  elif change == 'far from zero':
+    values += 1e3
+  elif change == 'two kinds':
+    values += np.where(rng.random(values.shape) < 0.5, 0, -60)
+  elif change == 'greatest':
+    values[at] = 3e38
+    values[0] = -3e38
+  return values
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+  seed=st.integers(0, 2**31 - 1),
+  length=st.sampled_from([1, 5, 32]),
+  width=st.sampled_from([1, 8]),
+  mask=st.sampled_from(['causal', 'packed', 'padded', 'window', 'all']),
+  dtype=st.sampled_from(['bfloat16', 'float32']),
+  scale=st.sampled_from([0.0, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e4]),
+  spread=st.sampled_from([0.1, 1.0, 4.0]),
+  change=st.sampled_from(
+    ['none', 'one huge', 'one low', 'last', 'constant', 'far from zero', 'two kinds', 'greatest']
+  ),
+)
+def test_error_is_bounded_whatever_the_values(
+  seed, length, width, mask, dtype, scale, spread, change
+):
+  """|error of O| <= u (|O| + min(8, range of V)), u the unit of rounding; gradients alike."""
+  rng = np.random.default_rng(seed)
+  weights = jnp.asarray(probabilities(rng, masks(rng, mask, length), spread), dtype)
+  values = jnp.asarray(columns(rng, length, width, scale, change), dtype)
+  cotangent = jnp.asarray(rng.standard_normal((length, width)), dtype)
+  found = [np.asarray(x, np.float64) for x in run(weights, values, cotangent)]
+  assert all(np.isfinite(x).all() for x in found)
+  output, d_weights, d_values = found
+
+  # In float64, of the very numbers that were given.
+  p, v, g = (np.asarray(x, np.float64) for x in (weights, values, cotangent))
+  p /= p.sum(1, keepdims=True)
+  with np.errstate(divide='ignore'):
+    terms = np.log(p)[:, :, None] + v
+  exact_output = np.logaddexp.reduce(terms, axis=1)
+  share = np.exp(terms - exact_output[:, None])  # [T, S, H], sums to 1 over S.
+  unit, size = UNIT[dtype], np.minimum(8, v.max(0) - v.min(0))
+  assert (abs(output - exact_output) <= unit * (abs(exact_output) + size) + 1e-15).all()
+
+  relative = 8 * unit + 1e-5  # An exponent of 100 in float32 has the second.
+  bound = relative * (share * abs(g)[:, None]).sum(0)
+  assert (abs(d_values - (share * g[:, None]).sum(0)) <= bound + 1e-15).all()
+  # What reaches the logits: p (dp - sum p dp).
+  d_logits = p * (d_weights - (p * d_weights).sum(1, keepdims=True))
+  exact_d_logits = ((share - p[:, :, None]) * g[:, None]).sum(2)
+  scale_of_row = ((share + p[:, :, None]) * abs(g)[:, None]).sum(2)
+  mass = p * scale_of_row.sum(1, keepdims=True)
+  assert (abs(d_logits - exact_d_logits) <= relative * (scale_of_row + mass) + 1e-15).all()
+
+
+def spread_column():
+  """A later value that the first rows cannot see lies 1,000 above theirs."""
+  return jnp.array([[0.5], [0.25], [1000.0]]), jnp.tril(jnp.ones((3, 3))) / jnp.arange(1, 4)[
+    :, None
+  ]
+
+
+def test_the_papers_form_has_the_faults_that_the_exact_one_has_not():
+  values, weights = spread_column()
+  ours, papers = (run(weights, values, jnp.ones((3, 1)), n)[0] for n in ('exact', 'paper'))
+  assert np.isneginf(papers[:2]).all()
+  np.testing.assert_allclose(ours[0], 0.5, rtol=1e-6)
+  np.testing.assert_allclose(ours[2], 1000 - np.log(3), rtol=1e-6)
+
+  rng = np.random.default_rng(0)
+  small = jnp.asarray(0.01 * rng.standard_normal((256, 16)), jnp.bfloat16)
+  weights = jnp.asarray(probabilities(rng, masks(rng, 'causal', 256), 1.0), jnp.bfloat16)
+  p, v = np.asarray(weights, np.float64), np.asarray(small, np.float64)
+  reference = np.log(p / p.sum(1, keepdims=True) @ np.exp(v))
+  rms = {}
+  for numerics in ('exact', 'paper'):
+    output = np.asarray(run(weights, small, jnp.ones((256, 16)), numerics)[0], np.float64)
+    rms[numerics] = np.sqrt(np.mean((output - reference) ** 2) / np.mean(reference**2))
+  assert rms['exact'] < 0.005 < 0.1 < rms['paper']
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_values_that_are_not_finite_show(bad):
+  values, weights = spread_column()
+  output = run(weights, values.at[1].set(bad), jnp.ones((3, 1)))[0]
+  assert not np.isfinite(output).any()
+
+
+def test_unknown_numerics():
+  values, weights = spread_column()
+  with pytest.raises(ValueError, match="'exact' or 'paper'; got 'fast'"):
+    log_weighted_sum_exp(EQUATION, weights, values, numerics='fast')
+
+
+def slow_branches(function, *arguments):
+  """How many conditionals, of which one branch is taken, the compiled function has."""
+  return jax.jit(function).lower(*arguments).compile().as_text().count(' conditional(')
+
+
+def test_a_vmap_keeps_the_levels_behind_a_conditional():
+  values, weights = spread_column()
+  mix = functools.partial(log_weighted_sum_exp, EQUATION)
+  both = jnp.stack([values, values / 1000])
+  assert slow_branches(jax.vmap(mix, in_axes=(None, 0)), weights, both) == 1
+  batched = jax.vmap(mix, in_axes=(None, 0))(weights, both)
+  np.testing.assert_allclose(batched, [mix(weights, v) for v in both], rtol=1e-6)
+
+
+def test_wide_columns_of_a_wrapped_function():
+  rng = np.random.default_rng(3)
+  query, key, value = (rng.standard_normal((1, 16, 2, 8)).astype(np.float32) for _ in range(3))
+  value *= 100
+  attention = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+  logits = np.einsum('BTNH,BSNH->BNTS', query, key) / np.sqrt(8)
+  probs = jax.nn.softmax(np.where(np.tril(np.ones((16, 16), bool)), logits, -np.inf))
+  by_einsum = log_weighted_sum_exp('BNTS,BSNH->BTNH', probs, value)
+  np.testing.assert_allclose(jax.jit(laser(attention))(query, key, value), by_einsum, rtol=1e-5)
+  _, pull = jax.vjp(laser(attention), query, key, value)
+  assert all(np.isfinite(d).all() for d in pull(by_einsum))
+
+
+def test_a_function_may_close_over_arrays_under_a_scan_and_a_checkpoint():
+  rng = np.random.default_rng(4)
+  query, key, value = (rng.standard_normal((1, 8, 1, 4)).astype(np.float32) for _ in range(3))
+  seen = jnp.tril(jnp.ones((8, 8), bool))
+
+  def loss(bias, value):
+    attention = laser(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias, seen))
+    layer = jax.checkpoint(lambda v, _: (attention(query, key, v), None))
+    return jax.lax.scan(layer, value, jnp.arange(2))[0].sum()
+
+  d_bias, d_value = jax.jit(jax.grad(loss, (0, 1)))(jnp.zeros((1, 1, 8, 8)), value)
+  assert np.any(d_bias) and np.any(d_value)
+  step = 1e-2
+  direction = rng.standard_normal(value.shape).astype(np.float32)
+  zeros = jnp.zeros((1, 1, 8, 8))
+  slope = (loss(zeros, value + step * direction) - loss(zeros, value - step * direction)) / (
+    2 * step
+  )
+  np.testing.assert_allclose((d_value * direction).sum(), slope, rtol=1e-2)
+
+
+def test_the_center_is_within_reach_of_the_lowest_value():
+  low = jnp.array([-9.0, -1.0, 0.5, -3.0])
+  high = jnp.array([9.0, 1.0, 3.0, -2.5])
+  np.testing.assert_allclose(exact._center(low, high), [-7.0, 0.0, 0.5, -2.5])
