@@ -1,6 +1,7 @@
 """LASER swapped into a config that somebody else wrote."""
 
 import dataclasses
+from typing import get_args
 
 import fiddle
 from fiddle import daglish
@@ -10,6 +11,7 @@ from praxis.layers import (
 )
 from praxis.layers import conformers, grouped_query_attention, multi_query_attention
 
+from laser_pax import ops
 from laser_pax.errors import UserError
 from laser_pax.layers import attentions as laser
 
@@ -95,12 +97,15 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
     person to read. Empty if all were LASER already.
 
   Raises:
-    UserError: an attention cannot be LASER, and why; or the config has no attention.
+    UserError: an attention cannot be LASER, and why; or the config has no attention; or numerics is
+      not known.
 
   Example:
     task = super().task()
     use_laser(task)
   """
+  if numerics not in (known := get_args(ops.Numerics)):
+    raise UserError(f'numerics must be {" or ".join(known)}; got {numerics!r}')
   swaps, refusals, found = [], [], False
   for node, path in daglish.iterate(config):
     attention = _attention_class(node)

@@ -78,7 +78,7 @@ def log_mixture_exp(mixture: Mixture, floats: Any, others: Any, values: Array) -
     mixture: How to mix.
     floats: A tree of float arrays, given to `mixture.mix`.
     others: A tree of other arrays.
-    values: Float. Infinite or NaN values give NaN in all rows of their column.
+    values: Float. A value that is not finite makes the output of its column not finite.
   """
   return _forward(mixture, floats, others, values)[0]
 
@@ -198,16 +198,23 @@ def _gradient_of_levels(mixture: Mixture, floats, others, values: Array, cotange
   """The gradients of floats and values, level by level."""
   base, above = _sum_of_levels(mixture, floats, others, values)
 
+  def in_parts(x):
+    # Where one key decides a row, dL/dp is a sum over columns that may all but cancel, so that the
+    # rounding of each must not show: x as a rounded part and the rest.
+    rounded = x.astype(values.dtype).astype(F32)
+    return [x] if values.dtype == F32 else [rounded, x - rounded]
+
   def visit(state, member, center, gap):
     # A level far above O is one that the row does not see, or hardly.
     pulled = cotangent * jnp.exp(jnp.minimum(mixture.align(center) - base - above, REACH))
-    _, pull = mixture.mix(floats, others, jnp.expm1(gap).astype(values.dtype))
-    of_floats, of_e = pull(pulled)
-    _, pull = mixture.mix(floats, others, member.astype(values.dtype))
-    of_mass, _ = pull(pulled - cotangent)
     d_floats, d_values = state
-    d_floats = jax.tree.map(lambda s, a, b: s + a.astype(F32) + b, d_floats, of_floats, of_mass)
-    d_values += jnp.where(member, of_e.astype(F32) * jnp.exp(gap), 0.0)
+    for of_e, of_level in zip(*map(in_parts, (pulled, pulled - cotangent)), strict=True):
+      _, pull = mixture.mix(floats, others, jnp.expm1(gap).astype(values.dtype))
+      by_e, d_e = pull(of_e)
+      _, pull = mixture.mix(floats, others, member.astype(values.dtype))
+      by_level, _ = pull(of_level)
+      d_floats = jax.tree.map(lambda s, a, b: s + a.astype(F32) + b, d_floats, by_e, by_level)
+      d_values += jnp.where(member, d_e.astype(F32) * jnp.exp(gap), 0.0)
     return d_floats, d_values
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, F32), (floats, values))

@@ -17,8 +17,8 @@ log are elementwise. Two forms of the same thing follow: `laser` wraps any atten
              E_sh   = exp(V_sh - m_h)                 at most 1
              O_th   = log( (softmax(Q K^T) E)_th ) + m_h
 
-         In bfloat16 it loses small values (a fifth of them at a standard deviation of 0.01), and
-         where all that a row sees lies far below m, beyond 87, it gives log(0).
+         In bfloat16 it loses small values (an error above a tenth at a standard deviation of 0.01),
+         and where all that a row sees lies more than 87 below m, it gives log(0).
 
 Shapes: B batch, T query length, S key length, N heads, K key/value heads, H head size.
 """

@@ -67,7 +67,8 @@ def step_flops(experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr) 
 def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> int:
   """Operations of all matrix products of a traced function, without those whose result is unused.
 
-  Loops count as often as they run.
+  Scans count as often as they run, and of a conditional the cheaper branch: LASER's other is for
+  columns of values that are very wide (docs/numerics.md).
   """
   used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
   return _count(used)
@@ -78,6 +79,9 @@ def _count(jaxpr) -> int:
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       total += _dot(equation)
+    if equation.primitive.name == 'cond':
+      total += min(_count(branch.jaxpr) for branch in equation.params['branches'])
+      continue
     times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
     total += times * sum(_count(inner) for inner in jax.core.jaxprs_in_params(equation.params))
   return total

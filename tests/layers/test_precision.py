@@ -57,7 +57,7 @@ def errors(cls, dtype, arrays, seen, reference):
   return [rms_error(*pair) for pair in zip(found, reference, strict=True)]
 
 
-def compare(dtype, arrays, seen, reference=None):
+def compare(dtype, arrays, seen, reference):
   """Returns LASER's errors, of output, query, key, value, and standard attention's."""
   query, key, value, cotangent = arrays
   reference = reference or float64.laser(query, key, value, seen, cotangent)
@@ -67,12 +67,17 @@ def compare(dtype, arrays, seen, reference=None):
   return ours, theirs
 
 
-def check(dtype, arrays, seen, reference=None):
-  ours, theirs = compare(dtype, arrays, seen, reference)
+def check(dtype, cases):
+  """Checks the errors over all cases (arrays, seen, reference) together.
+
+  Of several, because where one row decides a gradient, the ratio of a single case is chance.
+  """
+  found = np.array([compare(dtype, *case) for case in cases])
+  ours, theirs = np.sqrt((found**2).mean(0))
   if dtype == F32:
     assert max(ours) <= 3e-6, ours
     return
-  ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+  ratios = ours / theirs
   assert ratios[0] <= 1.3 and max(ratios[1:]) <= 1.5, (ratios, ours)
 
 
@@ -88,13 +93,13 @@ SCALES = [0.01, 0.1, 1, 10, 100]
 @pytest.mark.parametrize('head', [64, 128])
 @pytest.mark.parametrize('scale', SCALES)
 def test_scale_of_values(dtype, head, scale):
-  check(dtype, draw(1, 512, head, scale, dtype), causal(512))
+  check(dtype, [(draw(1, 512, head, scale, dtype), causal(512), None)])
 
 
 @DTYPES
 @pytest.mark.parametrize('scale', [0.01, 1])
 def test_more_keys(dtype, scale):
-  check(dtype, draw(1, 2048, 64, scale, dtype), causal(2048))
+  check(dtype, [(draw(1, 2048, 64, scale, dtype), causal(2048), None)])
 
 
 def packed(length):
@@ -120,15 +125,17 @@ def last_is_out_of_reach(value):
 @pytest.mark.parametrize('change', [one_huge, last_is_greatest, last_is_out_of_reach])
 @pytest.mark.parametrize('mask', [causal, packed])
 def test_columns_and_masks(dtype, scale, change, mask):
-  arrays = draw(2, 512, 64, scale, dtype)
-  change(arrays[2])
-  arrays[2] = rounded([arrays[2]], dtype)[0]
-  seen, reference = mask(512), None
-  if change is one_huge or scale == 100:  # float64's exp does not reach so far.
-    batch = [x[None, :, None] for x in arrays]
-    oracle = laser_oracle(*batch[:3], seen), *laser_oracle_vjp(*batch, seen)
-    reference = [x[0, :, 0] for x in oracle]
-  check(dtype, arrays, seen, reference)
+  cases, seen = [], mask(512)
+  for seed in range(4):
+    arrays, reference = draw(seed, 512, 64, scale, dtype), None
+    change(arrays[2])
+    arrays[2] = rounded([arrays[2]], dtype)[0]
+    if change is one_huge or scale == 100:  # float64's exp does not reach so far.
+      batch = [x[None, :, None] for x in arrays]
+      oracle = laser_oracle(*batch[:3], seen), *laser_oracle_vjp(*batch, seen)
+      reference = [x[0, :, 0] for x in oracle]
+    cases.append((arrays, seen, reference))
+  check(dtype, cases)
 
 
 @DTYPES

@@ -319,3 +319,11 @@ def test_a_class_derived_from_laser_counts_as_laser():
 
   assert issubclass(Mine, grouped_query_attention.GroupedQueryAttention)
   assert layers.use_laser(pax_fiddle.Config(Mine)) == []
+
+
+def test_numerics_of_the_layers_that_are_changed():
+  config = pax_fiddle.Config(attentions.DotProductAttention)
+  layers.use_laser(config, numerics='paper')
+  assert config.numerics == 'paper'
+  with pytest.raises(UserError, match="exact or paper; got 'papr'"):
+    layers.use_laser(pax_fiddle.Config(attentions.DotProductAttention), numerics='papr')

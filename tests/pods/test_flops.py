@@ -81,3 +81,11 @@ def test_parts_of_a_batch_cost_the_same(small):
   parts = flops.counted(compiler.trace_train(small, small.pod()).jaxpr)
   small.MICRO_BATCHES = None
   assert parts == pytest.approx(whole, rel=1e-6)  # And the sums over the parts.
+
+
+def test_of_a_conditional_the_cheaper_branch_counts():
+  def function(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x @ x)
+
+  x = jnp.ones((4, 4))
+  assert flops.counted(jax.make_jaxpr(function)(x)) == flops.counted(jax.make_jaxpr(jnp.dot)(x, x))
