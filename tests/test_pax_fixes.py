@@ -7,6 +7,7 @@ before and after `apply`, and prints what it saw.
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,18 @@ _EXPECTED_FAULT = {
 @pytest.fixture(scope='module')
 def seen(tmp_path_factory):
   report = tmp_path_factory.mktemp('pax_fixes') / 'report.json'
-  done = subprocess.run(
-    [sys.executable, __file__, str(report)],
-    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
+  # TensorFlow 2.21 crashes at random with symbolic input checkpoints, PAX's default, which these
+  # experiments do not use (150 rounds with explicit ones passed). Nothing else is forgiven.
+  for _ in range(3):
+    done = subprocess.run(
+      [sys.executable, '-X', 'faulthandler', __file__, str(report)],
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+      capture_output=True,
+      text=True,
+      timeout=400,
+    )
+    if done.returncode != -signal.SIGSEGV:
+      break
   assert done.returncode == 0, done.stderr[-4000:]
   return json.loads(report.read_text())
 
