@@ -12,19 +12,29 @@ from laser_pax.layers.attentions import (
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
+from laser_pax.layers.fused import (
+  FusedDotProductAttention,
+  LaserFusedDotProductAttention,
+  SegmentedTransformerLm,
+  use_fused,
+)
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [
   'Change',
+  'FusedDotProductAttention',
   'LaserDotProductAttention',
   'LaserDotProductAttentionWithContext',
   'LaserDotProductAttentionWithContextXL',
   'LaserDotProductAttentionXL',
+  'LaserFusedDotProductAttention',
   'LaserGroupedQueryAttention',
   'LaserLocalSelfAttention',
   'LaserLocalSelfAttentionAlibi',
   'LaserLocalSelfAttentionRelativeBias',
   'LaserLocalSelfAttentionXL',
   'LaserMultiQueryDotProductAttention',
+  'SegmentedTransformerLm',
+  'use_fused',
   'use_laser',
 ]
