@@ -13,7 +13,9 @@ from laser_pax.layers.attentions import (
   LaserMultiQueryDotProductAttention,
 )
 from laser_pax.layers.fused import (
+  CausalSegments,
   FusedDotProductAttention,
+  FusedMixin,
   LaserFusedDotProductAttention,
   SegmentedTransformerLm,
   use_fused,
@@ -21,8 +23,10 @@ from laser_pax.layers.fused import (
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [
+  'CausalSegments',
   'Change',
   'FusedDotProductAttention',
+  'FusedMixin',
   'LaserDotProductAttention',
   'LaserDotProductAttentionWithContext',
   'LaserDotProductAttentionWithContextXL',

@@ -1,11 +1,12 @@
-r"""Fused attention as Praxis layers, standard and LASER, and a decoder that spares it the T x T mask.
+r"""Fused attention as Praxis layers, standard and LASER, and a decoder that makes no T x T mask.
 
-    O = softmax(cap(Q K^T)) V   and   O = log( softmax(cap(Q K^T)) exp(V) ),   logits never in memory
+    standard   O = softmax(cap(Q K^T)) V
+    LASER      O = log( softmax(cap(Q K^T)) exp(V) )          the logits are never in memory
 
-A kernel knows a mask by what it says, causal and segments, not by its T x T numbers. Praxis's decoder
-makes such numbers of the segment ids, so that nobody after it can tell what they say without reading
-them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a `CausalSegments`, to
-attentions that know it. Every other mask of T rows takes the plain path.
+A kernel knows a mask by what it says, causal and segments, not by its T x T numbers. Praxis's
+decoder makes such numbers of the segment ids, so that nobody after it can tell what they say
+without reading them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a
+`CausalSegments`, to attentions that know it. Every other mask of T rows takes the plain path.
 
 Fields and variables are those of the standard classes: checkpoints are interchangeable. So are the
 results on a CPU, to the bit: there the plain path is the standard class's own.
@@ -18,11 +19,11 @@ import functools
 from collections.abc import Callable
 
 import fiddle
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import logging
 from fiddle import daglish
-from jax.ad_checkpoint import checkpoint_name
 from praxis import base_layer, pax_fiddle, py_utils, pytypes
 from praxis.layers import attentions, base_ops, transformer_models, transformers
 
@@ -196,13 +197,12 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
   the model is not causal, or an attention is not fused, this is TransformerLm.
   """
 
+  @nn.nowrap
   def create_child(self, name: str, params: pax_fiddle.Config, **kwargs) -> base_layer.BaseLayer:
     """As the base's; a stack that is given a whole mask need not make it causal."""
     if name == 'transformer' and self._hands_on_segments():
       _block(params).mask_self_attention = False
     return super().create_child(name, params, **kwargs)
-
-  create_child.nowrap = True
 
   def __call__(
     self,
