@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from laser_pax.ops import fused, fused_attention, laser, laser_oracle, laser_oracle_vjp, over_mesh
+from laser_pax.ops import fused, fused_attention, laser, laser_oracle, laser_oracle_vjp
 
 B, N = 2, 2
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.02}
@@ -40,11 +39,10 @@ def forward_and_backward(attention, query, key, value, cotangent):
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
-@pytest.mark.parametrize(
-  ('t', 'h', 'is_packed'), [(256, 128, False), (640, 128, True), (200, 64, True)]
-)
-def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kernels):
-  """At 640, five blocks of 128 a side; at 200 and 64, padded."""
+@pytest.mark.parametrize(('t', 'h', 'is_packed'), [(128, 128, False), (200, 64, True)])
+def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kernels, monkeypatch):
+  """At 200 and 64 both sizes are padded, and there are two blocks a side."""
+  monkeypatch.setattr(fused, '_BLOCKS', (128,))
   inputs = draw(t, h, dtype)
   ids = segments(t) if is_packed else None
   attention = laser(functools.partial(fused_attention, is_causal=True))
@@ -65,7 +63,7 @@ def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kerne
 def test_a_kernel_equals_the_plain_path_with_a_cap_and_segments(
   form, interpreted_kernels, monkeypatch
 ):
-  inputs, ids = draw(256, 64), segments(256)
+  inputs, ids = draw(128, 64), segments(128)
   attention = form(functools.partial(fused_attention, is_causal=True, logit_cap=1.5))
   run = functools.partial(forward_and_backward, lambda *qkv: attention(*qkv, ids), *inputs)
   by_kernel = run()
@@ -80,14 +78,9 @@ def test_hidden_keys_and_lengths_that_are_padded(interpreted_kernels, monkeypatc
   shown = jnp.asarray(np.arange(130) < np.array([[130], [70]]), jnp.int32)
   for ids in ((None, None), (jnp.ones((B, 100), jnp.int32), shown)):
     attention = functools.partial(fused_attention, is_causal=False)
-    run = functools.partial(
-      forward_and_backward,
-      lambda *qkv, ids=ids: attention(*qkv, *ids),
-      query,
-      key,
-      value,
-      cotangent,
-    )
+    if ids[0] is not None:
+      attention = functools.partial(attention, segment_ids=ids[0], key_segment_ids=ids[1])
+    run = functools.partial(forward_and_backward, attention, query, key, value, cotangent)
     monkeypatch.setattr(fused, 'platform', lambda: 'tpu')
     by_kernel = run()
     monkeypatch.setattr(fused, 'platform', lambda: 'cpu')
@@ -99,19 +92,6 @@ def test_values_are_mixed_linearly(interpreted_kernels):
   query, key, value, other = draw(128, 128)
   mix = functools.partial(fused_attention, query, key, is_causal=True)
   np.testing.assert_allclose(mix(2 * value - other), 2 * mix(value) - mix(other), atol=1e-5)
-
-
-def test_one_device_of_a_mesh_sends_nothing(interpreted_kernels):
-  """The mesh of one device takes the same path; several are in tests/layers."""
-  inputs = draw(128, 128)
-  mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'mdl'))
-  attention = laser(functools.partial(fused_attention, is_causal=True))
-  divided = over_mesh(attention, mesh, 'data', 'mdl')
-  ids = segments(128)
-  whole = forward_and_backward(lambda *qkv: attention(*qkv, ids, None), *inputs)
-  parts = forward_and_backward(lambda *qkv: divided(*qkv, ids, None), *inputs)
-  for ours, expected in zip(parts, whole, strict=True):
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
