@@ -91,7 +91,7 @@ def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
   found = platform()
   if found == 'tpu':
     return 'splash'
-  if found in ('gpu', 'cuda', 'rocm') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
+  if found in ('gpu', 'cuda') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
     return 'cudnn'
   return 'plain'
 

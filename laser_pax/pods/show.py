@@ -184,7 +184,7 @@ def candidates(experiment) -> list[layouts.Layout]:
   meshes = [(1, chips, 1), (chips, 1, 1), (chips // middle, middle, 1), (1, chips // 4, 4)]
   pairs = [((1, chips, 1), Policy.SAVE_NOTHING)]
   pairs += [(mesh, chosen.checkpoint_policy) for mesh in meshes if pod.can_lay_out(mesh)]
-  pairs.append((chosen.ici_mesh_shape, Policy.SAVE_DOT_ONLY))
+  pairs.append((chosen.ici_mesh_shape, Policy.SAVE_DOT_EXCEPT_LOGITS))
   found = [
     dataclasses.replace(chosen, ici_mesh_shape=mesh, checkpoint_policy=policy)
     for mesh, policy in pairs
