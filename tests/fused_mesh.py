@@ -1,6 +1,6 @@
 """Trains a tiny LASER decoder on four devices, by interpreted kernels and by the plain path.
 
-Run by tests/layers/test_fused.py in a process of its own; prints both losses of three steps.
+Run by tests/layers/test_fused_layers.py in a process of its own; prints both losses of three steps.
 """
 
 import functools
