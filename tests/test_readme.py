@@ -81,7 +81,13 @@ def test_quickstart_ends_with_the_table_and_the_picture(tmp_path):
 def test_list_and_show(tmp_path):
   _succeeds('python -m laser_pax list', tmp_path)
   shown = _succeeds('python -m laser_pax show C4Laser2B', tmp_path)
-  for fact in ('2,213,', 'LaserDotProductAttention', '160,000', '167,772,160,000', '[4, 64, 1]'):
+  for fact in (
+    '2,213,',
+    'LaserFusedDotProductAttention',
+    '160,000',
+    '167,772,160,000',
+    '[4, 64, 1]',
+  ):
     assert fact in shown
 
 

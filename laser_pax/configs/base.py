@@ -17,7 +17,7 @@ from laser_pax.configs import checks
 from laser_pax.configs import layout as layouts
 from laser_pax.data import inputs, paths
 from laser_pax.errors import UserError
-from laser_pax.layers import use_laser
+from laser_pax.layers import use_fused, use_laser
 from laser_pax.pods import slices
 
 # Whose attributes in capitals are read by somebody.
@@ -178,7 +178,8 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
   """A decoder-only language model on packed text, trained by AdamW.
 
   The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, ReLU MLP
-  of two matrices, input and output embedding tied. Attributes not named here are that class's.
+  of two matrices, input and output embedding tied. Attributes not named here are that class's. On a
+  TPU its attention is a fused kernel's (docs/fused.md).
 
   Attributes:
     DATA_DIR: Folder of the prepared data (`python -m laser_pax prepare c4`). None:
@@ -420,6 +421,7 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       list(found.ici_mesh_shape),
       list(found.dcn_mesh_shape),
     )
+    use_fused(task_p.model)
     stack = task_p.model.lm_tpl.stacked_transformer_tpl
     stack.checkpoint_policy = found.checkpoint_policy
     if not self.USE_REPEATED_LAYER:  # PAX itself then ignores the policy.

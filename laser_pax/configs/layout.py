@@ -14,14 +14,17 @@ from praxis import layers
 
 from laser_pax.configs import checks
 from laser_pax.errors import UserError
+from laser_pax.ops import fused
 from laser_pax.pods import slices
 
 Policy = layers.AutodiffCheckpointType
 
-# What a layer keeps for its backward pass. SAVE_DOT_ONLY is none of them: it computes no product
-# twice, but keeps the attention's logits, and to write and read those takes longer than to compute
-# them again (docs/pods.md).
+# What a layer keeps for its backward pass. To the policies a fused attention is no product, so that
+# SAVE_DOT_ONLY keeps what SAVE_DOT_WITH_NO_BATCH_DIM does (docs/fused.md).
 POLICIES = (Policy.SAVE_DOT_WITH_NO_BATCH_DIM, Policy.SAVE_QKV_OUT_PROJ, Policy.SAVE_NOTHING)
+
+# Those under which the attention's products are computed again for the backward pass.
+_ATTEND_AGAIN = POLICIES
 
 # The share of a chip's memory that the estimate may fill.
 FILL = 0.9
@@ -220,7 +223,7 @@ def _kept(sizes: Sizes, layout: Layout) -> int:
     Policy.SAVE_QKV_OUT_PROJ: 5 * n + d,
     Policy.SAVE_NOTHING: 0,
   }
-  other = 6 * n + 2 * d + f + n * sizes.seq_len // 128  # Of policies that the rule does not choose.
+  other = 6 * n + 2 * d + f  # Of policies that the rule does not choose.
   return a * (d + saved.get(layout.checkpoint_policy, other)) // layout.mesh()[2]
 
 
@@ -230,7 +233,7 @@ def step_seconds(sizes: Sizes, layout: Layout, pod: slices.Slice) -> float:
   What is sent is sent for each micro-batch.
   """
   mdl = layout.mesh()[2]
-  flops = step_flops(sizes) + recomputed_flops(sizes, layout.checkpoint_policy)
+  flops = step_flops(sizes, layout.checkpoint_policy, pod.chip.platform)
   compute = flops / (pod.chips * pod.chip.peak_bf16_tflops * 1e12)
   sent = _sent_per_weight(layout, pod) * sizes.weights() / mdl
   if mdl > 1:
@@ -268,24 +271,36 @@ def memory_traffic(sizes: Sizes, layout: Layout) -> int:
   return update + 2 * layout.micro_batches * _kept_bytes(sizes, layout)
 
 
-def step_flops(sizes: Sizes) -> int:
-  """Operations of a step: 6 a weight and token, 12 T N H a layer and token, 4 V D the lookup."""
+def step_flops(sizes: Sizes, policy: Policy, platform: str) -> int:
+  """Operations of a step: 6 a weight and token, 4 V D the lookup, and what follows below."""
   tokens = sizes.global_batch_size * sizes.seq_len
-  attention = 12 * sizes.num_layers * sizes.seq_len * sizes.attention_dims
-  return tokens * (6 * sizes.weights() + attention + 4 * sizes.vocab_size * sizes.model_dims)
+  model = 6 * sizes.weights() + 4 * sizes.vocab_size * sizes.model_dims
+  attention = attention_flops(sizes, policy, platform)
+  return tokens * model + attention + recomputed_flops(sizes, policy)
+
+
+def attention_flops(sizes: Sizes, policy: Policy, platform: str) -> int:
+  """Operations of the attention's products, those that are computed again among them.
+
+  A product over T positions takes 2 T N H a layer and token. There are two forward and four
+  backward; under a policy that does not keep what they give, the two are computed again. On a TPU
+  the two fused kernels of the backward pass have seven, as each computes the logits and their
+  gradient anew; but of all products they leave out what lies above the causal diagonal.
+  """
+  tokens = sizes.global_batch_size * sizes.seq_len
+  is_fused = platform == 'tpu'
+  products = 2 + (7 if is_fused else 4) + (2 if policy in _ATTEND_AGAIN else 0)
+  share = fused.computed_share(sizes.seq_len) if is_fused else 1.0
+  product = 2 * tokens * sizes.num_layers * sizes.seq_len * sizes.attention_dims
+  return round(share * products * product)
 
 
 def recomputed_flops(sizes: Sizes, policy: Policy) -> int:
-  """Operations that the backward pass does again: none of the MLP's second product."""
+  """Operations beside attention that are computed again: none of the MLP's second product."""
   tokens = sizes.global_batch_size * sizes.seq_len
-  attention = 4 * sizes.seq_len * sizes.attention_dims
   first = 2 * sizes.model_dims * sizes.hidden_dims
   projections = 8 * sizes.model_dims * sizes.attention_dims
-  again = {
-    Policy.SAVE_NOTHING: attention + first + projections,
-    Policy.SAVE_QKV_OUT_PROJ: attention + first,
-    Policy.SAVE_DOT_WITH_NO_BATCH_DIM: attention,
-  }
+  again = {Policy.SAVE_NOTHING: first + projections, Policy.SAVE_QKV_OUT_PROJ: first}
   return tokens * sizes.num_layers * again.get(policy, 0)
 
 

@@ -14,9 +14,11 @@ from praxis.layers import conformers, grouped_query_attention, multi_query_atten
 from laser_pax import ops
 from laser_pax.errors import UserError
 from laser_pax.layers import attentions as laser
+from laser_pax.layers import fused
 
 _TWINS = {
   standard.DotProductAttention: laser.LaserDotProductAttention,
+  fused.FusedDotProductAttention: fused.LaserFusedDotProductAttention,
   standard.DotProductAttentionXL: laser.LaserDotProductAttentionXL,
   conformers.DotProductAttentionWithContext: laser.LaserDotProductAttentionWithContext,
   conformers.DotProductAttentionWithContextXL: laser.LaserDotProductAttentionWithContextXL,

@@ -143,15 +143,13 @@ def compile_step(traced: Traced) -> Step:
     with traced.mesh:
       compiled = traced.jitted.lower().compile()
   except jax.errors.JaxRuntimeError as e:
-    needed = re.search(r'Used ([\d.]+)([KMGT]?) of', str(e))
-    if 'RESOURCE_EXHAUSTED' not in str(e) or not needed:
+    if 'RESOURCE_EXHAUSTED' not in str(e) or not (peak := _needed(str(e))):
       raise
-    peak = float(needed[1]) * 2 ** (10 * ' KMGT'.index(needed[2] or ' '))
     return Step(
       seconds=time.time() - start,
       state_bytes=None,
       temporary_bytes=None,
-      peak_bytes=round(peak),
+      peak_bytes=peak,
     )
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
   new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -169,3 +167,11 @@ def compile_step(traced: Traced) -> Step:
     xla_flops=costs.get('flops'),
     xla_bytes=costs.get('bytes accessed'),
   )
+
+
+def _needed(message: str) -> int | None:
+  """Bytes of a chip that a step needs which does not fit, or of a single array that does not."""
+  if used := re.search(r'Used ([\d.]+)([KMGT]?) of', message):
+    return round(float(used[1]) * 2 ** (10 * ' KMGT'.index(used[2] or ' ')))
+  single = re.search(r'Allocation \(size=(\d+)\) would exceed memory', message)
+  return int(single[1]) if single else None

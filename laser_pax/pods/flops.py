@@ -9,6 +9,8 @@ import math
 import jax
 from jax.interpreters import partial_eval
 
+from laser_pax.ops import fused
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -18,13 +20,17 @@ class Flops:
     weights: 6 a weight and token: forward, and backward to inputs and to weights.
     attention: 12 T D a layer and token, over all T positions: the causal half is not taken off.
     lookup: 4 V D a token: PAX looks embeddings up by a matrix product, forward and to weights.
-    rematerialisation: What is computed a second time for the backward pass.
+    rematerialisation: What is computed a second time for the backward pass, by fused attention's
+      own kernels too, over all T positions as well.
+    skipped: Of attention and its rematerialisation, what fused kernels leave out, because it lies
+      above the causal diagonal.
   """
 
   weights: int
   attention: int
   lookup: int
   rematerialisation: int
+  skipped: int
 
   @property
   def model(self) -> int:
@@ -34,7 +40,7 @@ class Flops:
   @property
   def total(self) -> int:
     """All that is computed in matrix products."""
-    return self.model + self.lookup + self.rematerialisation
+    return self.model + self.lookup + self.rematerialisation - self.skipped
 
 
 def model_flops(experiment, parameters: int) -> tuple[int, int]:
@@ -60,30 +66,61 @@ def step_flops(experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr) 
   weights, attention = model_flops(experiment, parameters)
   tokens = experiment.GLOBAL_BATCH_SIZE * experiment.SEQ_LEN
   lookup = 4 * tokens * experiment.VOCAB_SIZE * experiment.MODEL_DIMS
-  rest = counted(jaxpr) - weights - attention - lookup
-  return Flops(weights=weights, attention=attention, lookup=lookup, rematerialisation=max(0, rest))
+  plain, in_kernels = counted(jaxpr)
+  rest = plain + in_kernels - weights - attention - lookup
+  return Flops(
+    weights=weights,
+    attention=attention,
+    lookup=lookup,
+    rematerialisation=max(0, rest),
+    skipped=round((1 - fused.computed_share(experiment.SEQ_LEN)) * in_kernels),
+  )
 
 
-def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> int:
+def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> tuple[int, int]:
   """Operations of all matrix products of a traced function, without those whose result is unused.
 
-  Scans count as often as they run, and of a conditional the cheaper branch: LASER's other is for
+  Loops count as often as they run, and of a conditional the cheaper branch: LASER's other is for
   columns of values that are very wide (docs/numerics.md).
+
+  Returns:
+    Those of the function itself, and those in fused kernels, with all their blocks.
   """
   used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
   return _count(used)
 
 
-def _count(jaxpr) -> int:
+def _count(jaxpr) -> tuple[int, int]:
+  plain = in_kernels = 0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == 'pallas_call':
+      in_kernels += math.prod(params['grid_mapping'].grid) * _in_block(params['jaxpr'])
+      continue
+    if name == 'dot_general':
+      plain += _dot(equation)
+    inner = [_count(j) for j in jax.core.jaxprs_in_params(params)]
+    if name == 'cond':
+      inner = [min(inner, key=sum)]
+    # What is divided by hand is written for one device.
+    times = {'scan': params.get('length'), 'shard_map': _devices(params)}.get(name, 1)
+    plain += times * sum(p for p, _ in inner)
+    in_kernels += times * sum(k for _, k in inner)
+  return plain, in_kernels
+
+
+def _devices(params: dict) -> int:
+  return params['mesh'].size if 'mesh' in params else 1
+
+
+def _in_block(jaxpr) -> int:
+  """Operations that a kernel does for one block; its branches are steps that some blocks have."""
   total = 0
   for equation in jaxpr.eqns:
-    if equation.primitive.name == 'dot_general':
-      total += _dot(equation)
-    if equation.primitive.name == 'cond':
-      total += min(_count(branch.jaxpr) for branch in equation.params['branches'])
-      continue
-    times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-    total += times * sum(_count(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+    name, params = equation.primitive.name, equation.params
+    times = params.get('length', 1) if name == 'scan' else 1
+    total += _dot(equation) if name == 'dot_general' else 0
+    total += times * sum(_in_block(j) for j in jax.core.jaxprs_in_params(params))
   return total
 
 

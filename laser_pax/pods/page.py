@@ -58,7 +58,7 @@ def write_pods() -> int:
       for name in pair
     ),
   )
-  _replace('pods', f'{_pods_table(found)}\n\n{_ratio_table(found)}')
+  replace('pods', f'{_pods_table(found)}\n\n{_ratio_table(found)}')
   return 0 if all(r['fits'] for r in found) else 1
 
 
@@ -73,7 +73,7 @@ def write_meshes() -> int:
     MESHES,
     (r for name in sizes for r in show.compile_layouts(getattr(configs, name)().on())),
   )
-  _replace('meshes', '\n\n'.join(_mesh_table(found, name) for name in sizes))
+  replace('meshes', '\n\n'.join(_mesh_table(found, name) for name in sizes))
   return 0 if all(r['fits'] for r in found if r['is_rule']) else 1
 
 
@@ -100,17 +100,17 @@ def _ruled(r: reporting.Report):
   return getattr(configs, r.experiment)().on(r.pod.name).layout()
 
 
-def _replace(name: str, text: str) -> None:
-  """Puts text into its place on the page."""
-  page, begin, end = PAGE.read_text(), f'<!-- {name} -->', f'<!-- end of {name} -->'
+def replace(name: str, text: str, page: pathlib.Path = PAGE) -> None:
+  """Puts text into its place on a page."""
+  before, begin, end = page.read_text(), f'<!-- {name} -->', f'<!-- end of {name} -->'
   pattern = re.compile(f'{begin}.*?{end}', re.DOTALL)
-  PAGE.write_text(pattern.sub(lambda _: f'{begin}\n\n{text}\n\n{end}', page))
+  page.write_text(pattern.sub(lambda _: f'{begin}\n\n{text}\n\n{end}', before))
 
 
-def _rows(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def rows(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
   """A table in Markdown."""
   header = list(header)
-  lines = [header, ['---'] * len(header), *rows]
+  lines = [header, ['---'] * len(header), *body]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -126,7 +126,7 @@ def _pods_table(found: list[dict]) -> str:
   header = ['experiment', 'pod', 'mesh', 'layers keep', 'parts', 'state', 'temporaries', 'peak']
   header += ['of the memory', "evaluation's peak", 'sent', 'compute, ms', 'send, ms', 'memory, ms']
   header += ['MFU bound', 'compile, s']
-  return _rows(header, (_pods_row(r) for r in found))
+  return rows(header, (_pods_row(r) for r in found))
 
 
 def _pods_row(r: dict) -> Iterator[str]:
@@ -142,7 +142,8 @@ def _pods_row(r: dict) -> Iterator[str]:
     return
   yield f'{r["sent_bytes"] / _GIB:.2f}'
   compute = ('weights', 'attention', 'lookup', 'rematerialisation')
-  yield f'{sum(seconds[name] for name in compute) * 1e3:.0f}'
+  computed = sum(seconds[name] for name in compute) - seconds.get('skipped', 0.0)
+  yield f'{computed * 1e3:.0f}'
   yield f'{(seconds["ici"] + seconds["dcn"]) * 1e3:.0f}'
   yield f'{seconds["memory"] * 1e3:.0f}'
   yield f'{r["mfu_bound"]:.3f}'
@@ -165,7 +166,7 @@ def _ratio_table(found: list[dict]) -> str:
       sum(laser['flops'].values()) / sum(standard['flops'].values()),
     ]
     rows.append([f'`{name}`', pod, *(f'{value:.4f}' for value in values)])
-  return _rows(['LASER over standard', 'pod', 'temporaries', 'peak', 'sent', 'FLOPs'], rows)
+  return rows(['LASER over standard', 'pod', 'temporaries', 'peak', 'sent', 'FLOPs'], rows)
 
 
 def _mesh_table(found: list[dict], name: str) -> str:
@@ -173,7 +174,7 @@ def _mesh_table(found: list[dict], name: str) -> str:
   header = ['mesh', 'layers keep', 'parts', 'peak', 'by the estimate', 'sent']
   header += ['compute, ms', 'send, ms', 'memory, ms', 'in turn, ms', 'MFU bound', '']
   order = sorted(own, key=lambda r: (not r['fits'], r['seconds'] and r['seconds']['in_turn']))
-  table = _rows(header, (_mesh_row(r) for r in order))
+  table = rows(header, (_mesh_row(r) for r in order))
   return f'`{name}` on {own[0]["pod"]}:\n\n{table}'
 
 

@@ -21,6 +21,7 @@ class Times:
     attention: Of attention's two products.
     lookup: Of PAX's embedding lookup, a product as well.
     rematerialisation: Of what is computed twice.
+    skipped: Of what fused attention leaves out of the two, to be taken off.
     ici: Of what a chip sends within its slice.
     dcn: Of what it sends to other slices.
     memory: Of the update, and of what layers keep, in a chip's memory.
@@ -30,6 +31,7 @@ class Times:
   attention: float
   lookup: float
   rematerialisation: float
+  skipped: float
   ici: float
   dcn: float
   memory: float
@@ -37,7 +39,8 @@ class Times:
   @property
   def compute(self) -> float:
     """Seconds of the matrix products."""
-    return self.weights + self.attention + self.lookup + self.rematerialisation
+    products = self.weights + self.attention + self.lookup + self.rematerialisation
+    return products - self.skipped
 
   @property
   def overlapped(self) -> float:
@@ -252,6 +255,7 @@ def _times(
     attention=counted.attention / rate,
     lookup=counted.lookup / rate,
     rematerialisation=counted.rematerialisation / rate,
+    skipped=counted.skipped / rate,
     ici=sum(c.sent_bytes for c in sent) / (chip.ici_gbps * 1e9),
     dcn=dcn,
     memory=traffic / (chip.hbm_gbps * 1e9),

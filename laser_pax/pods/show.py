@@ -61,10 +61,12 @@ FIGURES = (
   Figure(name='FLOPs of attention', of=lambda r: r.flops.attention, form='.4g'),
   Figure(name='FLOPs of the lookup', of=lambda r: r.flops.lookup, form='.4g'),
   Figure(name='FLOPs of rematerialisation', of=lambda r: r.flops.rematerialisation, form='.4g'),
+  Figure(name='FLOPs above the diagonal', of=lambda r: r.flops.skipped, form='.4g'),
   Figure(name='weights, ms', of=_time('weights'), form='.1f'),
   Figure(name='attention, ms', of=_time('attention'), form='.1f'),
   Figure(name='lookup, ms', of=_time('lookup'), form='.1f'),
   Figure(name='rematerialisation, ms', of=_time('rematerialisation'), form='.1f'),
+  Figure(name='above the diagonal, ms', of=_time('skipped'), form='.1f'),
   Figure(name='sent within the slice, ms', of=_time('ici'), form='.1f'),
   Figure(name='sent between slices, ms', of=_time('dcn'), form='.1f'),
   Figure(name='update and kept, in memory, ms', of=_time('memory'), form='.1f'),
@@ -182,7 +184,7 @@ def candidates(experiment) -> list[layouts.Layout]:
   meshes = [(1, chips, 1), (chips, 1, 1), (chips // middle, middle, 1), (1, chips // 4, 4)]
   pairs = [((1, chips, 1), Policy.SAVE_NOTHING)]
   pairs += [(mesh, chosen.checkpoint_policy) for mesh in meshes if pod.can_lay_out(mesh)]
-  pairs.append((chosen.ici_mesh_shape, Policy.SAVE_DOT_ONLY))
+  pairs.append((chosen.ici_mesh_shape, Policy.SAVE_DOT_EXCEPT_LOGITS))
   found = [
     dataclasses.replace(chosen, ici_mesh_shape=mesh, checkpoint_policy=policy)
     for mesh, policy in pairs

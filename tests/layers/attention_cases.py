@@ -59,6 +59,7 @@ _XL = {'rel_pos_emb_dim': D}
 _ROPE = {'use_rotary_position_emb': True}
 CASES = {
   'multi_head': Case(layers.LaserDotProductAttention, {'atten_logit_cap': 5.0}),
+  'fused': Case(layers.LaserFusedDotProductAttention, {'atten_logit_cap': 5.0}),
   'combined_qkv': Case(layers.LaserDotProductAttention, {'combine_qkv': True}),
   'rotary': Case(layers.LaserDotProductAttention, _ROPE | {'dconv_qkv': True}),
   'cross': Case(layers.LaserDotProductAttention, causal=False, cross=True),

@@ -1,0 +1,33 @@
+"""Trains a tiny LASER decoder on four devices, by interpreted kernels and by the plain path.
+
+Run by tests/layers/test_fused_layers.py in a process of its own; prints both losses of three steps.
+"""
+
+import functools
+import json
+
+import steps
+
+from laser_pax.ops import fused
+
+
+def losses() -> list[float]:
+  trainer = steps.Trainer(steps.experiment('C4LaserTiny'), [1, 2, 2])
+  return [float(output.loss) for output in trainer.train(0, 3, padded=True)]
+
+
+def main() -> None:
+  plain, made = losses(), []
+  make = fused.splash.make_splash_mha
+
+  def interpreted(*args, **kwargs):
+    made.append(kwargs)
+    return make(*args, interpret=True, **kwargs)
+
+  fused.splash.make_splash_mha = functools.wraps(make)(interpreted)
+  fused.platform = lambda: 'tpu'
+  print(json.dumps({'plain': plain, 'by_kernels': losses(), 'kernels': len(made)}))
+
+
+if __name__ == '__main__':
+  main()

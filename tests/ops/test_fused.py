@@ -1,0 +1,149 @@
+"""Fused attention, its kernels interpreted, against the oracle and against the plain path."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from laser_pax.ops import fused, fused_attention, laser, laser_oracle, laser_oracle_vjp
+
+B, N = 2, 2
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.02}
+
+
+def draw(t, h, dtype='float32', seed=0):
+  """Query, scaled, key, value and a cotangent: [B, T, N, H]."""
+  rng = np.random.default_rng(seed)
+  arrays = (rng.standard_normal((B, t, N, h)).astype(np.float32) for _ in range(4))
+  query, key, value, cotangent = (jnp.asarray(x, dtype) for x in arrays)
+  return query * h**-0.5, key, value, cotangent
+
+
+def segments(t):
+  """Rows packed differently; the last segment stands for padding."""
+  position = np.arange(t)
+  rows = [position * 3 // t, (position > t // 5).astype(int) + (position > t - 9)]
+  return jnp.asarray(np.stack(rows), jnp.int32)
+
+
+def rms_error(x, reference):
+  x, reference = np.asarray(x, np.float64), np.asarray(reference, np.float64)
+  return np.sqrt(np.mean((x - reference) ** 2) / np.mean(reference**2))
+
+
+def forward_and_backward(attention, query, key, value, cotangent):
+  output, vjp = jax.vjp(attention, query, key, value)
+  return output, *vjp(cotangent.astype(output.dtype))
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize(('t', 'h', 'is_packed'), [(128, 128, False), (200, 64, True)])
+def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kernels, monkeypatch):
+  """At 200 and 64 both sizes are padded, and there are two blocks a side."""
+  monkeypatch.setattr(fused, '_BLOCKS', (128,))
+  inputs = draw(t, h, dtype)
+  ids = segments(t) if is_packed else None
+  attention = laser(functools.partial(fused_attention, is_causal=True))
+  found = forward_and_backward(lambda *qkv: attention(*qkv, ids), *inputs)
+  mask = np.tril(np.ones((t, t), bool))[None, None]
+  if is_packed:
+    mask = mask & (ids[:, :, None] == ids[:, None, :])[:, None]
+  query, key, value, cotangent = (np.asarray(x, np.float64) for x in inputs)
+  expected = laser_oracle(query, key, value, mask, scale=1.0)
+  assert found[0].dtype == dtype
+  assert rms_error(found[0], expected) < TOLERANCE[dtype]
+  exact = laser_oracle_vjp(query, key, value, cotangent, mask, scale=1.0)
+  for ours, gradient in zip(found[1:], exact, strict=True):
+    assert rms_error(ours, gradient) < 3 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('form', [lambda f: f, laser])
+def test_a_kernel_equals_the_plain_path_with_a_cap_and_segments(
+  form, interpreted_kernels, monkeypatch
+):
+  inputs, ids = draw(128, 64), segments(128)
+  attention = form(functools.partial(fused_attention, is_causal=True, logit_cap=1.5))
+  run = functools.partial(forward_and_backward, lambda *qkv: attention(*qkv, ids), *inputs)
+  by_kernel = run()
+  monkeypatch.setattr(fused, 'platform', lambda: 'cpu')
+  for ours, plain in zip(by_kernel, run(), strict=True):
+    assert rms_error(ours, plain) < 1e-5
+
+
+def test_hidden_keys_and_lengths_that_are_padded(interpreted_kernels, monkeypatch):
+  query, key, value, cotangent = draw(130, 32)
+  query, cotangent = query[:, :100], cotangent[:, :100]
+  shown = jnp.asarray(np.arange(130) < np.array([[130], [70]]), jnp.int32)
+  for ids in ((None, None), (jnp.ones((B, 100), jnp.int32), shown)):
+    attention = functools.partial(fused_attention, is_causal=False)
+    if ids[0] is not None:
+      attention = functools.partial(attention, segment_ids=ids[0], key_segment_ids=ids[1])
+    run = functools.partial(forward_and_backward, attention, query, key, value, cotangent)
+    monkeypatch.setattr(fused, 'platform', lambda: 'tpu')
+    by_kernel = run()
+    monkeypatch.setattr(fused, 'platform', lambda: 'cpu')
+    for ours, plain in zip(by_kernel, run(), strict=True):
+      assert rms_error(ours, plain) < 1e-5
+
+
+def test_values_are_mixed_linearly(interpreted_kernels):
+  query, key, value, other = draw(128, 128)
+  mix = functools.partial(fused_attention, query, key, is_causal=True)
+  np.testing.assert_allclose(mix(2 * value - other), 2 * mix(value) - mix(other), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('length', 'block', 'share'), [(128, 128, 1), (1024, 512, 3 / 4), (1100, 384, 2 / 3)]
+)
+def test_blocks(length, block, share):
+  assert fused.block_size(length) == block
+  assert fused.computed_share(length) == share
+
+
+@pytest.mark.parametrize(
+  ('platform', 'dtype', 'cap', 'kernel'),
+  [
+    ('tpu', 'bfloat16', 50.0, 'splash'),
+    ('tpu', 'float32', None, 'splash'),
+    ('gpu', 'bfloat16', None, 'cudnn'),
+    ('gpu', 'bfloat16', 50.0, 'plain'),
+    ('gpu', 'float32', None, 'plain'),
+    ('cpu', 'bfloat16', None, 'plain'),
+  ],
+)
+def test_what_serves_where(platform, dtype, cap, kernel, monkeypatch):
+  monkeypatch.setattr(fused, 'platform', lambda: platform)
+  assert fused.choose(jnp.dtype(dtype), cap) == kernel
+
+
+def test_a_gpu_is_given_the_same_attention(monkeypatch):
+  """What cuDNN's kernel is asked for, by jax's own other implementation of the same function."""
+  inputs, ids = draw(64, 32, 'bfloat16'), segments(64)
+  by_xla = jax.nn.dot_product_attention
+
+  def without_cudnn(*args, implementation, **kwargs):
+    assert implementation == 'cudnn'
+    return by_xla(*args, implementation='xla', **kwargs)
+
+  attention = functools.partial(fused_attention, *inputs[:3], ids, is_causal=True)
+  plain = attention()
+  monkeypatch.setattr(fused, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', without_cudnn)
+  assert rms_error(attention(), plain) < 0.02
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'key': jnp.zeros((B, 128, 3, 128))}, 'must be'),
+    ({'query': jnp.zeros((B, 64, N, 128))}, 'as many keys as queries'),
+    ({'segment_ids': jnp.zeros((B, 64), jnp.int32)}, 'segment ids must be'),
+    ({'key_segment_ids': jnp.zeros((B, 128), jnp.int32)}, 'no segment_ids'),
+  ],
+)
+def test_what_does_not_fit_is_refused(change, words):
+  arrays = dict(zip(('query', 'key', 'value'), draw(128, 128), strict=False))
+  with pytest.raises(ValueError, match=words):
+    fused_attention(**{**arrays, **change}, is_causal=True)
