@@ -1,4 +1,4 @@
-"""LASER attention as Praxis layers, and one call that swaps it into any config."""
+"""LASER attention as Praxis layers, one call that swaps it into any config, and a lean loss."""
 
 from laser_pax.layers.attentions import (
   LaserDotProductAttention,
@@ -12,6 +12,7 @@ from laser_pax.layers.attentions import (
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
+from laser_pax.layers.softmax import LeanSharedEmbeddingSoftmax
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
   'LaserLocalSelfAttentionRelativeBias',
   'LaserLocalSelfAttentionXL',
   'LaserMultiQueryDotProductAttention',
+  'LeanSharedEmbeddingSoftmax',
   'use_laser',
 ]
