@@ -269,10 +269,10 @@ def memory_traffic(sizes: Sizes, layout: Layout) -> int:
 
 
 def step_flops(sizes: Sizes) -> int:
-  """Operations of a step: 6 a weight and token, 12 T N H a layer and token, 4 V D the lookup."""
+  """Operations of a step: 6 a weight and token, 12 T N H a layer and token."""
   tokens = sizes.global_batch_size * sizes.seq_len
   attention = 12 * sizes.num_layers * sizes.seq_len * sizes.attention_dims
-  return tokens * (6 * sizes.weights() + attention + 4 * sizes.vocab_size * sizes.model_dims)
+  return tokens * (6 * sizes.weights() + attention)
 
 
 def recomputed_flops(sizes: Sizes, policy: Policy) -> int:

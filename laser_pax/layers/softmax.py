@@ -103,7 +103,8 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
     def axes(mapping):
       spec = base_layer.to_partition_spec(mapping, self.mesh_axis_names)
       spec = base_layer.maybe_transpose_mesh_axes(spec)
-      return [(a,) if isinstance(a, str) else tuple(a or ()) for a in spec]
+      named = [(a,) if isinstance(a, str) else tuple(a or ()) for a in spec]
+      return [tuple(a for a in names if mesh.shape[a] > 1) for names in named]
 
     (dims, words), tokens = axes(w), axes(out)[:-1]
     spread = ops.Spread(mesh=mesh, tokens=tuple(tokens), dims=dims, words=words)

@@ -17,13 +17,11 @@ class Flops:
   Attributes:
     weights: 6 a weight and token: forward, and backward to inputs and to weights.
     attention: 12 T D a layer and token, over all T positions: the causal half is not taken off.
-    lookup: 4 V D a token: PAX looks embeddings up by a matrix product, forward and to weights.
     rematerialisation: What is computed a second time for the backward pass.
   """
 
   weights: int
   attention: int
-  lookup: int
   rematerialisation: int
 
   @property
@@ -34,7 +32,7 @@ class Flops:
   @property
   def total(self) -> int:
     """All that is computed in matrix products."""
-    return self.model + self.lookup + self.rematerialisation
+    return self.model + self.rematerialisation
 
 
 def model_flops(experiment, parameters: int) -> tuple[int, int]:
@@ -58,10 +56,8 @@ def step_flops(experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr) 
       formulas do not account for is rematerialisation.
   """
   weights, attention = model_flops(experiment, parameters)
-  tokens = experiment.GLOBAL_BATCH_SIZE * experiment.SEQ_LEN
-  lookup = 4 * tokens * experiment.VOCAB_SIZE * experiment.MODEL_DIMS
-  rest = counted(jaxpr) - weights - attention - lookup
-  return Flops(weights=weights, attention=attention, lookup=lookup, rematerialisation=max(0, rest))
+  rest = counted(jaxpr) - weights - attention
+  return Flops(weights=weights, attention=attention, rematerialisation=max(0, rest))
 
 
 def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> int:
@@ -78,9 +74,18 @@ def _count(jaxpr) -> int:
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       total += _dot(equation)
-    times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-    total += times * sum(_count(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+    total += _times(equation) * sum(
+      _count(inner) for inner in jax.core.jaxprs_in_params(equation.params)
+    )
   return total
+
+
+def _times(equation) -> int:
+  """How often what is inside an equation is computed, over all devices."""
+  if equation.primitive.name == 'scan':
+    return equation.params['length']
+  # What is divided by hand is written for one device.
+  return equation.params['mesh'].size if equation.primitive.name == 'shard_map' else 1
 
 
 def _dot(equation) -> int:

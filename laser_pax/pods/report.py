@@ -19,7 +19,6 @@ class Times:
   Attributes:
     weights: Of the model's matrix products, forward and backward.
     attention: Of attention's two products.
-    lookup: Of PAX's embedding lookup, a product as well.
     rematerialisation: Of what is computed twice.
     ici: Of what a chip sends within its slice.
     dcn: Of what it sends to other slices.
@@ -28,7 +27,6 @@ class Times:
 
   weights: float
   attention: float
-  lookup: float
   rematerialisation: float
   ici: float
   dcn: float
@@ -37,7 +35,7 @@ class Times:
   @property
   def compute(self) -> float:
     """Seconds of the matrix products."""
-    return self.weights + self.attention + self.lookup + self.rematerialisation
+    return self.weights + self.attention + self.rematerialisation
 
   @property
   def overlapped(self) -> float:
@@ -250,7 +248,6 @@ def _times(
   return Times(
     weights=counted.weights / rate,
     attention=counted.attention / rate,
-    lookup=counted.lookup / rate,
     rematerialisation=counted.rematerialisation / rate,
     ici=sum(c.sent_bytes for c in sent) / (chip.ici_gbps * 1e9),
     dcn=dcn,
