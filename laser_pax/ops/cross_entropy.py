@@ -130,6 +130,10 @@ def _forward(options: _Options, *primals: Any) -> tuple[tuple[Array, Array, Arra
   """The results, and as residuals the gradient of the total."""
   arrays = jax.tree.map(lambda p: p.value, primals, is_leaf=lambda p: hasattr(p, 'value'))
   results, gradients = _compute(options, True, *arrays)
+  if options.spread:
+    # Whoever asks for the inputs' gradient waits for w's sum over the devices: put off, it would
+    # occupy float32 [V, D] of each device all through the layers' backward pass.
+    gradients = lax.optimization_barrier(gradients)
   return results, (arrays, results[1], gradients)
 
 
