@@ -21,8 +21,8 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
   bi-tempered loss, z-loss, `chunk_size`, and templates that are not Praxis's plain ones.
 
   Attributes:
-    tokens_per_chunk: Tokens of one device whose logits are computed at a time. None: 512 on a CPU,
-      1,024 elsewhere.
+    tokens_per_chunk: Tokens of one device whose logits are computed at a time. None: 256 on a CPU,
+      512 elsewhere.
     lookup_style: 'index' looks up by indices, with a gradient summed in float32; 'matmul' is the
       base's.
   """

@@ -17,8 +17,8 @@ That takes three matrix products, as if the logits of all tokens were kept; a ba
 computes logits again takes four. What is kept is the gradient itself: as large as x, W and b.
 
 Shapes: N tokens (of a device), C tokens of a chunk, D model dims, V words. Logits of a chunk are
-[V, C]: XLA's products on the CPU are twice as fast as for [C, V], and sums over words are sums over
-rows, which vectorise. A TPU lays arrays out as it likes.
+[V, C] and W is transposed once: XLA's products on the CPU are twice as fast as for [C, V], and sums
+over words are sums over rows, which vectorise. A TPU lays arrays out as it likes.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ from laser_pax.ops.spread import Axes, Spread
 
 Array = jax.Array
 
-# With 32,000 words, 1,024 tokens have 125 MiB of logits. Fewer: each chunk reads and writes the sum
-# of W's gradient, and has less to do meanwhile. More: more memory. A CPU's caches hold less.
-_TOKENS_PER_CHUNK = 1024
-_TOKENS_PER_CHUNK_ON_CPU = 512
+# With 32,000 words, 512 tokens have 62 MiB of logits. Fewer: each chunk reads and writes the sum of
+# W's gradient, and has less to do meanwhile. More: more memory. A CPU's caches hold less.
+TOKENS_PER_CHUNK = 512
+_TOKENS_PER_CHUNK_ON_CPU = 256
 
 
 class CrossEntropy(NamedTuple):
@@ -93,7 +93,7 @@ def cross_entropy(
     weights: [...], float.
     cap: Logits are cap tanh(logits / cap); 0: as they are.
     smoothing: Probability that is taken from the label and spread evenly over the other words.
-    tokens_per_chunk: The greatest C, of one device. None: 512 on a CPU, 1,024 elsewhere.
+    tokens_per_chunk: The greatest C, of one device. None: 256 on a CPU, 512 elsewhere.
     spread: How the arrays lie on a mesh. None: all on one device, or as XLA decides.
 
   Returns:
@@ -224,7 +224,7 @@ def _all_chunks(
     return x.reshape(chunks * size, *x.shape[2:])[:n]
 
   dtype = jnp.result_type(inputs, w)
-  one = functools.partial(_chunk, options, with_gradient, w.astype(dtype), w.astype(dtype).T, bias)
+  one = functools.partial(_chunk, options, with_gradient, w.astype(dtype).T, bias)
 
   def step(sums, chunk):
     per_chunk, terms = one(*chunk)
@@ -241,7 +241,7 @@ def _tokens_per_chunk(options: _Options) -> int:
     return options.tokens_per_chunk
   mesh = options.spread and options.spread.mesh
   platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-  return _TOKENS_PER_CHUNK_ON_CPU if platform == 'cpu' else _TOKENS_PER_CHUNK
+  return _TOKENS_PER_CHUNK_ON_CPU if platform == 'cpu' else TOKENS_PER_CHUNK
 
 
 def _over(reduce: Any, x: Array, axes: Axes) -> Array:
@@ -252,7 +252,6 @@ def _over(reduce: Any, x: Array, axes: Axes) -> Array:
 def _chunk(
   options: _Options,
   with_gradient: bool,
-  w_DxV: Array,
   w_VxD: Array,
   bias: Array | None,
   inputs: Array,
@@ -261,7 +260,7 @@ def _chunk(
 ) -> tuple[Any, Any]:
   """Returns, of C tokens, what `_all_chunks` returns; the terms of its sums in their place."""
   axes, cap = options.words, options.cap
-  v = w_DxV.shape[1]
+  v = w_VxD.shape[0]
   all_words = v * (options.spread.size(axes) if options.spread else 1)
   inputs = inputs.astype(w_VxD.dtype)
   logits = _product(w_VxD, inputs, 1, 1)
@@ -296,7 +295,7 @@ def _chunk(
     by_logit *= 1.0 - jnp.square(logits / cap)
   by_bias = by_logit.sum(1)
   by_logit = by_logit.astype(w_VxD.dtype)
-  by_input = _product(w_DxV, by_logit, 1, 0).T
+  by_input = _product(w_VxD, by_logit, 0, 0).T
   return (per_token, likeliest, by_input.astype(inputs.dtype)), (
     _product(by_logit, inputs, 1, 0),
     by_bias,
