@@ -4,6 +4,7 @@ import difflib
 import math
 from typing import Self
 
+import fiddle
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -17,7 +18,7 @@ from laser_pax.configs import checks
 from laser_pax.configs import layout as layouts
 from laser_pax.data import inputs, paths
 from laser_pax.errors import UserError
-from laser_pax.layers import use_fused, use_laser
+from laser_pax.layers import LeanSharedEmbeddingSoftmax, use_fused, use_laser
 from laser_pax.pods import slices
 
 # Whose attributes in capitals are read by somebody.
@@ -77,7 +78,7 @@ class LaserMixin:
       (docs/numerics.md).
   """
 
-  NUMERICS = 'paper'  # [paper]
+  NUMERICS = 'exact'  # [ours]
 
   def task(self) -> Task:
     """Returns the standard twin's task with LASER attention."""
@@ -422,6 +423,10 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       list(found.dcn_mesh_shape),
     )
     use_fused(task_p.model)
+    softmax = task_p.model.lm_tpl.softmax_tpl
+    if fiddle.get_callable(softmax) is layers.SharedEmbeddingSoftmax:
+      pax_fiddle.update_callable(softmax, LeanSharedEmbeddingSoftmax)
+      softmax.lookup_style = 'index'
     stack = task_p.model.lm_tpl.stacked_transformer_tpl
     stack.checkpoint_policy = found.checkpoint_policy
     if not self.USE_REPEATED_LAYER:  # PAX itself then ignores the policy.

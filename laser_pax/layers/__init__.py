@@ -1,4 +1,4 @@
-"""LASER attention as Praxis layers, and one call that swaps it into any config."""
+"""LASER attention as Praxis layers, one call that swaps it into any config, and a lean loss."""
 
 from laser_pax.layers.attentions import (
   LaserDotProductAttention,
@@ -20,6 +20,7 @@ from laser_pax.layers.fused import (
   SegmentedTransformerLm,
   use_fused,
 )
+from laser_pax.layers.softmax import LeanSharedEmbeddingSoftmax
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
   'LaserLocalSelfAttentionRelativeBias',
   'LaserLocalSelfAttentionXL',
   'LaserMultiQueryDotProductAttention',
+  'LeanSharedEmbeddingSoftmax',
   'SegmentedTransformerLm',
   'use_fused',
   'use_laser',

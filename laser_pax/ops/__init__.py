@@ -1,15 +1,23 @@
-"""The mathematics of LASER, on jax and numpy alone."""
+"""The mathematics of LASER, and of a lean loss, on jax and numpy alone."""
 
+from laser_pax.ops.cross_entropy import TOKENS_PER_CHUNK, CrossEntropy, cross_entropy
+from laser_pax.ops.embedding import lookup
 from laser_pax.ops.fused import fused_attention, over_mesh
 from laser_pax.ops.laser import Numerics, laser, log_weighted_sum_exp
 from laser_pax.ops.oracle import laser_oracle, laser_oracle_vjp
+from laser_pax.ops.spread import Spread
 
 __all__ = [
+  'TOKENS_PER_CHUNK',
+  'CrossEntropy',
   'Numerics',
+  'Spread',
+  'cross_entropy',
   'fused_attention',
   'laser',
   'laser_oracle',
   'laser_oracle_vjp',
   'log_weighted_sum_exp',
+  'lookup',
   'over_mesh',
 ]

@@ -19,7 +19,6 @@ class Flops:
   Attributes:
     weights: 6 a weight and token: forward, and backward to inputs and to weights.
     attention: 12 T D a layer and token, over all T positions: the causal half is not taken off.
-    lookup: 4 V D a token: PAX looks embeddings up by a matrix product, forward and to weights.
     rematerialisation: What is computed a second time for the backward pass, by fused attention's
       own kernels too, over all T positions as well.
     skipped: Of attention and its rematerialisation, what fused kernels leave out, because it lies
@@ -28,7 +27,6 @@ class Flops:
 
   weights: int
   attention: int
-  lookup: int
   rematerialisation: int
   skipped: int
 
@@ -40,7 +38,7 @@ class Flops:
   @property
   def total(self) -> int:
     """All that is computed in matrix products."""
-    return self.model + self.lookup + self.rematerialisation - self.skipped
+    return self.model + self.rematerialisation - self.skipped
 
 
 def model_flops(experiment, parameters: int) -> tuple[int, int]:
@@ -64,15 +62,11 @@ def step_flops(experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr) 
       formulas do not account for is rematerialisation.
   """
   weights, attention = model_flops(experiment, parameters)
-  tokens = experiment.GLOBAL_BATCH_SIZE * experiment.SEQ_LEN
-  lookup = 4 * tokens * experiment.VOCAB_SIZE * experiment.MODEL_DIMS
   plain, in_kernels = counted(jaxpr)
-  rest = plain + in_kernels - weights - attention - lookup
   return Flops(
     weights=weights,
     attention=attention,
-    lookup=lookup,
-    rematerialisation=max(0, rest),
+    rematerialisation=max(0, plain + in_kernels - weights - attention),
     skipped=round((1 - fused.computed_share(experiment.SEQ_LEN)) * in_kernels),
   )
 

@@ -141,7 +141,7 @@ def _pods_row(r: dict) -> Iterator[str]:
     yield from [''] * 6
     return
   yield f'{r["sent_bytes"] / _GIB:.2f}'
-  compute = ('weights', 'attention', 'lookup', 'rematerialisation')
+  compute = ('weights', 'attention', 'rematerialisation')
   computed = sum(seconds[name] for name in compute) - seconds.get('skipped', 0.0)
   yield f'{computed * 1e3:.0f}'
   yield f'{(seconds["ici"] + seconds["dcn"]) * 1e3:.0f}'

@@ -19,7 +19,6 @@ class Times:
   Attributes:
     weights: Of the model's matrix products, forward and backward.
     attention: Of attention's two products.
-    lookup: Of PAX's embedding lookup, a product as well.
     rematerialisation: Of what is computed twice.
     skipped: Of what fused attention leaves out of the two, to be taken off.
     ici: Of what a chip sends within its slice.
@@ -29,7 +28,6 @@ class Times:
 
   weights: float
   attention: float
-  lookup: float
   rematerialisation: float
   skipped: float
   ici: float
@@ -39,8 +37,7 @@ class Times:
   @property
   def compute(self) -> float:
     """Seconds of the matrix products."""
-    products = self.weights + self.attention + self.lookup + self.rematerialisation
-    return products - self.skipped
+    return self.weights + self.attention + self.rematerialisation - self.skipped
 
   @property
   def overlapped(self) -> float:
@@ -253,7 +250,6 @@ def _times(
   return Times(
     weights=counted.weights / rate,
     attention=counted.attention / rate,
-    lookup=counted.lookup / rate,
     rematerialisation=counted.rematerialisation / rate,
     skipped=counted.skipped / rate,
     ici=sum(c.sent_bytes for c in sent) / (chip.ici_gbps * 1e9),

@@ -191,7 +191,6 @@ def test_another_attention_is_given_the_mask_that_it_knows():
 
 def test_use_fused_changes_classes_alone_before_or_after_laser():
   model = configs.C4StandardTiny().on('cpu').task().model
-  layers.use_fused(model)
   stack = model.lm_tpl.stacked_transformer_tpl.block.transformer_layer_params_tpl
   assert model.lm_tpl.cls is layers.SegmentedTransformerLm
   assert stack.tr_atten_tpl.cls is layers.FusedDotProductAttention
