@@ -187,7 +187,14 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
   """
 
   def _mixture(self, is_causal: bool) -> Callable[..., JTensor]:
-    return ops.laser(super()._mixture(is_causal), numerics=self.numerics)
+    attention = super()._mixture(is_causal)
+
+    def one_example(*arrays: JTensor | None) -> JTensor:
+      return attention(*jax.tree.map(lambda x: x[jnp.newaxis], arrays))[0]
+
+    # Over examples, so that wide columns, should they come, need no more memory than one takes.
+    laser = ops.laser(one_example, value_axes='SNH', output_axes='TNH', numerics=self.numerics)
+    return jax.vmap(laser)
 
 
 class SegmentedTransformerLm(transformer_models.TransformerLm):

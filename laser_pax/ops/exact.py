@@ -87,18 +87,19 @@ def _forward(mixture, floats, others, values):
   x = values.astype(F32)
   low, high = (f(x, mixture.axes, keepdims=True) for f in (jnp.min, jnp.max))
   center = _center(low, high)
-  is_narrow = _everywhere(high - center <= WIDTH)
+  is_narrow = jnp.all(high - center <= WIDTH)
   # Capped, so that it is finite in wide columns too, where it is not used.
   e = jnp.expm1(jnp.minimum(x - center, WIDTH)).astype(values.dtype)
   mixed, pull = mixture.mix(floats, others, e)
 
-  def by_levels():
-    base, above = _sum_of_levels(mixture, floats, others, values)
+  def at_once(operands, center, mixed):
+    return mixture.align(center) + jnp.log1p(mixed.astype(F32))
+
+  def by_levels(operands, center, mixed):
+    base, above = _sum_of_levels(mixture, *operands)
     return base + above + 0 * mixture.align(center)  # NaN where the column's values are.
 
-  output = jax.lax.cond(
-    is_narrow, lambda: mixture.align(center) + jnp.log1p(mixed.astype(F32)), by_levels
-  )
+  output = _either(is_narrow, at_once, by_levels, (floats, others, values), center, mixed)
   residuals = floats, others, values, center, is_narrow, mixed, pull
   return output.astype(values.dtype), residuals
 
@@ -107,14 +108,20 @@ def _backward(mixture, residuals, cotangent):
   floats, others, values, center, is_narrow, mixed, pull = residuals
   cotangent = cotangent.astype(F32)
 
-  def at_once():
+  def at_once(operands, center, mixed, pull, cotangent):
     pulled = cotangent / (1 + mixed.astype(F32))
     d_floats, d_e = pull(pulled, (pulled - cotangent).sum(-1, keepdims=True))
+    *_, values = operands
     d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
     return d_floats, d_values.astype(values.dtype)
 
-  by_levels = functools.partial(_gradient_of_levels, mixture, floats, others, values, cotangent)
-  d_floats, d_values = jax.lax.cond(is_narrow, at_once, by_levels)
+  def by_levels(operands, center, mixed, pull, cotangent):
+    return _gradient_of_levels(mixture, *operands, cotangent)
+
+  operands = floats, others, values
+  d_floats, d_values = _either(
+    is_narrow, at_once, by_levels, operands, center, mixed, pull, cotangent
+  )
   return d_floats, None, d_values
 
 
@@ -126,16 +133,52 @@ def _center(low: Array, high: Array) -> Array:
   return jnp.minimum(jnp.clip(0.0, low, high), low + BELOW)
 
 
-@jax.custom_batching.custom_vmap
-def _everywhere(x: Array) -> Array:
-  """Whether all of x is true: over the axes of a vmap too, so that a cond stays a cond."""
-  return jnp.all(x)
+def _either(is_narrow: Array, at_once: Callable, by_levels: Callable, *args: Any) -> Any:
+  """Returns at_once(*args) or by_levels(*args), which are functions of arrays that close over none.
+
+  A vmap asks whether all entries are narrow, so that what runs stays either; if not, it takes
+  levels of one entry after the other, in the memory of one. Checkpoint policies see one operation,
+  and do not look in it for what to keep.
+  """
+  leaves, tree = jax.tree.flatten(args)
+
+  def of_leaves(function):
+    return lambda *leaves: function(*jax.tree.unflatten(tree, leaves))
+
+  @jax.custom_batching.custom_vmap
+  def run(is_narrow, *leaves):
+    return jax.lax.cond(is_narrow, of_leaves(at_once), of_leaves(by_levels), *leaves)
+
+  @run.def_vmap
+  def run_batch(axis_size, in_batched, is_narrow, *leaves):
+    axes = [0 if is_batched else None for is_batched in in_batched[1:]]
+    done = _either(
+      jnp.all(is_narrow),
+      jax.vmap(of_leaves(at_once), axes, axis_size=axis_size),
+      _one_by_one(of_leaves(by_levels), axes, axis_size),
+      *leaves,
+    )
+    return done, jax.tree.map(lambda _: True, done)
+
+  return run(is_narrow, *leaves)
 
 
-@_everywhere.def_vmap
-def _everywhere_in_batch(axis_size, in_batched, x):
-  del axis_size, in_batched
-  return _everywhere(x), False
+def _one_by_one(function: Callable, axes: list[int | None], axis_size: int) -> Callable:
+  """As jax.vmap(function, axes), but one entry after the other."""
+
+  def run(*leaves):
+    def of_entry(i):
+      return function(*(x if a is None else x[i] for x, a in zip(leaves, axes, strict=True)))
+
+    def visit(carry):
+      i, done = carry
+      return i + 1, jax.tree.map(lambda d, x: d.at[i].set(x), done, of_entry(i))
+
+    shapes = jax.eval_shape(of_entry, 0)
+    nothing = jax.tree.map(lambda x: jnp.zeros((axis_size, *x.shape), x.dtype), shapes)
+    return jax.lax.while_loop(lambda carry: carry[0] < axis_size, visit, (0, nothing))[1]
+
+  return run
 
 
 def _over_levels(mixture: Mixture, x: Array, visit: Callable, state: Any) -> Any:
@@ -156,9 +199,7 @@ def _over_levels(mixture: Mixture, x: Array, visit: Callable, state: Any) -> Any
     return top, visit(state, member, center, jnp.where(member, x - center, 0.0))
 
   nothing = jnp.full_like(x.min(axes, keepdims=True), -jnp.inf)
-  return jax.lax.while_loop(
-    lambda carry: ~_everywhere(~(x > carry[0])), visit_next, (nothing, state)
-  )[1]
+  return jax.lax.while_loop(lambda carry: jnp.any(x > carry[0]), visit_next, (nothing, state))[1]
 
 
 def _sum_of_levels(mixture: Mixture, floats, others, values: Array) -> tuple[Array, Array]:
