@@ -189,12 +189,22 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
   def _mixture(self, is_causal: bool) -> Callable[..., JTensor]:
     attention = super()._mixture(is_causal)
 
-    def one_example(*arrays: JTensor | None) -> JTensor:
-      return attention(*jax.tree.map(lambda x: x[jnp.newaxis], arrays))[0]
+    def one_example(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
+      rows = (x.swapaxes(0, 1)[jnp.newaxis] for x in (query, key, value))
+      segments = (None if x is None else x[jnp.newaxis] for x in segments)
+      return attention(*rows, *segments)[0].swapaxes(0, 1)
 
-    # Over examples, so that wide columns, should they come, need no more memory than one takes.
-    laser = ops.laser(one_example, value_axes='SNH', output_axes='TNH', numerics=self.numerics)
-    return jax.vmap(laser)
+    # An example at a time, so that wide columns, should they come, need no more memory than one
+    # takes. Heads come first, as the kernel wants them: then it and the loop over wide columns read
+    # the same arrays.
+    laser = jax.vmap(
+      ops.laser(one_example, value_axes='NSH', output_axes='NTH', numerics=self.numerics)
+    )
+
+    def attend(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
+      return laser(*(x.swapaxes(1, 2) for x in (query, key, value)), *segments).swapaxes(1, 2)
+
+    return attend
 
 
 class SegmentedTransformerLm(transformer_models.TransformerLm):

@@ -57,15 +57,17 @@ class Mixture:
   """A way to mix values by probabilities.
 
   Attributes:
-    mix: (floats, others, values) -> (mixed, pull). Linear in values, by weights that sum to 1;
-      floats is what gradients are wanted of. pull takes the gradient of mixed (float32) and returns
-      those of floats and of values; given a second argument, [..., 1] of mixed, it adds that to the
-      gradient of each weight of a row, if the weights are floats.
+    mix: (floats, others, values) -> mixed. Linear in values, by weights that sum to 1; floats is
+      what gradients are wanted of.
+    vjp: (floats, others, values) -> (mixed, pull). pull takes the gradient of mixed (float32) and
+      returns those of floats and of values; given a second argument, [..., 1] of mixed, it adds
+      that to the gradient of each weight of a row, if the weights are floats.
     axes: Those of values that are mixed.
     align: Brings what is constant along these axes, [..., 1, ...] of values, to mixed's layout.
   """
 
-  mix: Callable[[Any, Any, Array], tuple[Array, Callable]]
+  mix: Callable[[Any, Any, Array], Array]
+  vjp: Callable[[Any, Any, Array], tuple[Array, Callable]]
   axes: tuple[int, ...]
   align: Callable[[Array], Array]
 
@@ -76,7 +78,7 @@ def log_mixture_exp(mixture: Mixture, floats: Any, others: Any, values: Array) -
 
   Args:
     mixture: How to mix.
-    floats: A tree of float arrays, given to `mixture.mix`.
+    floats: A tree of float arrays, given to `mixture`'s functions.
     others: A tree of other arrays.
     values: Float. A value that is not finite makes the output of its column not finite.
   """
@@ -90,37 +92,36 @@ def _forward(mixture, floats, others, values):
   is_narrow = jnp.all(high - center <= WIDTH)
   # Capped, so that it is finite in wide columns too, where it is not used.
   e = jnp.expm1(jnp.minimum(x - center, WIDTH)).astype(values.dtype)
-  mixed, pull = mixture.mix(floats, others, e)
+  mixed, pull = mixture.vjp(floats, others, e)
 
-  def at_once(operands, center, mixed):
-    return mixture.align(center) + jnp.log1p(mixed.astype(F32))
+  output = mixture.align(center) + jnp.log1p(mixed.astype(F32))
 
-  def by_levels(operands, center, mixed):
-    base, above = _sum_of_levels(mixture, *operands)
-    return base + above + 0 * mixture.align(center)  # NaN where the column's values are.
+  def by_levels(_, floats, others, values):
+    base, above = _sum_of_levels(mixture, floats, others, values)
+    poison = 0 * values.astype(F32).sum(
+      mixture.axes, keepdims=True
+    )  # NaN where the column has one.
+    return (base + above + mixture.align(poison)).astype(values.dtype)
 
-  output = _either(is_narrow, at_once, by_levels, (floats, others, values), center, mixed)
-  residuals = floats, others, values, center, is_narrow, mixed, pull
-  return output.astype(values.dtype), residuals
+  output = _where_wide(is_narrow, by_levels, output.astype(values.dtype), floats, others, values)
+  return output, (floats, others, values, center, is_narrow, mixed, pull)
 
 
 def _backward(mixture, residuals, cotangent):
   floats, others, values, center, is_narrow, mixed, pull = residuals
-  cotangent = cotangent.astype(F32)
 
-  def at_once(operands, center, mixed, pull, cotangent):
-    pulled = cotangent / (1 + mixed.astype(F32))
-    d_floats, d_e = pull(pulled, (pulled - cotangent).sum(-1, keepdims=True))
-    *_, values = operands
-    d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
-    return d_floats, d_values.astype(values.dtype)
-
-  def by_levels(operands, center, mixed, pull, cotangent):
-    return _gradient_of_levels(mixture, *operands, cotangent)
-
-  operands = floats, others, values
-  d_floats, d_values = _either(
-    is_narrow, at_once, by_levels, operands, center, mixed, pull, cotangent
+  g = cotangent.astype(F32)
+  pulled = g / (1 + mixed.astype(F32))
+  d_floats, d_e = pull(pulled, (pulled - g).sum(-1, keepdims=True))
+  d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
+  d_floats, d_values = _where_wide(
+    is_narrow,
+    functools.partial(_gradient_of_levels, mixture),
+    (d_floats, d_values.astype(values.dtype)),
+    floats,
+    others,
+    values,
+    cotangent,
   )
   return d_floats, None, d_values
 
@@ -133,52 +134,45 @@ def _center(low: Array, high: Array) -> Array:
   return jnp.minimum(jnp.clip(0.0, low, high), low + BELOW)
 
 
-def _either(is_narrow: Array, at_once: Callable, by_levels: Callable, *args: Any) -> Any:
-  """Returns at_once(*args) or by_levels(*args), which are functions of arrays that close over none.
+def _where_wide(is_narrow: Array, by_levels: Callable, done: Any, *args: Any) -> Any:
+  """Returns done, or by_levels(done, *args) if not is_narrow; by_levels closes over no array.
 
-  A vmap asks whether all entries are narrow, so that what runs stays either; if not, it takes
-  levels of one entry after the other, in the memory of one. Checkpoint policies see one operation,
-  and do not look in it for what to keep.
+  A loop that runs once or never, in place of a conditional, as what it returns takes done's own
+  memory. A vmap makes it a loop over entries, in the memory of one; so that is never run for what
+  is narrow. Checkpoint policies see one operation, and do not look in it for what to keep.
   """
-  leaves, tree = jax.tree.flatten(args)
-
-  def of_leaves(function):
-    return lambda *leaves: function(*jax.tree.unflatten(tree, leaves))
 
   @jax.custom_batching.custom_vmap
-  def run(is_narrow, *leaves):
-    return jax.lax.cond(is_narrow, of_leaves(at_once), of_leaves(by_levels), *leaves)
+  def run(is_narrow, done, args):
+    def visit(carry):
+      return True, by_levels(carry[1], *args)
+
+    return jax.lax.while_loop(lambda carry: ~carry[0], visit, (is_narrow, done))[1]
 
   @run.def_vmap
-  def run_batch(axis_size, in_batched, is_narrow, *leaves):
-    axes = [0 if is_batched else None for is_batched in in_batched[1:]]
-    done = _either(
-      jnp.all(is_narrow),
-      jax.vmap(of_leaves(at_once), axes, axis_size=axis_size),
-      _one_by_one(of_leaves(by_levels), axes, axis_size),
-      *leaves,
+  def run_batch(axis_size, in_batched, is_narrow, done, args):
+    is_narrow_batched, done_batched, args_batched = in_batched
+    done = jax.tree.map(
+      lambda x, batched: x if batched else jnp.broadcast_to(x, (axis_size, *x.shape)),
+      done,
+      done_batched,
     )
+    if not is_narrow_batched:
+      is_narrow = jnp.broadcast_to(is_narrow, axis_size)
+
+    def one_by_one(done, is_narrow, *args):
+      def visit(i, done):
+        entry = jax.tree.map(lambda x, batched: x[i] if batched else x, args, tuple(args_batched))
+        old = jax.tree.map(lambda x: x[i], done)
+        new = _where_wide(is_narrow[i], by_levels, old, *entry)
+        return jax.tree.map(lambda x, of_entry: x.at[i].set(of_entry), done, new)
+
+      return jax.lax.fori_loop(0, axis_size, visit, done)
+
+    done = _where_wide(jnp.all(is_narrow), one_by_one, done, is_narrow, *args)
     return done, jax.tree.map(lambda _: True, done)
 
-  return run(is_narrow, *leaves)
-
-
-def _one_by_one(function: Callable, axes: list[int | None], axis_size: int) -> Callable:
-  """As jax.vmap(function, axes), but one entry after the other."""
-
-  def run(*leaves):
-    def of_entry(i):
-      return function(*(x if a is None else x[i] for x, a in zip(leaves, axes, strict=True)))
-
-    def visit(carry):
-      i, done = carry
-      return i + 1, jax.tree.map(lambda d, x: d.at[i].set(x), done, of_entry(i))
-
-    shapes = jax.eval_shape(of_entry, 0)
-    nothing = jax.tree.map(lambda x: jnp.zeros((axis_size, *x.shape), x.dtype), shapes)
-    return jax.lax.while_loop(lambda carry: carry[0] < axis_size, visit, (0, nothing))[1]
-
-  return run
+  return run(is_narrow, done, args)
 
 
 def _over_levels(mixture: Mixture, x: Array, visit: Callable, state: Any) -> Any:
@@ -206,7 +200,7 @@ def _sum_of_levels(mixture: Mixture, floats, others, values: Array) -> tuple[Arr
   """O as a pair (base, above), float32, in the output's layout."""
 
   def mix(x):
-    return mixture.mix(floats, others, x.astype(values.dtype))[0].astype(F32)
+    return mixture.mix(floats, others, x.astype(values.dtype)).astype(F32)
 
   total = mix(jnp.ones_like(values))  # 1, but for the rounding of the probabilities.
 
@@ -235,9 +229,12 @@ def _log_add_exp(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array,
   return base, above + jnp.log1p(jnp.exp(gap))
 
 
-def _gradient_of_levels(mixture: Mixture, floats, others, values: Array, cotangent: Array):
+def _gradient_of_levels(
+  mixture: Mixture, _, floats, others, values: Array, cotangent: Array
+) -> tuple[Any, Array]:
   """The gradients of floats and values, level by level."""
   base, above = _sum_of_levels(mixture, floats, others, values)
+  cotangent = cotangent.astype(F32)
 
   def in_parts(x):
     # Where one key decides a row, dL/dp is a sum over columns that may all but cancel, so that the
@@ -250,9 +247,9 @@ def _gradient_of_levels(mixture: Mixture, floats, others, values: Array, cotange
     pulled = cotangent * jnp.exp(jnp.minimum(mixture.align(center) - base - above, REACH))
     d_floats, d_values = state
     for of_e, of_level in zip(*map(in_parts, (pulled, pulled - cotangent)), strict=True):
-      _, pull = mixture.mix(floats, others, jnp.expm1(gap).astype(values.dtype))
+      _, pull = mixture.vjp(floats, others, jnp.expm1(gap).astype(values.dtype))
       by_e, d_e = pull(of_e)
-      _, pull = mixture.mix(floats, others, member.astype(values.dtype))
+      _, pull = mixture.vjp(floats, others, member.astype(values.dtype))
       by_level, _ = pull(of_level)
       d_floats = jax.tree.map(lambda s, a, b: s + a.astype(F32) + b, d_floats, by_e, by_level)
       d_values += jnp.where(member, d_e.astype(F32) * jnp.exp(gap), 0.0)

@@ -199,8 +199,36 @@ def _splash(query, key, value, segment_ids, key_segment_ids, is_causal, logit_ca
     residual_checkpoint_name=CHECKPOINT_NAME,
   )
   query, key, value = (_head_major(x) for x in (query, key, value))
-  mixed = jax.vmap(kernel)(query, key, value, segments)
+  mixed = _compact(kernel, query, key, value, segments)
   return mixed[:, :, :t, :h].swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _compact(kernel: splash.SplashAttentionKernel, query, key, value, segments) -> Array:
+  """Calls the kernel, and sees to it that what is kept for the backward pass is small at once.
+
+  The kernel writes a softmax's normaliser 128 times, twice as much as its result. XLA would take
+  the one that is needed as late as the backward pass, and keep all until then.
+  """
+  return jax.vmap(kernel)(query, key, value, segments)
+
+
+def _compact_forward(kernel, query, key, value, segments):
+  mixed, pull = jax.vjp(lambda *qkv: jax.vmap(kernel)(*qkv, segments), query, key, value)
+  leaves, tree = jax.tree.flatten((mixed, pull))
+  at_once = iter(jax.lax.optimization_barrier([x for x in leaves if _is_float(x)]))
+  return jax.tree.unflatten(tree, [next(at_once) if _is_float(x) else x for x in leaves])
+
+
+def _compact_backward(pull, cotangent):
+  return None, *pull(cotangent), None
+
+
+_compact.defvjp(_compact_forward, _compact_backward)
+
+
+def _is_float(x: Array) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> splash_masks.MultiHeadMask:

@@ -45,7 +45,7 @@ def log_mixture_exp(numerics: Numerics, mixture: exact.Mixture, floats, others, 
     raise ValueError(f"numerics must be 'exact' or 'paper'; got {numerics!r}")
   x = values.astype(jnp.float32)
   shift = jax.lax.stop_gradient(x.max(mixture.axes, keepdims=True))
-  mixed, _ = mixture.mix(floats, others, jnp.exp(x - shift).astype(values.dtype))
+  mixed = mixture.mix(floats, others, jnp.exp(x - shift).astype(values.dtype))
   return (jnp.log(mixed.astype(jnp.float32)) + mixture.align(shift)).astype(values.dtype)
 
 
@@ -108,14 +108,15 @@ def log_weighted_sum_exp(
 
   Source: the paper's Algorithm 1 [paper]; 'exact' and zero_weight are ours.
   """
-  weight_axes, value_axes, output_axes = _parse(equation)
+  axes = weight_axes, value_axes, output_axes = _parse(equation)
   if zero_weight is not None:
     weights, values = _with_zero_key(
       weight_axes, value_axes, output_axes, weights, values, zero_weight
     )
   mixed_axes = tuple(i for i, a in enumerate(value_axes) if a not in output_axes)
   mixture = exact.Mixture(
-    mix=functools.partial(_mix_by_einsum, (weight_axes, value_axes, output_axes)),
+    mix=lambda weights, others, values: _einsum(axes, weights, values),
+    vjp=functools.partial(_vjp_of_einsum, axes),
     axes=mixed_axes,
     align=functools.partial(_align_columns, mixed_axes, value_axes, output_axes),
   )
@@ -167,7 +168,7 @@ _einsum.defvjp(
 )
 
 
-def _mix_by_einsum(axes, weights: Array, others: None, values: Array):
+def _vjp_of_einsum(axes, weights: Array, others: None, values: Array):
   pull = jax.tree_util.Partial(functools.partial(_pull_einsum, axes), (weights, values))
   return _einsum(axes, weights, values), pull
 
@@ -226,7 +227,8 @@ def laser(
         f'the output has shape {output.shape}, but its axes were named {output_axes!r}'
       )
     mixture = exact.Mixture(
-      mix=functools.partial(_mix_by_function, run),
+      mix=run,
+      vjp=functools.partial(_vjp_of_function, run),
       axes=sequence,
       align=_aligner(sequence, value_axes, output_axes, value.shape, output.shape),
     )
@@ -296,7 +298,7 @@ def _hoist(attention_fn: Callable, query, key, value, *args, **kwargs):
   return run, floats, others, output
 
 
-def _mix_by_function(run: Callable, floats, others, values: Array):
+def _vjp_of_function(run: Callable, floats, others, values: Array):
   mixed, pull = jax.vjp(lambda floats, values: run(floats, others, values), floats, values)
   return mixed, jax.tree_util.Partial(functools.partial(_pull_function, mixed.dtype), pull)
 

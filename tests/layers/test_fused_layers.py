@@ -74,6 +74,17 @@ def test_a_kernel_gives_what_the_plain_layer_gives(
       assert rms_error(ours, gradient) < 3 * tolerance
 
 
+def test_a_kernel_takes_the_papers_form_too(interpreted_kernels):
+  mask = layers.CausalSegments(SEGMENTS)
+  layer, variables = build(layers.LaserFusedDotProductAttention, numerics='paper')
+  plain, _ = build(layers.LaserDotProductAttention, numerics='paper')
+  output, probs, gradients = run(layer, variables, mask)
+  expected, _, exact = run(plain, variables, mask.dense(jnp.float32))
+  assert probs is None, 'no kernel was used'
+  np.testing.assert_allclose(output, expected, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradients, exact)
+
+
 DENSE = layers.CausalSegments(SEGMENTS).dense(jnp.float32)
 
 
