@@ -142,7 +142,7 @@ def _pods_row(r: dict) -> Iterator[str]:
     return
   yield f'{r["sent_bytes"] / _GIB:.2f}'
   compute = ('weights', 'attention', 'rematerialisation')
-  computed = sum(seconds[name] for name in compute) - seconds.get('skipped', 0.0)
+  computed = sum(seconds[name] for name in compute) - seconds['skipped']
   yield f'{computed * 1e3:.0f}'
   yield f'{(seconds["ici"] + seconds["dcn"]) * 1e3:.0f}'
   yield f'{seconds["memory"] * 1e3:.0f}'
