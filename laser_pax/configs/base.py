@@ -73,9 +73,8 @@ class LaserMixin:
   form, with the same variables, so that checkpoints are interchangeable.
 
   Attributes:
-    NUMERICS: How LASER is computed: 'paper', its Algorithm 1 to the letter, or 'exact', which is
-      accurate in bfloat16 for values of any size, and takes about a tenth more of a chip's memory
-      (docs/numerics.md).
+    NUMERICS: How LASER is computed: 'exact', which is accurate in bfloat16 for values of any size,
+      or 'paper', its Algorithm 1 to the letter (docs/numerics.md).
   """
 
   NUMERICS = 'exact'  # [ours]

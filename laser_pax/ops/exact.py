@@ -18,9 +18,9 @@ The sum is kept as a pair (base, above): the c of the level that weighs most in 
 far O lies above it. A key that a row cannot see has probability 0 in every level, so that neither
 padding, nor other segments, nor the future ever decide a row's precision.
 
-The levels cost two products each, and are run only where a column asks for them: `lax.cond`, on
-the values alone. The gradient is written down, not derived, because rounding is: with
-G_th = g_th exp(c_h - O_th),
+The levels cost two products each, and are run only where a column asks for them: in a loop that
+runs once or never, by the values alone. The gradient is written down, not derived, because rounding
+is: with G_th = g_th exp(c_h - O_th),
 
     dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = exp(V_sh - c_h) (P^T G)_sh
 

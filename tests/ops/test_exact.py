@@ -150,18 +150,42 @@ def test_unknown_numerics():
     log_weighted_sum_exp(EQUATION, weights, values, numerics='fast')
 
 
-def slow_branches(function, *arguments):
-  """How many conditionals, of which one branch is taken, the compiled function has."""
-  return jax.jit(function).lower(*arguments).compile().as_text().count(' conditional(')
-
-
-def test_a_vmap_keeps_the_levels_behind_a_conditional():
+def of_examples():
+  """Weights, and values of 2 x 2 examples, one of which has a wide column."""
   values, weights = spread_column()
-  mix = functools.partial(log_weighted_sum_exp, EQUATION)
-  both = jnp.stack([values, values / 1000])
-  assert slow_branches(jax.vmap(mix, in_axes=(None, 0)), weights, both) == 1
-  batched = jax.vmap(mix, in_axes=(None, 0))(weights, both)
-  np.testing.assert_allclose(batched, [mix(weights, v) for v in both], rtol=1e-6)
+  examples = [values, values / 1000, -values / 2000, values / 500]
+  return weights, jnp.stack(examples).reshape(2, 2, 3, 1)
+
+
+def test_vmaps_give_what_each_example_alone_gives():
+  weights, values = of_examples()
+
+  def output_and_gradients(v):
+    output, pull = jax.vjp(functools.partial(log_weighted_sum_exp, EQUATION), weights, v)
+    return output, *pull(jnp.ones_like(output))
+
+  batched = jax.jit(jax.vmap(jax.vmap(output_and_gradients)))(values)
+  for at in np.ndindex(2, 2):
+    alone = output_and_gradients(values[at])
+    for x, y in zip(batched, alone, strict=True):  # atol: dL/dp is a difference of terms near 1.
+      np.testing.assert_allclose(x[at], y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('levels', ['_sum_of_levels', '_gradient_of_levels'])
+def test_levels_are_taken_of_examples_with_wide_columns_alone(levels, monkeypatch):
+  correct = getattr(exact, levels)
+
+  def spoilt(*args):
+    return jax.tree.map(lambda x: x + jnp.nan, correct(*args))
+
+  monkeypatch.setattr(exact, levels, spoilt)
+  weights, values = of_examples()
+  mix = functools.partial(log_weighted_sum_exp, EQUATION, weights)
+  output, pull = jax.vjp(jax.vmap(jax.vmap(mix)), values)
+  shown = output if levels == '_sum_of_levels' else pull(jnp.ones_like(output))[0]
+  is_wide = np.asarray(values.max((2, 3)) - values.min((2, 3)) > exact.WIDTH)
+  assert is_wide.tolist() == [[True, False], [False, False]]
+  np.testing.assert_array_equal(np.isnan(shown).any((2, 3)), is_wide)
 
 
 def test_wide_columns_of_a_wrapped_function():
