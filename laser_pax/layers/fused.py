@@ -188,6 +188,8 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
 
   def _mixture(self, is_causal: bool) -> Callable[..., JTensor]:
     attention = super()._mixture(is_causal)
+    if self.numerics != 'exact':
+      return ops.laser(attention, numerics=self.numerics)
 
     def one_example(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
       rows = (x.swapaxes(0, 1)[jnp.newaxis] for x in (query, key, value))
