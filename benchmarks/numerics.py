@@ -1,7 +1,7 @@
 """Error of LASER against float64 by the size of the values: every way to compute it, side by side.
 
 `python benchmarks/numerics.py` (some minutes on a CPU) writes docs/results/numerics.jsonl and
-docs/numerics.svg. One causal head, query and key of standard deviation 1, values of a given one;
+docs/pictures/numerics.png. One causal head, query and key of standard deviation 1, values of a given one;
 errors are relative root mean squares, of the very inputs that were given (rounded to the dtype).
 Standard attention is measured against standard attention in float64, all others against LASER.
 """
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 
-matplotlib.use('svg')
+matplotlib.use('agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -142,7 +142,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
   figure.legend(*axes[0][0].get_legend_handles_labels(), loc='lower center', ncols=5)
   figure.suptitle('Error against float64; a line ends where a number is not finite')
   figure.tight_layout(rect=(0, 0.05, 1, 1))
-  figure.savefig(path)
+  figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -157,7 +157,7 @@ def main() -> None:
           kept.write(json.dumps(row) + '\n')
           print(*(f'{x:.2e}' if isinstance(x, float) else x for x in row.values()), sep='  ')
         sys.stdout.flush()
-  plot(rows, DOCS / 'numerics.svg')
+  plot(rows, DOCS / 'pictures' / 'numerics.png')
 
 
 if __name__ == '__main__':
