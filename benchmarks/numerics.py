@@ -1,9 +1,10 @@
 """Error of LASER against float64 by the size of the values: every way to compute it, side by side.
 
 `python benchmarks/numerics.py` (some minutes on a CPU) writes docs/results/numerics.jsonl and
-docs/pictures/numerics.png. One causal head, query and key of standard deviation 1, values of a given one;
-errors are relative root mean squares, of the very inputs that were given (rounded to the dtype).
-Standard attention is measured against standard attention in float64, all others against LASER.
+docs/pictures/numerics.png. One causal head, query and key of standard deviation 1, values of a
+given one; errors are relative root mean squares, of the very inputs that were given (rounded to the
+dtype). Standard attention is measured against standard attention in float64, all others against
+LASER.
 """
 
 import functools
