@@ -74,9 +74,9 @@ def step_flops(experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr) 
 def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> tuple[int, int]:
   """Operations of all matrix products of a traced function, without those whose result is unused.
 
-  Scans count as often as they run, other loops once. Of a conditional the cheaper branch counts,
-  and one without such a loop before one with: LASER's other is for columns of values that are very
-  wide (docs/numerics.md).
+  Scans count as often as they run, and of a conditional the cheaper branch. Loops of a length that
+  is not known beforehand count as never run: LASER's are for columns of values that are very wide
+  (docs/numerics.md).
 
   Returns:
     Those of the function itself, and those in fused kernels, with all their blocks.
@@ -92,26 +92,18 @@ def _count(jaxpr) -> tuple[int, int]:
     if name == 'pallas_call':
       in_kernels += math.prod(params['grid_mapping'].grid) * _in_block(params['jaxpr'])
       continue
+    if name == 'while':
+      continue
     if name == 'dot_general':
       plain += _dot(equation)
     inner = [_count(j) for j in jax.core.jaxprs_in_params(params)]
     if name == 'cond':
-      branches = zip([_loops(j) for j in jax.core.jaxprs_in_params(params)], inner, strict=True)
-      inner = [min(branches, key=lambda branch: (branch[0], sum(branch[1])))[1]]
+      inner = [min(inner, key=sum)]
     # What is divided by hand is written for one device.
     times = {'scan': params.get('length'), 'shard_map': _devices(params)}.get(name, 1)
     plain += times * sum(p for p, _ in inner)
     in_kernels += times * sum(k for _, k in inner)
   return plain, in_kernels
-
-
-def _loops(jaxpr) -> bool:
-  """Whether it has a loop of a length that is not known beforehand."""
-  return any(
-    equation.primitive.name == 'while'
-    or any(map(_loops, jax.core.jaxprs_in_params(equation.params)))
-    for equation in jaxpr.eqns
-  )
 
 
 def _devices(params: dict) -> int:

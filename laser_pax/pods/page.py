@@ -58,7 +58,7 @@ def write_pods() -> int:
       for name in pair
     ),
   )
-  replace('pods', f'{_pods_table(found)}\n\n{_ratio_table(found)}')
+  replace('pods', pods_tables(found))
   return 0 if all(r['fits'] for r in found) else 1
 
 
@@ -73,8 +73,19 @@ def write_meshes() -> int:
     MESHES,
     (r for name in sizes for r in show.compile_layouts(getattr(configs, name)().on())),
   )
-  replace('meshes', '\n\n'.join(_mesh_table(found, name) for name in sizes))
+  replace('meshes', meshes_tables(found))
   return 0 if all(r['fits'] for r in found if r['is_rule']) else 1
+
+
+def pods_tables(found: list[dict]) -> str:
+  """Returns the tables of the pairs on their slices, of reports as kept in `PODS`."""
+  return f'{_pods_table(found)}\n\n{_ratio_table(found)}'
+
+
+def meshes_tables(found: list[dict]) -> str:
+  """Returns the tables of layouts, of reports as kept in `MESHES`."""
+  names = dict.fromkeys(r['experiment'] for r in found)
+  return '\n\n'.join(_mesh_table(found, name) for name in names)
 
 
 def _compile_all(kept: pathlib.Path, reports: Iterable[reporting.Report]) -> list[dict]:
@@ -141,18 +152,21 @@ def _pods_row(r: dict) -> Iterator[str]:
     yield from [''] * 6
     return
   yield f'{r["sent_bytes"] / _GIB:.2f}'
-  compute = ('weights', 'attention', 'rematerialisation')
-  computed = sum(seconds[name] for name in compute) - seconds['skipped']
-  yield f'{computed * 1e3:.0f}'
+  yield f'{_computed(seconds) * 1e3:.0f}'
   yield f'{(seconds["ici"] + seconds["dcn"]) * 1e3:.0f}'
   yield f'{seconds["memory"] * 1e3:.0f}'
   yield f'{r["mfu_bound"]:.3f}'
   yield f'{train["seconds"] + r["eval"]["seconds"]:.0f}'
 
 
+def _computed(parts: dict) -> float:
+  """The sum of what is computed, of FLOPs or of seconds."""
+  return parts['weights'] + parts['attention'] + parts['rematerialisation'] - parts['skipped']
+
+
 def _ratio_table(found: list[dict]) -> str:
   by_name = {(r['experiment'], r['pod']): r for r in found}
-  rows = []
+  body = []
   for (name, pod), laser in by_name.items():
     if 'Laser' not in name:
       continue
@@ -163,10 +177,10 @@ def _ratio_table(found: list[dict]) -> str:
       laser['train']['temporary_bytes'] / standard['train']['temporary_bytes'],
       laser['train']['peak_bytes'] / standard['train']['peak_bytes'],
       laser['sent_bytes'] / standard['sent_bytes'],
-      sum(laser['flops'].values()) / sum(standard['flops'].values()),
+      _computed(laser['flops']) / _computed(standard['flops']),
     ]
-    rows.append([f'`{name}`', pod, *(f'{value:.4f}' for value in values)])
-  return rows(['LASER over standard', 'pod', 'temporaries', 'peak', 'sent', 'FLOPs'], rows)
+    body.append([f'`{name}`', pod, *(f'{value:.4f}' for value in values)])
+  return rows(['LASER over standard', 'pod', 'temporaries', 'peak', 'sent', 'FLOPs'], body)
 
 
 def _mesh_table(found: list[dict], name: str) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from laser_pax import configs
-from laser_pax.pods import libtpu
+from laser_pax.pods import libtpu, page
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMITTED = ROOT / 'docs' / 'results' / 'pods.jsonl'
@@ -50,6 +50,14 @@ def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(tpu_compiler):
   assert laser['sent_bytes'] == standard['sent_bytes']
   for name in ('temporary_bytes', 'peak_bytes'):
     assert laser['train'][name] <= 1.02 * standard['train'][name]
+
+
+@pytest.mark.parametrize(
+  ('kept', 'tables'), [(COMMITTED, page.pods_tables), (MESHES, page.meshes_tables)]
+)
+def test_the_page_shows_what_was_kept(kept, tables):
+  found = [json.loads(line) for line in kept.read_text().splitlines()]
+  assert tables(found) in page.PAGE.read_text()
 
 
 def test_all_committed_pairs_fit_and_laser_costs_no_more():

@@ -106,3 +106,11 @@ def test_of_a_conditional_the_cheaper_branch_counts():
 
   x = jnp.ones((4, 4))
   assert flops.counted(jax.make_jaxpr(function)(x)) == flops.counted(jax.make_jaxpr(jnp.dot)(x, x))
+
+
+def test_loops_of_unknown_length_count_as_never_run():
+  def function(x):
+    return jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ y, x @ x)
+
+  x = jnp.ones((4, 4))
+  assert flops.counted(jax.make_jaxpr(function)(x)) == flops.counted(jax.make_jaxpr(jnp.dot)(x, x))
