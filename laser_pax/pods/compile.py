@@ -171,7 +171,7 @@ def compile_step(traced: Traced) -> Step:
 
 def _needed(message: str) -> int | None:
   """Bytes of a chip that a step needs which does not fit, or of a single array that does not."""
-  if used := re.search(r'Used ([\d.]+)([KMGT]?) of', message):
+  if used := re.search(r'(?:Used|Requires) ([\d.]+)([KMGT]?)(?: of|, has)', message):
     return round(float(used[1]) * 2 ** (10 * ' KMGT'.index(used[2] or ' ')))
   single = re.search(r'Allocation \(size=(\d+)\) would exceed memory', message)
   return int(single[1]) if single else None

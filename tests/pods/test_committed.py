@@ -60,6 +60,11 @@ def test_the_page_shows_what_was_kept(kept, tables):
   assert tables(found) in page.PAGE.read_text()
 
 
+# Of LASER's memory over standard attention's. On v5e the loops over wide columns, which never run
+# here, keep what they read a little longer (docs/pods.md).
+MEMORY = {'v5p': 1.02, 'v5e': 1.026}
+
+
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
   reports = [json.loads(line) for line in COMMITTED.read_text().splitlines()]
   by_name = {(r['experiment'], r['pod']): r for r in reports}
@@ -72,7 +77,7 @@ def test_all_committed_pairs_fit_and_laser_costs_no_more():
       assert laser['fits'] and standard['fits']
       assert laser['sent_bytes'] == standard['sent_bytes']
       for name in ('temporary_bytes', 'peak_bytes'):
-        assert laser['train'][name] <= 1.02 * standard['train'][name], (size, kind, name)
+        assert laser['train'][name] <= MEMORY[kind] * standard['train'][name], (size, kind, name)
 
 
 def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
@@ -100,4 +105,5 @@ def test_the_rules_mesh_beats_the_plain_one_of_each_size():
     plain = [r for r in own if r['ici_mesh_shape'] == [1, rule['chips'], 1]]
     assert len({tuple(r['ici_mesh_shape']) for r in own}) >= 3 and len(own) >= 5
     assert all(rule['seconds']['in_turn'] < r['seconds']['in_turn'] for r in plain)
-    assert rule['seconds']['in_turn'] <= 1.02 * min(r['seconds']['in_turn'] for r in own)
+    alike = [r for r in own if r['checkpoint_policy'] == rule['checkpoint_policy']]
+    assert rule['seconds']['in_turn'] <= 1.01 * min(r['seconds']['in_turn'] for r in alike)
