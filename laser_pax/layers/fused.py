@@ -196,12 +196,9 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
       segments = (None if x is None else x[jnp.newaxis] for x in segments)
       return attention(*rows, *segments)[0].swapaxes(0, 1)
 
-    # An example at a time, so that wide columns, should they come, need no more memory than one
-    # takes. Heads come first, as the kernel wants them: then it and the loop over wide columns read
-    # the same arrays.
-    laser = jax.vmap(
-      ops.laser(one_example, value_axes='NSH', output_axes='NTH', numerics=self.numerics)
-    )
+    # Heads come first, as the kernel wants them: then it and the loop over wide columns read the
+    # same arrays.
+    laser = jax.vmap(ops.laser_by_heads(one_example))
 
     def attend(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
       return laser(*(x.swapaxes(1, 2) for x in (query, key, value)), *segments).swapaxes(1, 2)

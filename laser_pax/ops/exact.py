@@ -64,12 +64,16 @@ class Mixture:
       that to the gradient of each weight of a row, if the weights are floats.
     axes: Those of values that are mixed.
     align: Brings what is constant along these axes, [..., 1, ...] of values, to mixed's layout.
+    parts: Entries of the leading axis of each of floats, of values and of mixed, heads say, that
+      are mixed apart, so that the functions take any number of them. Levels are taken of one after
+      the other, in the memory of one.
   """
 
   mix: Callable[[Any, Any, Array], Array]
   vjp: Callable[[Any, Any, Array], tuple[Array, Callable]]
   axes: tuple[int, ...]
   align: Callable[[Array], Array]
+  parts: int = 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -103,6 +107,7 @@ def _forward(mixture, floats, others, values):
     )  # NaN where the column has one.
     return (base + above + mixture.align(poison)).astype(values.dtype)
 
+  by_levels = _by_parts(mixture.parts, by_levels)
   output = _where_wide(is_narrow, by_levels, output.astype(values.dtype), floats, others, values)
   return output, (floats, others, values, center, is_narrow, mixed, pull)
 
@@ -116,7 +121,7 @@ def _backward(mixture, residuals, cotangent):
   d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
   d_floats, d_values = _where_wide(
     is_narrow,
-    functools.partial(_gradient_of_levels, mixture),
+    _by_parts(mixture.parts, functools.partial(_gradient_of_levels, mixture)),
     (d_floats, d_values.astype(values.dtype)),
     floats,
     others,
@@ -132,6 +137,24 @@ log_mixture_exp.defvjp(_forward, _backward)
 def _center(low: Array, high: Array) -> Array:
   """The point of [low, high], and not above low + BELOW, that is nearest zero."""
   return jnp.minimum(jnp.clip(0.0, low, high), low + BELOW)
+
+
+def _by_parts(parts: int, by_levels: Callable) -> Callable:
+  """Returns by_levels(done, floats, others, *rest), of one part after the other; see `Mixture`."""
+  if parts == 1:
+    return by_levels
+
+  def run(done, floats, others, *rest):
+    def visit(i, done):
+      def take(tree):
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), tree)
+
+      part = by_levels(take(done), take(floats), others, *take(rest))
+      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i, 0), done, part)
+
+    return jax.lax.fori_loop(0, parts, visit, done)
+
+  return run
 
 
 def _where_wide(is_narrow: Array, by_levels: Callable, done: Any, *args: Any) -> Any:
