@@ -1,0 +1,106 @@
+"""The worker that trains PAX's decoder: `laser` and `standard` are this package's, `stock` PAX's.
+
+All three are one architecture with one optimizer, through PAX's own partitioner and train step.
+`stock` is PAX's task as PAX makes it: Praxis's attention, loss and one-hot lookup.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import turns
+from paxml import partitioning, trainer_lib
+from paxml.tasks.lm import model_params
+from praxis import pax_fiddle, py_utils
+
+from laser_pax import configs, training
+from laser_pax.configs import base
+
+
+class Stock(model_params.TransformerLmSpmdAdafactor):
+  """PAX's own decoder; of this package it has only the AdamW, as the other two have it."""
+
+  ICI_MESH_SHAPE = [1, 1, 1]
+  USE_REPEATED_LAYER = configs.C4StandardTiny.USE_REPEATED_LAYER
+  CHECKPOINT_POLICY = configs.C4StandardTiny.CHECKPOINT_POLICY
+
+  def datasets(self):
+    """Returns none: the benchmark makes its batches itself."""
+    return []
+
+  def task(self):
+    """Returns PAX's task with AdamW in place of Adafactor."""
+    task_p = super().task()
+    tiny = configs.C4StandardTiny
+    base.set_adamw(
+      task_p,
+      learning_rate=turns.LEARNING_RATE,
+      weight_decay=turns.WEIGHT_DECAY,
+      beta1=turns.BETAS[0],
+      beta2=turns.BETAS[1],
+      epsilon=turns.EPSILON,
+      clip_gradient_norm=0.0,
+      warmup_steps=tiny.WARMUP_STEPS,
+      num_train_steps=tiny.NUM_TRAIN_STEPS,
+    )
+    return task_p
+
+
+VARIANTS = {'laser': configs.C4LaserTiny, 'standard': configs.C4StandardTiny, 'stock': Stock}
+
+
+def experiment(variant: str, batch: int, length: int):
+  """Returns a variant's experiment at the benchmark's sizes."""
+  found = VARIANTS[variant]()
+  sizes = dict(NUM_LAYERS=turns.LAYERS, MODEL_DIMS=turns.DIMS, HIDDEN_DIMS=turns.HIDDEN)
+  sizes |= dict(DIMS_PER_HEAD=turns.DIMS // turns.HEADS, VOCAB_SIZE=turns.VOCAB)
+  sizes |= dict(GLOBAL_BATCH_SIZE=batch, SEQ_LEN=length, FPROP_DTYPE=jnp.float32)
+  sizes |= dict(LEARNING_RATE=turns.LEARNING_RATE, WEIGHT_DECAY=turns.WEIGHT_DECAY)
+  sizes |= dict(ADAM_BETA1=turns.BETAS[0], ADAM_BETA2=turns.BETAS[1], ADAM_EPSILON=turns.EPSILON)
+  sizes |= dict(CLIP_GRADIENT_NORM_TO_VALUE=0.0, ICI_MESH_SHAPE=[1, 1, 1])
+  for name, value in sizes.items():
+    setattr(found, name, value)
+  return found
+
+
+def random_batch(rng: np.random.Generator, batch: int, length: int) -> py_utils.NestedMap:
+  """Returns one packed batch without padding, of random words."""
+  ids = rng.integers(0, turns.VOCAB, (batch, length + 1), dtype=np.int32)
+  ones = np.ones((batch, length), np.float32)
+  return py_utils.NestedMap(
+    ids=ids[:, :-1],
+    labels=ids[:, 1:],
+    weights=ones,
+    paddings=0 * ones,
+    segment_ids=ones.astype(np.int32),
+    segment_pos=np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
+  )
+
+
+def prepare(variant: str, batch: int, length: int):
+  """Returns the variant's step as `turns.serve` takes it."""
+  task = pax_fiddle.instantiate(experiment(variant, batch, length).task())
+  mesh = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+  partitioner = partitioning.PjitPartitioner(
+    init_is_eval=False, reshard_inputs=True, task=task, device_mesh=mesh
+  )
+  specs = base.LanguageModelInputSpecs(batch_size=batch, seq_len=length).get_input_specs()
+  key = jax.random.PRNGKey(0)
+  partitioner.setup(task, key, specs)
+  _, state, _ = partitioner.initialize_prng_key_and_train_state(key, None, None)
+  step_fn, _ = partitioner.partition(training.train_step(micro_batches=1), specs, is_eval=False)
+  static = trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=batch)
+  rng = np.random.default_rng(0)
+
+  def step() -> float:
+    nonlocal state
+    state, output = step_fn(state, key, random_batch(rng, batch, length), static)
+    jax.block_until_ready(state)
+    return float(output.loss)
+
+  parameters = sum(x.size for x in jax.tree.leaves(state.mdl_vars))
+  return step, {'parameters': parameters, 'numerics': getattr(VARIANTS[variant], 'NUMERICS', None)}
+
+
+if __name__ == '__main__':
+  asked = turns.arguments(*VARIANTS)
+  turns.serve(lambda: prepare(asked.variant, asked.batch, asked.length))
