@@ -62,7 +62,7 @@ def test_the_page_shows_what_was_kept(kept, tables):
 
 # Of LASER's memory over standard attention's. On v5e the loops over wide columns, which never run
 # here, keep what they read a little longer (docs/pods.md).
-MEMORY = {'v5p': 1.02, 'v5e': 1.026}
+MEMORY = {'v5p': 1.02, 'v5e': 1.024}
 
 
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
