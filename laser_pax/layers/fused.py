@@ -191,19 +191,16 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
     if self.numerics != 'exact':
       return ops.laser(attention, numerics=self.numerics)
 
-    def one_example(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
-      rows = (x.swapaxes(0, 1)[jnp.newaxis] for x in (query, key, value))
-      segments = (None if x is None else x[jnp.newaxis] for x in segments)
-      return attention(*rows, *segments)[0].swapaxes(0, 1)
+    def swapped(attention: Callable[..., JTensor]) -> Callable[..., JTensor]:
+      def attend(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
+        rows = (x.swapaxes(1, 2) for x in (query, key, value))
+        return attention(*rows, *segments).swapaxes(1, 2)
+
+      return attend
 
     # Heads come first, as the kernel wants them: then it and the loop over wide columns read the
     # same arrays.
-    laser = jax.vmap(ops.laser_by_heads(one_example))
-
-    def attend(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
-      return laser(*(x.swapaxes(1, 2) for x in (query, key, value)), *segments).swapaxes(1, 2)
-
-    return attend
+    return swapped(ops.laser_by_heads(swapped(attention)))
 
 
 class SegmentedTransformerLm(transformer_models.TransformerLm):

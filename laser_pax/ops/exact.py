@@ -18,8 +18,8 @@ The sum is kept as a pair (base, above): the c of the level that weighs most in 
 far O lies above it. A key that a row cannot see has probability 0 in every level, so that neither
 padding, nor other segments, nor the future ever decide a row's precision.
 
-The levels cost two products each, and are run only where a column asks for them: in a loop that
-runs once or never, by the values alone. The gradient is written down, not derived, because rounding
+The levels cost two products each, and are run only where a column asks for them: in a loop over
+what is wide, which as a rule is nothing. The gradient is written down, not derived, because rounding
 is: with G_th = g_th exp(c_h - O_th),
 
     dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = exp(V_sh - c_h) (P^T G)_sh
@@ -64,16 +64,16 @@ class Mixture:
       that to the gradient of each weight of a row, if the weights are floats.
     axes: Those of values that are mixed.
     align: Brings what is constant along these axes, [..., 1, ...] of values, to mixed's layout.
-    parts: Entries of the leading axis of each of floats, of values and of mixed, heads say, that
-      are mixed apart, so that the functions take any number of them. Levels are taken of one after
-      the other, in the memory of one.
+    apart: Leading axes of each of floats, of values and of mixed, examples and heads say, whose
+      entries are mixed apart, so that the functions take any number of them; others have the first
+      of these axes. Levels are taken of one entry after the other, in the memory of one.
   """
 
   mix: Callable[[Any, Any, Array], Array]
   vjp: Callable[[Any, Any, Array], tuple[Array, Callable]]
   axes: tuple[int, ...]
   align: Callable[[Array], Array]
-  parts: int = 1
+  apart: int = 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -93,42 +93,40 @@ def _forward(mixture, floats, others, values):
   x = values.astype(F32)
   low, high = (f(x, mixture.axes, keepdims=True) for f in (jnp.min, jnp.max))
   center = _center(low, high)
-  is_narrow = jnp.all(high - center <= WIDTH)
-  # Capped, so that it is finite in wide columns too, where it is not used.
-  e = jnp.expm1(jnp.minimum(x - center, WIDTH)).astype(values.dtype)
+  is_narrow = jnp.all(high - center <= WIDTH, tuple(range(mixture.apart, x.ndim)))
+  # Of what is wide e holds the values and, in the backward pass, pulled the cotangent: levels then
+  # need no array that is not there for the rest.
+  e = _where(is_narrow, jnp.expm1(x - center), x).astype(values.dtype)
   mixed, pull = mixture.vjp(floats, others, e)
+  output = (mixture.align(center) + jnp.log1p(mixed.astype(F32))).astype(values.dtype)
 
-  output = mixture.align(center) + jnp.log1p(mixed.astype(F32))
-
-  def by_levels(_, floats, others, values):
+  def by_levels(floats, others, values):
     base, above = _sum_of_levels(mixture, floats, others, values)
-    poison = 0 * values.astype(F32).sum(
-      mixture.axes, keepdims=True
-    )  # NaN where the column has one.
+    # NaN where the column has a value that is not finite.
+    poison = 0 * values.astype(F32).sum(mixture.axes, keepdims=True)
     return (base + above + mixture.align(poison)).astype(values.dtype)
 
-  by_levels = _by_parts(mixture.parts, by_levels)
-  output = _where_wide(is_narrow, by_levels, output.astype(values.dtype), floats, others, values)
-  return output, (floats, others, values, center, is_narrow, mixed, pull)
+  output = _replace_wide(is_narrow, by_levels, output, floats, others, e)
+  return output, (floats, others, values, center, is_narrow, e, mixed, pull)
 
 
 def _backward(mixture, residuals, cotangent):
-  floats, others, values, center, is_narrow, mixed, pull = residuals
+  floats, others, values, center, is_narrow, e, mixed, pull = residuals
 
   g = cotangent.astype(F32)
-  pulled = g / (1 + mixed.astype(F32))
+  pulled = _where(is_narrow, g / (1 + mixed.astype(F32)), g)
   d_floats, d_e = pull(pulled, (pulled - g).sum(-1, keepdims=True))
   d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
-  d_floats, d_values = _where_wide(
+  gradients = _replace_wide(
     is_narrow,
-    _by_parts(mixture.parts, functools.partial(_gradient_of_levels, mixture)),
+    functools.partial(_gradient_of_levels, mixture),
     (d_floats, d_values.astype(values.dtype)),
     floats,
     others,
-    values,
-    cotangent,
+    e,
+    pulled.astype(cotangent.dtype),
   )
-  return d_floats, None, d_values
+  return gradients[0], None, gradients[1]
 
 
 log_mixture_exp.defvjp(_forward, _backward)
@@ -139,63 +137,48 @@ def _center(low: Array, high: Array) -> Array:
   return jnp.minimum(jnp.clip(0.0, low, high), low + BELOW)
 
 
-def _by_parts(parts: int, by_levels: Callable) -> Callable:
-  """Returns by_levels(done, floats, others, *rest), of one part after the other; see `Mixture`."""
-  if parts == 1:
-    return by_levels
-
-  def run(done, floats, others, *rest):
-    def visit(i, done):
-      def take(tree):
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1), tree)
-
-      part = by_levels(take(done), take(floats), others, *take(rest))
-      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i, 0), done, part)
-
-    return jax.lax.fori_loop(0, parts, visit, done)
-
-  return run
+def _where(is_narrow: Array, x: Array, y: Array) -> Array:
+  """x or y, by a condition over their leading axes."""
+  return jnp.where(is_narrow.reshape(is_narrow.shape + (1,) * (x.ndim - is_narrow.ndim)), x, y)
 
 
-def _where_wide(is_narrow: Array, by_levels: Callable, done: Any, *args: Any) -> Any:
-  """Returns done, or by_levels(done, *args) if not is_narrow; by_levels closes over no array.
+def _replace_wide(
+  is_narrow: Array, by_levels: Callable, done: Any, floats: Any, others: Any, *values: Array
+) -> Any:
+  """Returns done, each entry that is not narrow replaced by by_levels(floats, others, *values).
 
-  A loop that runs once or never, in place of a conditional, as what it returns takes done's own
-  memory. A vmap makes it a loop over entries, in the memory of one; so that is never run for what
-  is narrow. Checkpoint policies see one operation, and do not look in it for what to keep.
+  A loop over these entries in place of a conditional: as a rule it does not run at all, and what it
+  returns takes done's own memory.
+
+  Args:
+    is_narrow: Over the axes that are `Mixture.apart`.
+    by_levels: Closes over no array. It is called with one entry, in which these axes have size 1.
+    done: A tree of arrays that begin with these axes.
+    floats: As `Mixture` takes them, and others.
+    others: As well.
+    *values: Arrays that begin with these axes.
   """
 
-  @jax.custom_batching.custom_vmap
-  def run(is_narrow, done, args):
-    def visit(carry):
-      return True, by_levels(carry[1], *args)
+  def visit(carry):
+    is_done, done = carry
+    entry = jnp.unravel_index(jnp.argmin(is_done), is_done.shape)  # The first that is not done.
 
-    return jax.lax.while_loop(lambda carry: ~carry[0], visit, (is_narrow, done))[1]
+    def start(x, axes):
+      return *entry[:axes], *(0,) * (x.ndim - axes)
 
-  @run.def_vmap
-  def run_batch(axis_size, in_batched, is_narrow, done, args):
-    is_narrow_batched, done_batched, args_batched = in_batched
-    done = jax.tree.map(
-      lambda x, batched: x if batched else jnp.broadcast_to(x, (axis_size, *x.shape)),
-      done,
-      done_batched,
-    )
-    if not is_narrow_batched:
-      is_narrow = jnp.broadcast_to(is_narrow, axis_size)
+    def take(tree, axes=len(entry)):
+      def of(x):
+        return jax.lax.dynamic_slice(x, start(x, axes), (1,) * axes + x.shape[axes:])
 
-    def one_by_one(done, is_narrow, *args):
-      def visit(i, done):
-        entry = jax.tree.map(lambda x, batched: x[i] if batched else x, args, tuple(args_batched))
-        old = jax.tree.map(lambda x: x[i], done)
-        new = _where_wide(is_narrow[i], by_levels, old, *entry)
-        return jax.tree.map(lambda x, of_entry: x.at[i].set(of_entry), done, new)
+      return jax.tree.map(of, tree)
 
-      return jax.lax.fori_loop(0, axis_size, visit, done)
+    def put(x, of_entry):
+      return jax.lax.dynamic_update_slice(x, of_entry, start(x, len(entry)))
 
-    done = _where_wide(jnp.all(is_narrow), one_by_one, done, is_narrow, *args)
-    return done, jax.tree.map(lambda _: True, done)
+    new = by_levels(take(floats), take(others, min(1, len(entry))), *take(values))
+    return is_done.at[entry].set(True), jax.tree.map(put, done, new)
 
-  return run(is_narrow, done, args)
+  return jax.lax.while_loop(lambda carry: ~jnp.all(carry[0]), visit, (is_narrow, done))[1]
 
 
 def _over_levels(mixture: Mixture, x: Array, visit: Callable, state: Any) -> Any:
@@ -253,7 +236,7 @@ def _log_add_exp(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array,
 
 
 def _gradient_of_levels(
-  mixture: Mixture, _, floats, others, values: Array, cotangent: Array
+  mixture: Mixture, floats, others, values: Array, cotangent: Array
 ) -> tuple[Any, Array]:
   """The gradients of floats and values, level by level."""
   base, above = _sum_of_levels(mixture, floats, others, values)

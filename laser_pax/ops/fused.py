@@ -210,26 +210,11 @@ def _compact(kernel: splash.SplashAttentionKernel, query, key, value, segments) 
   The kernel writes a softmax's normaliser 128 times, twice as much as its result. XLA would take
   the one that is needed as late as the backward pass, and keep all until then.
   """
-  return _each_example(kernel)(query, key, value, segments)
-
-
-def _each_example(kernel: Callable[..., Array]) -> Callable[..., Array]:
-  """Returns jax.vmap(kernel), but for a single example the kernel itself.
-
-  So its arguments have the same shapes under a vmap as another user of them there, and XLA need not
-  keep them twice.
-  """
-
-  def run(query, *args):
-    if query.shape[0] > 1:
-      return jax.vmap(kernel)(query, *args)
-    return kernel(*jax.tree.map(lambda x: x[0], (query, *args)))[jnp.newaxis]
-
-  return run
+  return jax.vmap(kernel)(query, key, value, segments)
 
 
 def _compact_forward(kernel, query, key, value, segments):
-  mixed, pull = jax.vjp(lambda *qkv: _each_example(kernel)(*qkv, segments), query, key, value)
+  mixed, pull = jax.vjp(lambda *qkv: jax.vmap(kernel)(*qkv, segments), query, key, value)
   leaves, tree = jax.tree.flatten((mixed, pull))
   at_once = iter(jax.lax.optimization_barrier([x for x in leaves if _is_float(x)]))
   return jax.tree.unflatten(tree, [next(at_once) if _is_float(x) else x for x in leaves])

@@ -238,16 +238,17 @@ def laser(
 
 
 def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
-  """As `laser`, 'exact', of one example whose heads come first, one head's levels at a time.
+  """As `laser`, 'exact', where heads come before rows: levels are taken of one head at a time.
 
-  Wide columns, should they come, then need no more memory than one head takes.
+  Wide columns, should they come, then need no more memory than one head of one example takes.
 
   Args:
-    attention_fn: A function of (query, key, value, *others), [N, T, H] or [N, S, H] each, that
-      takes any number of heads and closes over no array; others are integers, or None.
+    attention_fn: A function of (query, key, value, *others), [B, N, T, H] or [B, N, S, H] each,
+      that takes any number of examples and heads and closes over no array; others are integers
+      [B, ...], or None.
 
   Returns:
-    A function of the same arguments, with values' dtype. To be mapped over examples by jax.vmap.
+    A function of the same arguments, with values' dtype.
 
   Source: [ours].
   """
@@ -255,14 +256,16 @@ def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
   def run(floats, others, value):
     return attention_fn(*floats, value, *others)
 
+  mixture = exact.Mixture(
+    mix=run,
+    vjp=functools.partial(_vjp_of_function, run),
+    axes=(2,),
+    align=lambda x: x,
+    apart=2,
+  )
+
+  @functools.wraps(attention_fn)
   def laser_attention(query: Array, key: Array, value: Array, *others: Array | None) -> Array:
-    mixture = exact.Mixture(
-      mix=run,
-      vjp=functools.partial(_vjp_of_function, run),
-      axes=(1,),
-      align=lambda x: x,
-      parts=value.shape[0],
-    )
     return exact.log_mixture_exp(mixture, (query, key), others, value)
 
   return laser_attention
