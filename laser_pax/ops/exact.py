@@ -19,8 +19,8 @@ far O lies above it. A key that a row cannot see has probability 0 in every leve
 padding, nor other segments, nor the future ever decide a row's precision.
 
 The levels cost two products each, and are run only where a column asks for them: in a loop over
-what is wide, which as a rule is nothing. The gradient is written down, not derived, because rounding
-is: with G_th = g_th exp(c_h - O_th),
+what is wide, which as a rule is nothing. The gradient is written down, not derived, because
+rounding is: with G_th = g_th exp(c_h - O_th),
 
     dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = exp(V_sh - c_h) (P^T G)_sh
 
@@ -138,7 +138,7 @@ def _center(low: Array, high: Array) -> Array:
 
 
 def _where(is_narrow: Array, x: Array, y: Array) -> Array:
-  """x or y, by a condition over their leading axes."""
+  """Selects x, or y, by a condition over their leading axes."""
   return jnp.where(is_narrow.reshape(is_narrow.shape + (1,) * (x.ndim - is_narrow.ndim)), x, y)
 
 
@@ -163,19 +163,20 @@ def _replace_wide(
     is_done, done = carry
     entry = jnp.unravel_index(jnp.argmin(is_done), is_done.shape)  # The first that is not done.
 
-    def start(x, axes):
-      return *entry[:axes], *(0,) * (x.ndim - axes)
+    def start(x, entry):
+      return *entry, *(0,) * (x.ndim - len(entry))
 
-    def take(tree, axes=len(entry)):
+    def take(tree, entry):
       def of(x):
-        return jax.lax.dynamic_slice(x, start(x, axes), (1,) * axes + x.shape[axes:])
+        sizes = (1,) * len(entry) + x.shape[len(entry) :]
+        return jax.lax.dynamic_slice(x, start(x, entry), sizes)
 
       return jax.tree.map(of, tree)
 
     def put(x, of_entry):
-      return jax.lax.dynamic_update_slice(x, of_entry, start(x, len(entry)))
+      return jax.lax.dynamic_update_slice(x, of_entry, start(x, entry))
 
-    new = by_levels(take(floats), take(others, min(1, len(entry))), *take(values))
+    new = by_levels(take(floats, entry), take(others, entry[:1]), *take(values, entry))
     return is_done.at[entry].set(True), jax.tree.map(put, done, new)
 
   return jax.lax.while_loop(lambda carry: ~jnp.all(carry[0]), visit, (is_narrow, done))[1]

@@ -1,0 +1,80 @@
+"""Tells where a train step's time on a CPU goes: `python benchmarks/cpu_profile.py laser`.
+
+Of one of the workers of `ours.py` at the benchmark's first shape, by XLA's own trace: what each
+operation of the compiled step takes on the thread that runs the step. Matrix products run on other
+threads meanwhile and hardly show: they are the rest of the step's time.
+"""
+
+import collections
+import glob
+import gzip
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+
+import typer
+
+STEPS, BATCH, LENGTH = 3, 8, 256
+
+
+def main(variant: str, rows: int = 40) -> None:
+  """Prints the operations of a step that take longest."""
+  with tempfile.TemporaryDirectory() as folder:
+    os.environ['XLA_FLAGS'] = f'--xla_dump_to={folder}/hlo --xla_dump_hlo_as_text'
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    seconds = _trace(variant, f'{folder}/trace')
+    known, took = _operations(f'{folder}/hlo'), _took(f'{folder}/trace')
+  print(f'{seconds:.3f} s a step; on its thread {sum(took.values()):.3f} s; of it, in ms:')
+  for name, spent in took.most_common(rows):
+    print(f'{1e3 * spent:7.1f}  {name:44} {known.get(name.removesuffix(".clone"), "")}')
+
+
+def _trace(variant: str, folder: str) -> float:
+  """Traces some steps, and returns the seconds of one without the trace."""
+  sys.argv = sys.argv[:1]
+  import jax
+  import ours
+
+  step, _ = ours.prepare(variant, BATCH, LENGTH)
+  for _ in range(2):
+    step()
+  start = time.perf_counter()
+  for _ in range(STEPS):
+    step()
+  seconds = (time.perf_counter() - start) / STEPS
+  with jax.profiler.trace(folder):
+    for _ in range(STEPS):
+      step()
+  return seconds
+
+
+def _operations(folder: str) -> dict[str, str]:
+  """Shape of each operation of the compiled step, and what of the model it is."""
+  (text,) = glob.glob(f'{folder}/*_wrapped_step_fn*cpu_after_optimizations.txt')
+  found = {}
+  with open(text) as lines:
+    for line in lines:
+      if named := re.match(r'\s+(?:ROOT )?%?([\w.-]+) = (\S+) ', line):
+        source = re.search(r'op_name="([^"]*)"', line)
+        found[named[1]] = f'{named[2][:32]:34}{source[1][-90:] if source else ""}'
+  return found
+
+
+def _took(folder: str) -> collections.Counter:
+  """Seconds of one step that each operation takes."""
+  (trace,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
+  with gzip.open(trace) as file:
+    events = json.load(file)['traceEvents']
+  took = collections.Counter()
+  for event in events:
+    name = event.get('args', {}).get('hlo_op')
+    if name and 'dur' in event and not name.startswith('call'):  # A call's fusion is told as well.
+      took[name] += event['dur'] / 1e6 / STEPS
+  return took
+
+
+if __name__ == '__main__':
+  typer.run(main)
