@@ -91,7 +91,8 @@ def log_mixture_exp(mixture: Mixture, floats: Any, others: Any, values: Array) -
 
 def _forward(mixture, floats, others, values):
   x = values.astype(F32)
-  low, high = (f(x, mixture.axes, keepdims=True) for f in (jnp.min, jnp.max))
+  # Of values as they are, not of x: the compiler then reads them once for both.
+  low, high = (f(values, mixture.axes, keepdims=True).astype(F32) for f in (jnp.min, jnp.max))
   center = _center(low, high)
   is_narrow = jnp.all(high - center <= WIDTH, tuple(range(mixture.apart, x.ndim)))
   # Of what is wide e holds the values and, in the backward pass, pulled the cotangent: levels then
