@@ -190,17 +190,10 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
     attention = super()._mixture(is_causal)
     if self.numerics != 'exact':
       return ops.laser(attention, numerics=self.numerics)
-
-    def swapped(attention: Callable[..., JTensor]) -> Callable[..., JTensor]:
-      def attend(query: JTensor, key: JTensor, value: JTensor, *segments: JTensor) -> JTensor:
-        rows = (x.swapaxes(1, 2) for x in (query, key, value))
-        return attention(*rows, *segments).swapaxes(1, 2)
-
-      return attend
-
     # Heads come first, as the kernel wants them: then it and the loop over wide columns read the
     # same arrays.
-    return swapped(ops.laser_by_heads(swapped(attention)))
+    by_heads = functools.partial(ops.fused_attention_by_heads, **attention.keywords)
+    return fused.heads_swapped(ops.laser_by_heads(by_heads))
 
 
 class SegmentedTransformerLm(transformer_models.TransformerLm):

@@ -99,35 +99,40 @@ def _forward(mixture, floats, others, values):
   # need no array that is not there for the rest.
   e = _where(is_narrow, jnp.expm1(x - center), x).astype(values.dtype)
   mixed, pull = mixture.vjp(floats, others, e)
-  output = (mixture.align(center) + jnp.log1p(mixed.astype(F32))).astype(values.dtype)
 
   def by_levels(floats, others, values):
     base, above = _sum_of_levels(mixture, floats, others, values)
     # NaN where the column has a value that is not finite.
     poison = 0 * values.astype(F32).sum(mixture.axes, keepdims=True)
-    return (base + above + mixture.align(poison)).astype(values.dtype)
+    return base + above + mixture.align(poison)
 
-  output = _replace_wide(is_narrow, by_levels, output, floats, others, e)
-  return output, (floats, others, values, center, is_narrow, e, mixed, pull)
+  # Of what is wide the output itself takes the place of what was mixed. A kernel's pull keeps that
+  # as well, and may take it from there, as its gradients of what is wide are not used.
+  settled = _replace_wide(is_narrow, by_levels, mixed, floats, others, e)
+  pull = jax.tree.map(lambda x: settled if x is mixed else x, pull)
+  output = settled.astype(F32)
+  output = _where(is_narrow, mixture.align(center) + jnp.log1p(output), output)
+  residuals = floats, others, values, center, is_narrow, e, settled, pull
+  return output.astype(values.dtype), residuals
 
 
 def _backward(mixture, residuals, cotangent):
-  floats, others, values, center, is_narrow, e, mixed, pull = residuals
+  floats, others, values, center, is_narrow, e, settled, pull = residuals
 
   g = cotangent.astype(F32)
-  pulled = _where(is_narrow, g / (1 + mixed.astype(F32)), g)
-  d_floats, d_e = pull(pulled, (pulled - g).sum(-1, keepdims=True))
-  d_values = d_e.astype(F32) * jnp.exp(values.astype(F32) - center)
+  pulled = _where(is_narrow, g / (1 + settled.astype(F32)), g)
   gradients = _replace_wide(
     is_narrow,
     functools.partial(_gradient_of_levels, mixture),
-    (d_floats, d_values.astype(values.dtype)),
+    pull(pulled, (pulled - g).sum(-1, keepdims=True)),
     floats,
     others,
     e,
     pulled.astype(cotangent.dtype),
   )
-  return gradients[0], None, gradients[1]
+  d_floats, d_e = gradients[0], gradients[1].astype(F32)
+  d_values = _where(is_narrow, d_e * jnp.exp(values.astype(F32) - center), d_e)
+  return d_floats, None, d_values.astype(values.dtype)
 
 
 log_mixture_exp.defvjp(_forward, _backward)
@@ -154,7 +159,7 @@ def _replace_wide(
   Args:
     is_narrow: Over the axes that are `Mixture.apart`.
     by_levels: Closes over no array. It is called with one entry, in which these axes have size 1.
-    done: A tree of arrays that begin with these axes.
+    done: A tree of arrays that begin with these axes; it keeps its dtypes.
     floats: As `Mixture` takes them, and others.
     others: As well.
     *values: Arrays that begin with these axes.
@@ -175,7 +180,7 @@ def _replace_wide(
       return jax.tree.map(of, tree)
 
     def put(x, of_entry):
-      return jax.lax.dynamic_update_slice(x, of_entry, start(x, entry))
+      return jax.lax.dynamic_update_slice(x, of_entry.astype(x.dtype), start(x, entry))
 
     new = by_levels(take(floats, entry), take(others, entry[:1]), *take(values, entry))
     return is_done.at[entry].set(True), jax.tree.map(put, done, new)
@@ -240,7 +245,7 @@ def _log_add_exp(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array,
 def _gradient_of_levels(
   mixture: Mixture, floats, others, values: Array, cotangent: Array
 ) -> tuple[Any, Array]:
-  """The gradients of floats and values, level by level."""
+  """The gradients of floats and values, float32, level by level."""
   base, above = _sum_of_levels(mixture, floats, others, values)
   cotangent = cotangent.astype(F32)
 
@@ -264,5 +269,4 @@ def _gradient_of_levels(
     return d_floats, d_values
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, F32), (floats, values))
-  sums = _over_levels(mixture, values.astype(F32), visit, zeros)
-  return jax.tree.map(lambda s, x: s.astype(x.dtype), sums, (floats, values))
+  return _over_levels(mixture, values.astype(F32), visit, zeros)

@@ -74,11 +74,38 @@ def fused_attention(
   Source: [ours], over jax's kernels.
   """
   _check_shapes(query, key, value, segment_ids, key_segment_ids, is_causal)
+  attention = functools.partial(fused_attention_by_heads, is_causal=is_causal, logit_cap=logit_cap)
+  return heads_swapped(attention)(query, key, value, segment_ids, key_segment_ids)
+
+
+def fused_attention_by_heads(
+  query: Array,
+  key: Array,
+  value: Array,
+  segment_ids: Array | None = None,
+  key_segment_ids: Array | None = None,
+  *,
+  is_causal: bool,
+  logit_cap: float | None = None,
+) -> Array:
+  """As `fused_attention`, of [B, N, T, H] and [B, N, S, H], for `laser_by_heads`."""
   if segment_ids is not None and key_segment_ids is None:
     key_segment_ids = segment_ids
-  mix = {'splash': _splash, 'cudnn': _cudnn, 'plain': _plain}[choose(query.dtype, logit_cap)]
+  kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'plain': _plain}
+  mix = kernels[choose(query.dtype, logit_cap)]
   mixed = mix(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap)
   return mixed.astype(value.dtype)
+
+
+def heads_swapped(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
+  """Makes attention over [B, N, T, H] of one over [B, T, N, H], or the other way round."""
+
+  @functools.wraps(attention_fn)
+  def attention(query: Array, key: Array, value: Array, *others) -> Array:
+    swapped = (x.swapaxes(1, 2) for x in (query, key, value))
+    return attention_fn(*swapped, *others).swapaxes(1, 2)
+
+  return attention
 
 
 def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
@@ -180,9 +207,10 @@ def _splash(query, key, value, segment_ids, key_segment_ids, is_causal, logit_ca
 
   A padded key is of a segment that no query is of; with a causal mask alone, no query sees it.
   """
-  (t, n), s, h = query.shape[1:3], key.shape[1], value.shape[3]
+  (n, t), s, h = query.shape[1:3], key.shape[2], value.shape[3]
   if segment_ids is None and not is_causal and _padded(s) != s:
-    segment_ids, key_segment_ids = (jnp.zeros(x.shape[:2], jnp.int32) for x in (query, key))
+    batch = query.shape[0]
+    segment_ids, key_segment_ids = (jnp.zeros((batch, x), jnp.int32) for x in (t, s))
   segments = None
   if segment_ids is not None:
     fill = functools.partial(jnp.pad, mode='constant', constant_values=-(2**31))
@@ -198,9 +226,8 @@ def _splash(query, key, value, segment_ids, key_segment_ids, is_causal, logit_ca
     q_seq_shards=1,
     residual_checkpoint_name=CHECKPOINT_NAME,
   )
-  query, key, value = (_head_major(x) for x in (query, key, value))
-  mixed = _compact(kernel, query, key, value, segments)
-  return mixed[:, :, :t, :h].swapaxes(1, 2)
+  mixed = _compact(kernel, *(_filled(x) for x in (query, key, value)), segments)
+  return mixed if mixed.shape[2:] == (t, h) else mixed[:, :, :t, :h]
 
 
 @jax.custom_vjp
@@ -215,9 +242,10 @@ def _compact(kernel: splash.SplashAttentionKernel, query, key, value, segments) 
 
 def _compact_forward(kernel, query, key, value, segments):
   mixed, pull = jax.vjp(lambda *qkv: jax.vmap(kernel)(*qkv, segments), query, key, value)
-  leaves, tree = jax.tree.flatten((mixed, pull))
-  at_once = iter(jax.lax.optimization_barrier([x for x in leaves if _is_float(x)]))
-  return jax.tree.unflatten(tree, [next(at_once) if _is_float(x) else x for x in leaves])
+  # Each once: what is mixed is kept too, and stays one array (laser_pax/ops/exact.py, settled).
+  kept = {id(x): x for x in jax.tree.leaves((mixed, pull)) if jnp.issubdtype(x.dtype, jnp.floating)}
+  at_once = dict(zip(kept, jax.lax.optimization_barrier([*kept.values()]), strict=True))
+  return jax.tree.map(lambda x: at_once.get(id(x), x), (mixed, pull))
 
 
 def _compact_backward(pull, cotangent):
@@ -225,10 +253,6 @@ def _compact_backward(pull, cotangent):
 
 
 _compact.defvjp(_compact_forward, _compact_backward)
-
-
-def _is_float(x: Array) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> splash_masks.MultiHeadMask:
@@ -252,11 +276,10 @@ def _splash_blocks(t: int, s: int) -> splash.BlockSizes:
   )
 
 
-def _head_major(x: Array) -> Array:
-  """[B, T, N, H] to [B, N, T, H], both sizes padded by zeros to multiples of 128."""
-  _, length, _, size = x.shape
-  padding = ((0, 0), (0, 0), (0, _padded(length) - length), (0, _padded(size) - size))
-  return jnp.pad(x.swapaxes(1, 2), padding)
+def _filled(x: Array) -> Array:
+  """Pads the last two sizes by zeros to multiples of 128."""
+  padding = ((0, 0), (0, 0), *((0, _padded(size) - size) for size in x.shape[2:]))
+  return jnp.pad(x, padding)
 
 
 def _cudnn(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap) -> Array:
@@ -278,7 +301,7 @@ def _cudnn(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap
 
 def _plain(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap) -> Array:
   """Without a kernel: forms the logits [B, N, T, S]."""
-  logits = jnp.einsum('BTNH,BSNH->BNTS', query, key, preferred_element_type=jnp.float32)
+  logits = jnp.einsum('BNTH,BNSH->BNTS', query, key, preferred_element_type=jnp.float32)
   if logit_cap:
     logits = logit_cap * jnp.tanh(logits / logit_cap)
   if segment_ids is not None:
@@ -288,4 +311,4 @@ def _plain(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap
     seen = jnp.arange(logits.shape[2])[:, None] >= jnp.arange(logits.shape[3])
     logits = jnp.where(seen, logits, _HIDDEN)
   probabilities = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum('BNTS,BSNH->BTNH', probabilities, value, preferred_element_type=jnp.float32)
+  return jnp.einsum('BNTS,BNSH->BNTH', probabilities, value, preferred_element_type=jnp.float32)
