@@ -22,7 +22,7 @@ The levels cost two products each, and are run only where a column asks for them
 what is wide, which as a rule is nothing. The gradient is written down, not derived, because
 rounding is: with G_th = g_th exp(c_h - O_th),
 
-    dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = exp(V_sh - c_h) (P^T G)_sh
+    dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = (1 + E_sh) (P^T G)_sh
 
 The second term of dL/dp is the same for all keys of a row. The softmax would take it out again; it
 is there because with it the gradient is small where it should be, and survives bfloat16.
@@ -112,12 +112,14 @@ def _forward(mixture, floats, others, values):
   pull = jax.tree.map(lambda x: settled if x is mixed else x, pull)
   output = settled.astype(F32)
   output = _where(is_narrow, mixture.align(center) + jnp.log1p(output), output)
-  residuals = floats, others, values, center, is_narrow, e, settled, pull
+  residuals = floats, others, is_narrow, e, settled, pull
   return output.astype(values.dtype), residuals
 
 
 def _backward(mixture, residuals, cotangent):
-  floats, others, values, center, is_narrow, e, settled, pull = residuals
+  floats, others, is_narrow, e, settled, pull = residuals
+  # As it was mixed: the compiler would compute it anew, of values, and keep those until then.
+  e = jax.lax.optimization_barrier(e)
 
   g = cotangent.astype(F32)
   pulled = _where(is_narrow, g / (1 + settled.astype(F32)), g)
@@ -131,8 +133,8 @@ def _backward(mixture, residuals, cotangent):
     pulled.astype(cotangent.dtype),
   )
   d_floats, d_e = gradients[0], gradients[1].astype(F32)
-  d_values = _where(is_narrow, d_e * jnp.exp(values.astype(F32) - center), d_e)
-  return d_floats, None, d_values.astype(values.dtype)
+  d_values = _where(is_narrow, d_e * (1 + e.astype(F32)), d_e)
+  return d_floats, None, d_values.astype(e.dtype)
 
 
 log_mixture_exp.defvjp(_forward, _backward)
