@@ -205,15 +205,8 @@ def table(found: list[dict]) -> str:
   for field, title in names.items():
     for layers in (*LAYERS, every):
       standard, laser = (of_layers(found, name, field, layers) for name in PAIR)
-      rows.append(
-        [
-          title,
-          layers,
-          f'{standard / 2**30:.3f}',
-          f'{laser / 2**30:.3f}',
-          f'{laser / standard:.4f}',
-        ]
-      )
+      cells = f'{standard / 2**30:.3f}', f'{laser / 2**30:.3f}', f'{laser / standard:.4f}'
+      rows.append([title, str(layers), *cells])
   return page.rows(['GiB a chip and step', 'layers', *(f'`{x}`' for x in PAIR), 'ratio'], rows)
 
 
