@@ -1,4 +1,4 @@
-"""Bytes through HBM, counted in a program where they are known; and the figures of docs/fused.md."""
+"""Bytes through HBM of a program where they are known; and the figures of docs/fused.md."""
 
 import json
 
