@@ -18,7 +18,7 @@ from laser_pax.configs import checks
 from laser_pax.configs import layout as layouts
 from laser_pax.data import inputs, paths
 from laser_pax.errors import UserError
-from laser_pax.layers import LeanSharedEmbeddingSoftmax, use_fused, use_laser
+from laser_pax.layers import LeanSharedEmbeddingSoftmax, use_fused, use_laser, use_rows_einsum
 from laser_pax.pods import slices
 
 # Whose attributes in capitals are read by somebody.
@@ -422,6 +422,7 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       list(found.dcn_mesh_shape),
     )
     use_fused(task_p.model)
+    use_rows_einsum(task_p.model)
     softmax = task_p.model.lm_tpl.softmax_tpl
     if fiddle.get_callable(softmax) is layers.SharedEmbeddingSoftmax:
       pax_fiddle.update_callable(softmax, LeanSharedEmbeddingSoftmax)

@@ -12,6 +12,7 @@ from laser_pax.layers.attentions import (
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
+from laser_pax.layers.einsum import RowsEinsum, use_rows_einsum
 from laser_pax.layers.fused import (
   CausalSegments,
   FusedDotProductAttention,
@@ -40,7 +41,9 @@ __all__ = [
   'LaserLocalSelfAttentionXL',
   'LaserMultiQueryDotProductAttention',
   'LeanSharedEmbeddingSoftmax',
+  'RowsEinsum',
   'SegmentedTransformerLm',
   'use_fused',
   'use_laser',
+  'use_rows_einsum',
 ]
