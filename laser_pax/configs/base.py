@@ -422,12 +422,12 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       list(found.dcn_mesh_shape),
     )
     use_fused(task_p.model)
-    use_rows_einsum(task_p.model)
     softmax = task_p.model.lm_tpl.softmax_tpl
     if fiddle.get_callable(softmax) is layers.SharedEmbeddingSoftmax:
       pax_fiddle.update_callable(softmax, LeanSharedEmbeddingSoftmax)
       softmax.lookup_style = 'index'
     stack = task_p.model.lm_tpl.stacked_transformer_tpl
+    use_rows_einsum(stack)
     stack.checkpoint_policy = found.checkpoint_policy
     if not self.USE_REPEATED_LAYER:  # PAX itself then ignores the policy.
       stack.remat = True

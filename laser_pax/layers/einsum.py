@@ -64,8 +64,9 @@ def use_rows_einsum(config: fiddle.Buildable) -> None:
   """Gives every projection of a config, in place, `RowsEinsum` for Praxis's own einsum.
 
   Args:
-    config: A Fiddle config: a task, a model, a layer. Products of activations, `qk_einsum_tpl` and
-      `pv_einsum_tpl`, stay as they are.
+    config: A Fiddle config of layers, a stack of them say. Products of activations, `qk_einsum_tpl`
+      and `pv_einsum_tpl`, stay as they are. Not of a softmax: `LeanSharedEmbeddingSoftmax` computes
+      its loss Praxis's way where the templates are not Praxis's.
   """
   for node, path in list(daglish.iterate(config)):
     is_projection = path and getattr(path[-1], 'name', None) == 'einsum_tpl'

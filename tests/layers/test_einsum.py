@@ -59,9 +59,13 @@ def test_every_product_sums_over_one_axis_and_the_base_sums_over_more(equation, 
   assert most_summed(base_ops.EinsumOp) > 1 or len(x) == 2
 
 
-def test_every_projection_of_an_experiment_has_it_and_no_product_of_activations():
-  model = configs.C4LaserTiny().on('cpu').task().model
-  for node, path in daglish.iterate(model):
+def test_every_projection_of_a_stack_has_it_and_no_product_of_activations_and_no_softmax():
+  model = configs.C4LaserTiny().on('cpu').task().model.lm_tpl
+  for node, _ in daglish.iterate(model.softmax_tpl):  # Or its loss would not be the lean one.
+    assert not isinstance(node, fiddle.Buildable) or fiddle.get_callable(node) is not (
+      layers.RowsEinsum
+    )
+  for node, path in daglish.iterate(model.stacked_transformer_tpl):
     name = path and getattr(path[-1], 'name', None)
     if name == 'einsum_tpl':
       assert fiddle.get_callable(node) is layers.RowsEinsum
