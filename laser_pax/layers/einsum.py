@@ -1,4 +1,4 @@
-"""Projections as one matrix product each: on a CPU a fifth of a small model's train step.
+"""Projections as one matrix product each: on a CPU that spares a small train step 15%.
 
 The gradient of a weight sums over examples and positions. Of an einsum over both XLA's CPU compiler
 makes a product only after it has transposed the activations in memory, word by word; of rows by

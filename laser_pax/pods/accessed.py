@@ -7,7 +7,6 @@ counts once; the difference is a layer's, and docs/fused.md shows what all layer
 import collections
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterator
 
@@ -15,17 +14,16 @@ import jax
 
 from laser_pax import configs
 from laser_pax.pods import compile as compiler
-from laser_pax.pods import libtpu, page
+from laser_pax.pods import hlo, libtpu, page
 
 PAIR = ('C4Standard2B', 'C4Laser2B')
 POD = 'v5p-256chips'
 LAYERS = (2, 4)
 
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*?[\]})]) ([a-z][\w\-]*)\((.*)$')
-# These move nothing, or what they move is another's: a loop's own, a collective's.
+# What only names arrays, and loops, which do not count.
 _STILL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'opt-barrier')
 
 
@@ -105,9 +103,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _sizes(shape: str) -> list[int]:
   """The bytes of each array of a shape; 0 for what is in fast memory."""
   return [
-    0
-    if 'S(1)' in layout
-    else _BYTES.get(dtype, 0) * math.prod(int(n) for n in dims.split(',') if n)
+    0 if 'S(1)' in layout else hlo.array_bytes(dtype, dims)
     for dtype, dims, layout in _ARRAY.findall(shape)
   ]
 

@@ -181,7 +181,7 @@ def _first_group(iota: re.Match) -> np.ndarray:
 
 def _result_bytes(kind: str, before: str, group: int) -> float:
   """Bytes of a collective's result on one chip, from what stands before its operands."""
-  total = sum(_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(before))
+  total = sum(array_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(before))
   if kind == 'reduce-scatter' and 'all-reduce' in before:
     return total / group
   if not before.endswith('-start'):
@@ -192,7 +192,8 @@ def _result_bytes(kind: str, before: str, group: int) -> float:
   return total / 2 if kind == 'collective-permute' else total
 
 
-def _bytes(dtype: str, dims: str) -> int:
+def array_bytes(dtype: str, dims: str) -> int:
+  """Bytes of an array, from its type and its sizes as the text has them."""
   count = 1
   for n in dims.split(','):
     count *= int(n) if n else 1
