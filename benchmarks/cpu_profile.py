@@ -29,7 +29,7 @@ def main(variant: str, rows: int = 40) -> None:
     known, took = _operations(f'{folder}/hlo'), _took(f'{folder}/trace')
   print(f'{seconds:.3f} s a step; on its thread {sum(took.values()):.3f} s; of it, in ms:')
   for name, spent in took.most_common(rows):
-    print(f'{1e3 * spent:7.1f}  {name:44} {known.get(name.removesuffix(".clone"), "")}')
+    print(f'{1e3 * spent:7.1f}  {name:44} {known.get(name, "")}')
 
 
 def _trace(variant: str, folder: str) -> float:

@@ -1,4 +1,4 @@
-"""Trains a tiny LASER decoder on four devices, by interpreted kernels and by the plain path.
+"""Trains a tiny LASER decoder on four devices, by interpreted kernels and by plain jax.
 
 Run by tests/layers/test_fused_layers.py in a process of its own; prints both losses of three steps.
 """

@@ -3,13 +3,14 @@ r"""Fused attention as Praxis layers, standard and LASER, and a decoder that mak
     standard   O = softmax(cap(Q K^T)) V
     LASER      O = log( softmax(cap(Q K^T)) exp(V) )          the logits are never in memory
 
-A kernel knows a mask by what it says, causal and segments, not by its T x T numbers. Praxis's
+A kernel knows a mask by what it says, causal and segments, not by its T x T numbers, and so does
+what stands for a kernel where there is none (laser_pax/ops/blocks.py). Praxis's
 decoder makes such numbers of the segment ids, so that nobody after it can tell what they say
 without reading them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a
 `CausalSegments`, to attentions that know it. Every other mask of T rows takes the plain path.
 
-Fields and variables are those of the standard classes: checkpoints are interchangeable. So are the
-results on a CPU, to the bit: there the plain path is the standard class's own.
+Fields and variables are those of the standard classes: checkpoints are interchangeable. The plain
+path is the standard class's own.
 
 Shapes: B batch, T query length, S key length, N heads, H head size.
 """
@@ -71,8 +72,7 @@ class FusedMixin:
     """As Praxis's, but for the probabilities, which are None where a kernel serves."""
     reason = self.plain_reason(query, key, atten_mask, relative_bias)
     if reason is not None:
-      if fused.platform() != 'cpu':
-        logging.log_first_n(logging.WARNING, '%s: no fused kernel: %s', 1, self.name, reason)
+      logging.log_first_n(logging.WARNING, '%s: no fused kernel: %s', 1, self.name, reason)
       if isinstance(atten_mask, CausalSegments):
         atten_mask = atten_mask.dense(query.dtype)
       return super()._dot_atten(query, key, value, atten_mask, relative_bias)
@@ -115,9 +115,6 @@ class FusedMixin:
       atten_mask: As `_dot_atten` takes it.
       relative_bias: As well.
     """
-    cap = self.atten_logit_cap if self.atten_logit_cap > 0 else None
-    if fused.choose(query.dtype, cap) == 'plain':
-      return f'there is none for {fused.platform()} with dtype {query.dtype} and logit cap {cap}'
     if not isinstance(atten_mask, CausalSegments):
       if atten_mask.shape[2] != 1:
         return 'the mask has a row for each query, of which a kernel cannot tell what it says'

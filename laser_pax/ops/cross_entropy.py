@@ -268,19 +268,23 @@ def _chunk(
     logits = logits + bias.astype(jnp.float32)[:, None]
   if cap:
     logits = cap * jnp.tanh(logits / cap)
-  words = lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+  # Of this chunk's labels: what a loop's body makes of constants alone jax makes before the loop, as
+  # [V, C] arrays that every chunk then reads.
+  labels = labels.astype(jnp.int32)
+  nothing = 0 * labels
+  words = jnp.arange(v, dtype=jnp.int32)[:, None] + nothing
   first = lax.axis_index(axes) * v if axes else 0
-  is_label = words == labels.astype(jnp.int32) - first
+  is_label = words == labels - first
 
   greatest = _over(lax.pmax, logits.max(0), axes)
-  likeliest = jnp.where(logits == greatest, words + first, all_words - 1).min(0)
+  likeliest = jnp.where(logits == greatest, words + first, nothing + (all_words - 1)).min(0)
   exponentials = jnp.exp(logits - greatest)
   total = _over(lax.psum, exponentials.sum(0), axes)
   per_token = greatest + jnp.log(total)
   # What each other word, and the label on top of that, is to have of the probability.
   other = options.smoothing / (all_words - 1) if options.smoothing else 0.0
   own = 1.0 - options.smoothing - other
-  per_token -= own * _over(lax.psum, jnp.where(is_label, logits, 0.0).sum(0), axes)
+  per_token -= own * _over(lax.psum, jnp.where(is_label, logits, nothing.astype(jnp.float32)).sum(0), axes)
   if other:
     per_token -= other * _over(lax.psum, logits.sum(0), axes)
   likeliest = _over(lax.pmin, likeliest, axes)
@@ -288,7 +292,7 @@ def _chunk(
     return (per_token, likeliest, None), None
 
   weights = weights.astype(jnp.float32)
-  by_logit = exponentials * (weights / total) - jnp.where(is_label, own * weights, 0.0)
+  by_logit = exponentials * (weights / total) - jnp.where(is_label, own * weights, nothing.astype(jnp.float32))
   if other:
     by_logit -= other * weights
   if cap:

@@ -4,7 +4,8 @@ r"""Attention that never forms its T x S logits in memory, by jax's own fused ke
 
 over the keys that query t may see: s <= t where causal, and of its own segment. On a TPU the kernel
 is jax's Pallas splash attention, of jax's two the one that has PAX's logit cap; on a GPU it is
-cuDNN's, which has no cap; elsewhere, and where a kernel cannot serve, the same in plain jax.
+cuDNN's, which has no cap; elsewhere, and where a kernel cannot serve, plain jax by blocks of
+queries (blocks.py).
 
 The values are mixed linearly, so `laser(fused_attention)` is fused LASER.
 
@@ -23,8 +24,10 @@ from jax.experimental.shard_map import shard_map
 from jax.interpreters import pxla
 from jax.sharding import Mesh, PartitionSpec
 
+from laser_pax.ops.blocks import attention_by_blocks
+
 Array = jax.Array
-Kernel = Literal['splash', 'cudnn', 'plain']
+Kernel = Literal['splash', 'cudnn', 'blocks']
 
 # What a checkpoint policy may save so that the forward kernel is not run again: the mixture and the
 # softmax's normaliser. The name is Praxis's own for an attention's output.
@@ -35,8 +38,6 @@ CHECKPOINT_NAME = 'context'
 # (n + 1) / 2n. Larger ones than 512 exceed the fast memory of a v5e in the backward pass.
 _BLOCKS = (512, 384, 256, 128)
 _LANES = 128
-
-_HIDDEN = -1e30  # A logit that is not seen: finite, so that a row that sees nothing stays finite.
 
 
 def fused_attention(
@@ -91,7 +92,7 @@ def fused_attention_by_heads(
   """As `fused_attention`, of [B, N, T, H] and [B, N, S, H], for `laser_by_heads`."""
   if segment_ids is not None and key_segment_ids is None:
     key_segment_ids = segment_ids
-  kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'plain': _plain}
+  kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'blocks': attention_by_blocks}
   mix = kernels[choose(query.dtype, logit_cap)]
   mixed = mix(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap)
   return mixed.astype(value.dtype)
@@ -120,7 +121,7 @@ def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
     return 'splash'
   if found in ('gpu', 'cuda') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
     return 'cudnn'
-  return 'plain'
+  return 'blocks'
 
 
 def platform() -> str:
@@ -297,18 +298,3 @@ def _cudnn(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap
     is_causal=is_causal,
     implementation='cudnn',
   )
-
-
-def _plain(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap) -> Array:
-  """Without a kernel: forms the logits [B, N, T, S]."""
-  logits = jnp.einsum('BNTH,BNSH->BNTS', query, key, preferred_element_type=jnp.float32)
-  if logit_cap:
-    logits = logit_cap * jnp.tanh(logits / logit_cap)
-  if segment_ids is not None:
-    seen = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    logits = jnp.where(seen[:, None], logits, _HIDDEN)
-  if is_causal:
-    seen = jnp.arange(logits.shape[2])[:, None] >= jnp.arange(logits.shape[3])
-    logits = jnp.where(seen, logits, _HIDDEN)
-  probabilities = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum('BNTS,BNSH->BNTH', probabilities, value, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""Fused attention, its kernels interpreted, against the oracle and against the plain path."""
+"""Fused attention, its kernels interpreted, against the oracle and against plain jax."""
 
 import functools
 
@@ -60,7 +60,7 @@ def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kerne
 
 
 @pytest.mark.parametrize('form', [lambda f: f, laser])
-def test_a_kernel_equals_the_plain_path_with_a_cap_and_segments(
+def test_a_kernel_equals_plain_jax_with_a_cap_and_segments(
   form, interpreted_kernels, monkeypatch
 ):
   inputs, ids = draw(128, 64), segments(128)
@@ -108,9 +108,9 @@ def test_blocks(length, block, share):
     ('tpu', 'bfloat16', 50.0, 'splash'),
     ('tpu', 'float32', None, 'splash'),
     ('gpu', 'bfloat16', None, 'cudnn'),
-    ('gpu', 'bfloat16', 50.0, 'plain'),
-    ('gpu', 'float32', None, 'plain'),
-    ('cpu', 'bfloat16', None, 'plain'),
+    ('gpu', 'bfloat16', 50.0, 'blocks'),
+    ('gpu', 'float32', None, 'blocks'),
+    ('cpu', 'bfloat16', None, 'blocks'),
   ],
 )
 def test_what_serves_where(platform, dtype, cap, kernel, monkeypatch):
