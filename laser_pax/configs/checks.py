@@ -111,6 +111,25 @@ def check_micro_batches(micro_batches: int, global_batch_size: int, mesh: Sequen
     )
 
 
+def check_block(layers_per_block: int, num_layers: int, is_repeated: bool) -> None:
+  """Blocks of layers must share out the layers, and be repeated.
+
+  Raises:
+    UserError: they do not, or are not.
+  """
+  if layers_per_block < 1 or num_layers % layers_per_block:
+    fits = [k for k in range(1, num_layers + 1) if num_layers % k == 0]
+    raise UserError(
+      f'LAYERS_PER_BLOCK = {layers_per_block} must divide NUM_LAYERS = {num_layers}: set it to one '
+      f'of {fits}'
+    )
+  if layers_per_block > 1 and not is_repeated:
+    raise UserError(
+      f'LAYERS_PER_BLOCK = {layers_per_block} is of a loop over layers, and USE_REPEATED_LAYER is '
+      'False: set it to True, or LAYERS_PER_BLOCK to 1'
+    )
+
+
 def check_schedule(warmup_steps: int, num_train_steps: int) -> None:
   """The warm-up must end before the training does.
 

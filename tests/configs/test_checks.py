@@ -25,6 +25,9 @@ from laser_pax.errors import UserError
     (checks.check_batch, (2, 4, 1), 'set it to 4'),
     (checks.check_batch, (12, 4, 8), '8 or 16'),
     (checks.check_schedule, (60, 20), 'WARMUP_STEPS = 2'),
+    (checks.check_block, (3, 4, True), r'\[1, 2, 4\]'),
+    (checks.check_block, (0, 4, True), r'\[1, 2, 4\]'),
+    (checks.check_block, (2, 4, False), 'USE_REPEATED_LAYER'),
   ],
 )
 def test_refuses_with_a_fix(check, arguments, fix):
@@ -40,6 +43,8 @@ def test_refuses_with_a_fix(check, arguments, fix):
     (checks.check_devices, ([2, 4, 2], 16)),
     (checks.check_batch, (1024, 256, 64)),
     (checks.check_schedule, (0, 1)),
+    (checks.check_block, (2, 4, True)),
+    (checks.check_block, (1, 4, False)),
   ],
 )
 def test_accepts_what_fits(check, arguments):

@@ -66,3 +66,40 @@ def test_twins_start_from_the_same_weights():
     model = base_hyperparams.instantiate(getattr(configs, name)().task().model)
     weights.append(model.init(jax.random.PRNGKey(3), _batch()))
   jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+@pytest.mark.parametrize('name', ['C4LaserTiny', 'C4StandardTiny'])
+def test_layers_in_blocks_are_the_same_layers(name):
+  """Loss and gradients of two blocks of two are those of four blocks of one."""
+
+  def loss_of(layers_per_block):
+    experiment = getattr(configs, name)()
+    experiment.FPROP_DTYPE, experiment.CHECKPOINT_POLICY = jnp.float32, 'save_nothing'
+    experiment.NUM_LAYERS, experiment.LAYERS_PER_BLOCK = 4, layers_per_block
+    model = base_hyperparams.instantiate(experiment.task().model)
+
+    def loss(variables):
+      with base_layer.JaxContext.new_context():
+        (metrics, _), _ = model.apply(variables, _batch(), mutable=True)
+      return metrics.total_loss[0]
+
+    return model, jax.jit(jax.value_and_grad(loss))
+
+  def stack(variables):
+    return variables['params']['lm']['transformer']['repeat']['sub']
+
+  def in_twos(variables):
+    """Layer i of four, as layer i % 2 of block i // 2."""
+    (ones,) = stack(variables).values()
+    twos = {f'x_layers_{k}': jax.tree.map(lambda x, k=k: x[k::2], ones) for k in range(2)}
+    variables = jax.tree.map(lambda x: x, variables)
+    variables['params']['lm']['transformer']['repeat']['sub'] = twos
+    return variables
+
+  model, by_one = loss_of(1)
+  variables = {'params': model.init(jax.random.PRNGKey(0), _batch())['params']}
+  _, by_two = loss_of(2)
+  (expected, gradients), (found, of_twos) = by_one(variables), by_two(in_twos(variables))
+  assert float(found) == pytest.approx(float(expected), rel=1e-6)
+  for a, b in zip(jax.tree.leaves(in_twos(gradients)), jax.tree.leaves(of_twos), strict=True):
+    np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max())
