@@ -200,8 +200,8 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     CHECKPOINT_POLICY: What the layers keep for the backward pass.
     MICRO_BATCHES: Parts of the batch, computed one after another.
     LAYERS_PER_BLOCK: Layers of one turn of the loop over layers. What CHECKPOINT_POLICY does not
-      keep is computed again a block at a time, of a block's input: under SAVE_NOTHING 2 take less
-      memory than 1, for the same work. A checkpoint holds layers by block, and fits no other.
+      keep is computed again a block at a time, of a block's input: docs/pods.md tells where 2 take
+      less memory than 1. A checkpoint holds layers by block, and fits no other.
   """
 
   DATA_DIR: str | None = None

@@ -15,7 +15,7 @@ from praxis import layers
 from laser_pax import ops
 from laser_pax.configs import checks
 from laser_pax.errors import UserError
-from laser_pax.ops import fused
+from laser_pax.ops import blocks, fused
 from laser_pax.pods import slices
 
 Policy = layers.AutodiffCheckpointType
@@ -305,25 +305,32 @@ def step_flops(sizes: Sizes, policy: Policy, platform: str) -> int:
 def attention_flops(sizes: Sizes, policy: Policy, platform: str) -> int:
   """Operations of the attention's products, those that are computed again among them.
 
-  A product over T positions takes 2 T N H a layer and token. There are two forward and four
-  backward; under a policy that does not keep what they give, the two are computed again. On a TPU
-  the two fused kernels of the backward pass have seven, as each computes the logits and their
-  gradient anew; but of all products they leave out what lies above the causal diagonal.
+  A product over T positions takes 2 T N H a layer and token. There are two forward, and under a
+  policy that does not keep what they give, the two are computed again. Backward there are five, as
+  the logits are computed anew; on a TPU seven, as each of the two fused kernels computes the logits
+  and their gradient. What lies above the causal diagonal is left out, by whole blocks.
   """
   tokens = sizes.global_batch_size * sizes.seq_len
-  is_fused = platform == 'tpu'
-  products = 2 + (7 if is_fused else 4) + (2 if policy in _ATTEND_AGAIN else 0)
-  share = fused.computed_share(sizes.seq_len) if is_fused else 1.0
+  on_tpu = platform == 'tpu'
+  products = 2 + (7 if on_tpu else 5) + (2 if policy in _ATTEND_AGAIN else 0)
+  share = (fused if on_tpu else blocks).computed_share(sizes.seq_len)
   product = 2 * tokens * sizes.num_layers * sizes.seq_len * sizes.attention_dims
   return round(share * products * product)
 
 
 def recomputed_flops(sizes: Sizes, policy: Policy) -> int:
-  """Operations beside attention that are computed again: none of the MLP's second product."""
+  """Operations beside attention that are computed again.
+
+  None of the MLP's second product, but of layers whose output the next of their block needs.
+  """
   tokens = sizes.global_batch_size * sizes.seq_len
   first = 2 * sizes.model_dims * sizes.hidden_dims
+  second = first * (sizes.layers_per_block - 1) // sizes.layers_per_block
   projections = 8 * sizes.model_dims * sizes.attention_dims
-  again = {Policy.SAVE_NOTHING: first + projections, Policy.SAVE_QKV_OUT_PROJ: first}
+  again = {
+    Policy.SAVE_NOTHING: first + second + projections,
+    Policy.SAVE_QKV_OUT_PROJ: first + second,
+  }
   return tokens * sizes.num_layers * again.get(policy, 0)
 
 

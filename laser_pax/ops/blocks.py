@@ -20,9 +20,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 F32 = jnp.float32
+
+# What a checkpoint policy may save so that a forward pass is not run again: the mixture and the
+# softmax's normaliser. The name is Praxis's own for an attention's output.
+CHECKPOINT_NAME = 'context'
 
 # Of rows. Fewer blocks compute more of what a causal mask hides, more have less to do each: 64 rows
 # of 256 are the best, and of 4,096 each halving from 1,024 to 256 gains less (docs/fused.md).
@@ -77,8 +82,8 @@ def _forward(query, key, value, segment_ids, key_segment_ids, is_causal, logit_c
     outputs.append(_einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
     shifts.append(shift)
     sums.append(total)
-  output = jnp.concatenate(outputs, axis=2).astype(value.dtype)
-  total = jnp.concatenate(sums, axis=2)
+  output = checkpoint_name(jnp.concatenate(outputs, axis=2).astype(value.dtype), CHECKPOINT_NAME)
+  total = checkpoint_name(jnp.concatenate(sums, axis=2), CHECKPOINT_NAME)
   return output, (query, key, value, segment_ids, key_segment_ids, output, total, shifts)
 
 
@@ -108,6 +113,12 @@ def _backward(is_causal, logit_cap, residuals, cotangent):
 
 
 attention_by_blocks.defvjp(_forward, _backward)
+
+
+def computed_share(length: int) -> float:
+  """Returns the share of all pairs that is computed of causal attention."""
+  cuts = _blocks(length, length, is_causal=True)
+  return sum((rows.stop - rows.start) * keys.stop for rows, keys in cuts) / length**2
 
 
 def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[slice, slice]]:

@@ -24,14 +24,10 @@ from jax.experimental.shard_map import shard_map
 from jax.interpreters import pxla
 from jax.sharding import Mesh, PartitionSpec
 
-from laser_pax.ops.blocks import attention_by_blocks
+from laser_pax.ops.blocks import CHECKPOINT_NAME, attention_by_blocks
 
 Array = jax.Array
 Kernel = Literal['splash', 'cudnn', 'blocks']
-
-# What a checkpoint policy may save so that the forward kernel is not run again: the mixture and the
-# softmax's normaliser. The name is Praxis's own for an attention's output.
-CHECKPOINT_NAME = 'context'
 
 # The kernel's blocks; the greatest that divides the sequence is taken. At 1,024 three of the four
 # pairs of blocks do not lie wholly above the causal diagonal and are computed; with n blocks,

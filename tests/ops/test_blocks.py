@@ -120,4 +120,5 @@ def test_half_of_the_pairs_are_not_computed():
     return sum((rows.stop - rows.start) * keys.stop for rows, keys in cuts)
 
   assert pairs(False) == 1024**2
-  assert pairs(True) == 1024**2 * 9 / 16
+  assert pairs(True) == 1024**2 * 9 / 16 == 1024**2 * blocks.computed_share(1024)
+  assert blocks.computed_share(64) == 1.0

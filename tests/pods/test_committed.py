@@ -52,6 +52,20 @@ def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(tpu_compiler):
     assert laser['train'][name] <= 1.02 * standard['train'][name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('experiment', 'layers_per_block', 'gib'),
+  [('C4Laser300M', 1, 2.4), ('C4Laser2B', 2, 1.5)],
+)
+def test_full_rematerialisation_takes_little(experiment, layers_per_block, gib, tpu_compiler):
+  changes = [f'--fdl.LAYERS_PER_BLOCK={layers_per_block}', '--fdl.CHECKPOINT_POLICY=save_nothing']
+  done = _aot(f'--exp={experiment}', '--json', *changes)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found['checkpoint_policy'] == 'SAVE_NOTHING'
+  assert found['train']['temporary_bytes'] <= gib * 2**30
+
+
 @pytest.mark.parametrize(
   ('kept', 'tables'), [(COMMITTED, page.pods_tables), (MESHES, page.meshes_tables)]
 )

@@ -91,6 +91,20 @@ def test_fused_kernels_are_counted_for_all_devices_with_what_causality_leaves(
   )
 
 
+@pytest.mark.parametrize('policy', layouts.POLICIES)
+def test_the_formulas_know_blocks_of_layers(small, policy):
+  small.CHECKPOINT_POLICY = policy
+  found = []
+  for small.LAYERS_PER_BLOCK in (1, 2):
+    traced = compiler.trace_train(small, small.pod())
+    formula = layouts.step_flops(small.sizes(), policy, 'cpu')
+    found.append((sum(flops.counted(traced.jaxpr)), formula))
+  small.LAYERS_PER_BLOCK = 1
+  (one, by_formula), (two, of_two) = found
+  assert two - one == of_two - by_formula
+  assert (two == one) == (policy is Policy.SAVE_DOT_WITH_NO_BATCH_DIM)
+
+
 def test_parts_of_a_batch_cost_the_same(small):
   small.CHECKPOINT_POLICY = Policy.SAVE_NOTHING
   whole = flops.counted(compiler.trace_train(small, small.pod()).jaxpr)
