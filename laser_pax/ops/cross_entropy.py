@@ -268,10 +268,11 @@ def _chunk(
     logits = logits + bias.astype(jnp.float32)[:, None]
   if cap:
     logits = cap * jnp.tanh(logits / cap)
-  # Of this chunk's labels: what a loop's body makes of constants alone jax makes before the loop, as
-  # [V, C] arrays that every chunk then reads.
+  # Zeros made of this chunk's labels: what a loop's body makes of constants alone jax makes before
+  # the loop, as [V, C] arrays that every chunk then reads.
   labels = labels.astype(jnp.int32)
   nothing = 0 * labels
+  zero = nothing.astype(jnp.float32)
   words = jnp.arange(v, dtype=jnp.int32)[:, None] + nothing
   first = lax.axis_index(axes) * v if axes else 0
   is_label = words == labels - first
@@ -284,7 +285,7 @@ def _chunk(
   # What each other word, and the label on top of that, is to have of the probability.
   other = options.smoothing / (all_words - 1) if options.smoothing else 0.0
   own = 1.0 - options.smoothing - other
-  per_token -= own * _over(lax.psum, jnp.where(is_label, logits, nothing.astype(jnp.float32)).sum(0), axes)
+  per_token -= own * _over(lax.psum, jnp.where(is_label, logits, zero).sum(0), axes)
   if other:
     per_token -= other * _over(lax.psum, logits.sum(0), axes)
   likeliest = _over(lax.pmin, likeliest, axes)
@@ -292,7 +293,7 @@ def _chunk(
     return (per_token, likeliest, None), None
 
   weights = weights.astype(jnp.float32)
-  by_logit = exponentials * (weights / total) - jnp.where(is_label, own * weights, nothing.astype(jnp.float32))
+  by_logit = exponentials * (weights / total) - jnp.where(is_label, own * weights, zero)
   if other:
     by_logit -= other * weights
   if cap:

@@ -60,9 +60,7 @@ def test_fused_laser_equals_the_oracle(t, h, is_packed, dtype, interpreted_kerne
 
 
 @pytest.mark.parametrize('form', [lambda f: f, laser])
-def test_a_kernel_equals_plain_jax_with_a_cap_and_segments(
-  form, interpreted_kernels, monkeypatch
-):
+def test_a_kernel_equals_plain_jax_with_a_cap_and_segments(form, interpreted_kernels, monkeypatch):
   inputs, ids = draw(128, 64), segments(128)
   attention = form(functools.partial(fused_attention, is_causal=True, logit_cap=1.5))
   run = functools.partial(forward_and_backward, lambda *qkv: attention(*qkv, ids), *inputs)

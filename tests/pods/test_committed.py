@@ -61,7 +61,7 @@ def test_full_rematerialisation_takes_little(experiment, layers_per_block, gib, 
   changes = [f'--fdl.LAYERS_PER_BLOCK={layers_per_block}', '--fdl.CHECKPOINT_POLICY=save_nothing']
   done = _aot(f'--exp={experiment}', '--json', *changes)
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
+  (found,) = json.loads(done.stdout)
   assert found['checkpoint_policy'] == 'SAVE_NOTHING'
   assert found['train']['temporary_bytes'] <= gib * 2**30
 
