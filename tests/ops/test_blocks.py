@@ -51,11 +51,15 @@ def exact(query, key, value, cotangent, seen, cap):
 
 
 def found(query, key, value, cotangent, ids, key_ids, is_causal, cap):
-  attention = functools.partial(blocks.attention_by_blocks, is_causal=is_causal, logit_cap=cap)
-  run = jax.jit(lambda q, k, v: blocks.attention_by_blocks(q, k, v, ids, key_ids, is_causal, cap))
-  output, pull = jax.vjp(run, query, key, value)
-  assert attention(query, key, value, ids, key_ids).dtype == output.dtype == value.dtype
-  return output, *pull(cotangent)
+  @jax.jit
+  def run(query, key, value, cotangent):
+    attention = functools.partial(blocks.attention_by_blocks, is_causal=is_causal, logit_cap=cap)
+    output, pull = jax.vjp(lambda *qkv: attention(*qkv, ids, key_ids), query, key, value)
+    return output, *pull(cotangent)
+
+  ours = run(query, key, value, cotangent)
+  assert all(x.dtype == value.dtype for x in ours)
+  return ours
 
 
 def assert_near(ours, reference, tolerance):
