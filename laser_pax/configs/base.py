@@ -317,6 +317,7 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       UserError: heads, mesh, blocks or schedule do not fit; the message has the fix.
     """
     checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
+    checks.check_block(self.LAYERS_PER_BLOCK, self.NUM_LAYERS, self.USE_REPEATED_LAYER)
     checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
     checks.check_batch(self.GLOBAL_BATCH_SIZE, math.prod(self.mesh()), num_processes=1)
     checks.check_mesh(
@@ -329,7 +330,6 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
       },
     )
     checks.check_micro_batches(self.micro_batches(), self.GLOBAL_BATCH_SIZE, self.mesh())
-    checks.check_block(self.LAYERS_PER_BLOCK, self.NUM_LAYERS, self.USE_REPEATED_LAYER)
 
   def check_pod(self) -> None:
     """Checks the mesh against the chips that there are, or that this is planned for.

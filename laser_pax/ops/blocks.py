@@ -1,17 +1,17 @@
 r"""Fused attention in plain jax, for platforms without a kernel: a block of queries at a time.
 
-    W_ts = exp(cap(Q_t . K_s) - m_t)  for the keys that t sees, else 0      l_t = sum_s W_ts
-    O_th = sum_s W_ts V_sh / l_t
+    W_ts = exp(cap(A_ts) - m_t)      A = Q K^T, m_t its greatest that t sees; 0 for what it does not
+    O_th = sum_s W_ts V_sh / l_t     l_t = sum_s W_ts
 
-and with g_th the cotangent of O, U_th = g_th / l_t, and d_t = sum_h U_th O_th:
+and with g_th the cotangent of O, P = W / l and d_t = sum_sh P_ts g_th V_sh:
 
-    dV_sh = sum_t W_ts U_th
-    dA_ts = W_ts (sum_h U_th V_sh - d_t) cap'(A_ts)        A = Q K^T
+    dV_sh = sum_t P_ts g_th
+    dA_ts = P_ts (sum_h g_th V_sh - d_t) cap'(A_ts)
     dQ_th = sum_s dA_ts K_sh                               dK_sh = sum_t dA_ts Q_th
 
 A causal block of queries meets the keys up to its end and no others: of n blocks a side
-(n + 1) / 2n is computed. The logits are formed again in the backward pass, which costs less than to
-keep and to read them; probabilities are never divided by their sum, the results are.
+(n + 1) / 2n is computed, and the logits of one block are there at a time. The backward pass forms
+them again, of query and key alone: nothing else is kept, whatever the checkpoint policy.
 
 Shapes: B batch, T query length, S key length, N heads, H head size.
 """
@@ -25,8 +25,8 @@ from jax.ad_checkpoint import checkpoint_name
 Array = jax.Array
 F32 = jnp.float32
 
-# What a checkpoint policy may save so that a forward pass is not run again: the mixture and the
-# softmax's normaliser. The name is Praxis's own for an attention's output.
+# What a checkpoint policy may save so that a forward pass is not run again: the mixture, and of a
+# kernel the softmax's normaliser. The name is Praxis's own for an attention's output.
 CHECKPOINT_NAME = 'context'
 
 # Fewer blocks compute more of what a causal mask hides; more have less to do each, and take longer
@@ -34,9 +34,7 @@ CHECKPOINT_NAME = 'context'
 # 0.93 of what 512 take.
 _MIN_ROWS = 64
 _MAX_BLOCKS = 8
-# exp of a logit of this size, summed over all keys there may be, and its inverse, are float32 and
-# bfloat16: no greatest logit need be looked for. PAX's cap is 50.
-_SAFE_CAP = 60.0
+_HIDDEN = -1e30  # A logit that is not seen: finite, so that a row that sees nothing stays finite.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -56,59 +54,51 @@ def attention_by_blocks(
     key: [B, N, S, H].
     value: [B, N, S, H].
     segment_ids: [B, T] int32, or None: a query sees the keys of its own segment alone.
-    key_segment_ids: [B, S] int32, or None.
+    key_segment_ids: [B, S] int32; None exactly if segment_ids is.
     is_causal: Whether query t sees only the keys s <= t; T must then be S.
     logit_cap: c of cap(a) = c tanh(a / c); None for none.
 
   Returns:
-    [B, N, T, H] in value's dtype; the softmax is float32, and sums are accumulated in float32. 0
-    in the row of a query that sees no key.
+    [B, N, T, H] in value's dtype; the softmax is float32, and sums are accumulated in float32. The
+    row of a query that sees no key is a mean of values. It can be differentiated in reverse.
 
-  Source: [ours]; d_t by the output is FlashAttention's.
+  Source: [ours].
   """
   return _forward(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap)[0]
 
 
 def _forward(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap):
-  logit_cap, outputs, shifts, sums = logit_cap or None, [], [], []
+  outputs = []
   for rows, keys in _blocks(query.shape[2], key.shape[2], is_causal):
-    capped = _capped(_logits(query[:, :, rows], key[:, :, keys]), logit_cap)
     seen = _seen(rows, keys, segment_ids, key_segment_ids, is_causal)
-    shift = _shift(capped, seen, logit_cap, value.dtype)
-    weights = _weights(capped, seen, shift).astype(value.dtype)
-    # Of the weights as they are rounded. A product: a sum along rows is slower on a CPU.
-    ones = jnp.ones((weights.shape[3], 1), value.dtype)
-    total = jnp.einsum('BNTS,SO->BNTO', weights, ones, preferred_element_type=F32)
-    total = jnp.where(total == 0, 1.0, total)
+    capped = _capped(query[:, :, rows], key[:, :, keys], logit_cap)
+    weights, total = _weights(capped, seen, value.dtype)
     outputs.append(_einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
-    shifts.append(shift)
-    sums.append(total)
   output = checkpoint_name(jnp.concatenate(outputs, axis=2).astype(value.dtype), CHECKPOINT_NAME)
-  total = checkpoint_name(jnp.concatenate(sums, axis=2), CHECKPOINT_NAME)
-  return output, (query, key, value, segment_ids, key_segment_ids, output, total, shifts)
+  return output, (query, key, value, segment_ids, key_segment_ids)
 
 
 def _backward(is_causal, logit_cap, residuals, cotangent):
-  query, key, value, segment_ids, key_segment_ids, output, total, shifts = residuals
-  logit_cap = logit_cap or None
-  by_total = cotangent.astype(F32) / total
-  centers = jnp.sum(by_total * output.astype(F32), axis=-1, keepdims=True)
-  by_total = by_total.astype(value.dtype)
+  query, key, value, segment_ids, key_segment_ids = residuals
   d_query, d_key, d_value = [], jnp.zeros(key.shape, F32), jnp.zeros(value.shape, F32)
-  for (rows, keys), shift in zip(
-    _blocks(query.shape[2], key.shape[2], is_causal), shifts, strict=True
-  ):
-    q, k, v, u = query[:, :, rows], key[:, :, keys], value[:, :, keys], by_total[:, :, rows]
-    capped = _capped(_logits(q, k), logit_cap)
-    weights = _weights(capped, _seen(rows, keys, segment_ids, key_segment_ids, is_causal), shift)
-    d_logits = weights * (_einsum('BNTH,BNSH->BNTS', u, v) - centers[:, :, rows])
+  for rows, keys in _blocks(query.shape[2], key.shape[2], is_causal):
+    q, k, v, g = query[:, :, rows], key[:, :, keys], value[:, :, keys], cotangent[:, :, rows]
+    seen = _seen(rows, keys, segment_ids, key_segment_ids, is_causal)
+    capped = _capped(q, k, logit_cap)
+    weights, total = _weights(capped, seen, value.dtype)
+    probabilities = weights.astype(F32) / total
+    by_probability = _einsum('BNTH,BNSH->BNTS', g, v)
+    centers = jnp.sum(probabilities * by_probability, axis=-1, keepdims=True)
+    d_logits = probabilities * (by_probability - centers)
     if logit_cap:
       d_logits *= 1.0 - jnp.square(capped / logit_cap)
+    if segment_ids is not None:  # Of a row that sees nothing probabilities are not 0.
+      d_logits = jnp.where(seen, d_logits, 0.0)
     d_logits = d_logits.astype(query.dtype)
     d_query.append(_einsum('BNTS,BNSH->BNTH', d_logits, k))
     d_key = d_key.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', d_logits, q))
-    weights = weights.astype(value.dtype)
-    d_value = d_value.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', weights, u))
+    probabilities = probabilities.astype(value.dtype)
+    d_value = d_value.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', probabilities, g))
   d_query = jnp.concatenate(d_query, axis=2).astype(query.dtype)
   return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
 
@@ -132,16 +122,13 @@ def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[slice, slice]]:
   ]
 
 
-def _logits(query: Array, key: Array) -> Array:
-  return _einsum('BNTH,BNSH->BNTS', query, key)
+def _capped(query: Array, key: Array, cap: float | None) -> Array:
+  logits = _einsum('BNTH,BNSH->BNTS', query, key)
+  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def _einsum(equation: str, *operands: Array) -> Array:
   return jnp.einsum(equation, *operands, preferred_element_type=F32)
-
-
-def _capped(logits: Array, cap: float | None) -> Array:
-  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def _seen(rows, keys, segment_ids, key_segment_ids, is_causal) -> Array | None:
@@ -155,13 +142,11 @@ def _seen(rows, keys, segment_ids, key_segment_ids, is_causal) -> Array | None:
   return seen
 
 
-def _shift(capped: Array, seen: Array | None, cap: float | None, dtype) -> Array | None:
-  """Returns what is taken from each row's logits, [B, N, T, 1], or None where nothing need be."""
-  if cap and cap <= _SAFE_CAP and dtype != jnp.float16:
-    return None
-  return jnp.max(capped, axis=-1, keepdims=True, where=seen, initial=jnp.finfo(F32).min)
-
-
-def _weights(capped: Array, seen: Array | None, shift: Array | None) -> Array:
-  weights = jnp.exp(capped if shift is None else capped - shift)
-  return weights if seen is None else jnp.where(seen, weights, 0.0)
+def _weights(capped: Array, seen: Array | None, dtype: jnp.dtype) -> tuple[Array, Array]:
+  """Returns W [B, N, T, S] in dtype, and the sum of each row as it is rounded, [B, N, T, 1]."""
+  logits = capped if seen is None else jnp.where(seen, capped, _HIDDEN)
+  # As far as 1, whatever the cap: LASER's values need the rest of the range (exact.py, WIDTH).
+  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).astype(dtype)
+  # A product: a sum along rows is slower on a CPU.
+  ones = jnp.ones((weights.shape[3], 1), dtype)
+  return weights, _einsum('BNTS,SO->BNTO', weights, ones)

@@ -1,13 +1,11 @@
 """Attention by blocks of queries, in plain jax, against float64."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laser_pax.ops import blocks
+from laser_pax.ops import blocks, laser_by_heads
 
 B, N, H = 2, 2, 16
 TOLERANCE = {'float32': 2e-6, 'bfloat16': 0.01, 'float16': 0.002}
@@ -34,26 +32,34 @@ def visible(t, s, ids, key_ids, is_causal):
   return seen
 
 
-def exact(query, key, value, cotangent, seen, cap):
-  """Output and gradients in float64, by the plain formulas; rows that see nothing are 0."""
+def exact(query, key, value, cotangent, seen, cap, is_laser=False):
+  """Output and gradients in float64, by the plain formulas."""
   q, k, v, g = (np.asarray(x, np.float64) for x in (query, key, value, cotangent))
   a = q @ k.swapaxes(-1, -2)
-  capped = cap * np.tanh(a / cap) if cap else a
-  capped = np.where(seen, capped, -np.inf)
-  greatest = capped.max(-1, keepdims=True)
-  p = np.exp(capped - np.where(np.isfinite(greatest), greatest, 0))
-  p /= np.where(p.sum(-1, keepdims=True) == 0, 1, p.sum(-1, keepdims=True))
-  d_p = g @ v.swapaxes(-1, -2)
+  capped = np.where(seen, cap * np.tanh(a / cap) if cap else a, -np.inf)
+  p = np.exp(capped - capped.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  if is_laser:
+    top = v.max(-2, keepdims=True)
+    output = top + np.log(p @ np.exp(v - top))
+    share = np.exp(np.minimum(v[:, :, None] - output[:, :, :, None], 700.0))  # [B, N, T, S, H]
+    share = np.where(np.broadcast_to(seen, p.shape)[..., None], share, 0.0)
+    d_p = np.einsum('bnth,bntsh->bnts', g, share)
+    d_v = np.einsum('bnts,bntsh,bnth->bnsh', p, share, g)
+  else:
+    output, d_p, d_v = p @ v, g @ v.swapaxes(-1, -2), p.swapaxes(-1, -2) @ g
   d_a = p * (d_p - (p * d_p).sum(-1, keepdims=True))
   if cap:
     d_a *= 1 - np.tanh(a / cap) ** 2
-  return p @ v, d_a @ k, d_a.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ g
+  return output, d_a @ k, d_a.swapaxes(-1, -2) @ q, d_v
 
 
-def found(query, key, value, cotangent, ids, key_ids, is_causal, cap):
+def found(query, key, value, cotangent, ids, key_ids, is_causal, cap, form=lambda f: f):
   @jax.jit
   def run(query, key, value, cotangent):
-    attention = functools.partial(blocks.attention_by_blocks, is_causal=is_causal, logit_cap=cap)
+    attention = form(
+      lambda *given: blocks.attention_by_blocks(*given, is_causal=is_causal, logit_cap=cap)
+    )
     output, pull = jax.vjp(lambda *qkv: attention(*qkv, ids, key_ids), query, key, value)
     return output, *pull(cotangent)
 
@@ -72,7 +78,7 @@ def assert_near(ours, reference, tolerance):
 
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('cap', [None, 1.5, 50.0, 100.0])
-@pytest.mark.parametrize(('t', 'is_packed'), [(40, False), (200, True), (1030, True)])
+@pytest.mark.parametrize(('t', 'is_packed'), [(40, False), (200, True), (530, True)])
 def test_equals_float64_when_causal(t, is_packed, cap, dtype):
   """Of one block, of some with a shorter last one, and of eight, the most there are."""
   inputs = draw(t, t, dtype)
@@ -92,15 +98,47 @@ def test_other_keys_of_which_some_are_hidden(cap):
   assert_near(found(*inputs, None, None, False, cap), exact(*inputs, seen, cap), 2e-6)
 
 
+@pytest.mark.parametrize('form', [lambda f: f, laser_by_heads])
 @pytest.mark.parametrize('cap', [None, 50.0])
-def test_a_row_that_sees_nothing_is_zero_and_asks_for_nothing(cap):
-  inputs = draw(130, 130)
+def test_a_row_that_sees_nothing_is_finite_and_asks_nothing_of_query_and_key(cap, form):
+  """The last 30 rows, one column being too wide for a float32's exponential."""
+  query, key, value, cotangent = draw(130, 130)
+  value = value.at[0, 0, 3, 5].set(100.0)
   ids = jnp.ones((B, 130), jnp.int32).at[:, 100:].set(7)
   key_ids = jnp.ones((B, 130), jnp.int32)
-  seen = visible(130, 130, ids, key_ids, False)
-  ours = found(*inputs, ids, key_ids, False, cap)
-  assert np.all(np.asarray(ours[0])[:, :, 100:] == 0)
-  assert_near(ours, exact(*inputs, seen, cap), 2e-6)
+  given = query, key, value, cotangent, ids, key_ids, False, cap, form
+  assert all(np.isfinite(np.asarray(x)).all() for x in found(*given))
+  ours = found(query, key, value, cotangent.at[:, :, 100:].set(0.0), *given[4:])
+  others = [query[:, :, :100], key, value, cotangent[:, :, :100]]
+  seen = visible(100, 130, None, None, False)
+  expected = exact(*others, seen, cap, is_laser=form is laser_by_heads)
+  assert np.all(np.asarray(ours[1])[:, :, 100:] == 0)
+  assert_near([x[:, :, :100] for x in ours[:2]] + list(ours[2:]), expected, 5e-6)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize('width', [43.0, 100.0])
+def test_laser_has_the_whole_range_for_values_when_logits_are_at_the_cap(width, sign, dtype):
+  """exp of the cap times exp of the values would be no number of float32."""
+  query, key, value, cotangent = draw(140, 140, dtype)
+  query, key = sign * (10 + jnp.abs(query)), 10 + jnp.abs(key)
+  value = (jax.nn.sigmoid(3 * value.astype(jnp.float32)) * width).astype(dtype)
+  given = query, key, value, cotangent
+  ours = found(*given, None, None, True, 50.0, laser_by_heads)
+  expected = exact(*given, visible(140, 140, None, None, True), 50.0, is_laser=True)
+  tolerance = TOLERANCE[dtype] * (5 if width > 44 else 2)
+  assert_near((ours[0], ours[3]), (expected[0], expected[3]), tolerance)
+  assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in ours)
+
+
+def test_a_row_that_sees_one_key_asks_nothing_of_it_in_bfloat16():
+  """What cancels is rounded alike: the gradient of a probability of 1 is 0 to the bit."""
+  query, key, value, cotangent = draw(70, 70, 'bfloat16', scale=4.0)
+  ours = found(query, key, value + 3, cotangent, None, None, True, 50.0)
+  assert np.all(np.asarray(ours[1], np.float32)[:, :, 0] == 0)
+  expected = exact(query, key, value + 3, cotangent, visible(70, 70, None, None, True), 50.0)
+  assert_near(ours, expected, 0.006)
 
 
 @pytest.mark.parametrize(('cap', 'scale'), [(None, 100.0), (50.0, 1e4), (100.0, 1e4)])
