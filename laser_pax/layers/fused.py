@@ -1,12 +1,12 @@
 r"""Fused attention as Praxis layers, standard and LASER, and a decoder that makes no T x T mask.
 
     standard   O = softmax(cap(Q K^T)) V
-    LASER      O = log( softmax(cap(Q K^T)) exp(V) )          the logits are never in memory
+    LASER      O = log( softmax(cap(Q K^T)) exp(V) )          the logits are never all in memory
 
-A kernel knows a mask by what it says, causal and segments, not by its T x T numbers, and so does
-what stands for a kernel where there is none (laser_pax/ops/blocks.py). Praxis's
-decoder makes such numbers of the segment ids, so that nobody after it can tell what they say
-without reading them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a
+A kernel knows a mask by what it says, causal and segments, not by its T x T numbers. So does what
+stands for one where there is none, on a CPU say (laser_pax/ops/blocks.py): it is meant below too.
+Praxis's decoder makes such numbers of the segment ids, so that nobody after it can tell what they
+say without reading them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a
 `CausalSegments`, to attentions that know it. Every other mask of T rows takes the plain path.
 
 Fields and variables are those of the standard classes: checkpoints are interchangeable. The plain

@@ -1,4 +1,4 @@
-r"""Attention that never forms its T x S logits in memory, by jax's own fused kernels.
+r"""Attention that never forms all T x S logits in memory, by jax's own fused kernels.
 
     O_th = sum_s p_ts V_sh,   p_t = softmax_s( cap(Q_t . K_s) ),   cap(a) = c tanh(a / c)
 
@@ -50,7 +50,7 @@ def fused_attention(
 
       O_th = sum_s p_ts V_sh,   p_t = softmax_s( cap(Q_t . K_s) ),   cap(a) = c tanh(a / c)
 
-  Linear in value, and differentiable in query, key and value.
+  Linear in value, and differentiable in query, key and value, in reverse.
 
   Args:
     query: [B, T, N, H], scaled beforehand.
