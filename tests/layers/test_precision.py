@@ -12,6 +12,7 @@ from praxis import base_layer, pax_fiddle
 from praxis.layers import attentions
 
 from laser_pax import layers
+from laser_pax.layers import fused
 from laser_pax.ops import laser_oracle, laser_oracle_vjp
 
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -38,6 +39,8 @@ def run(cls, dtype, query, key, value, cotangent, seen):
   )
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
+  if issubclass(cls, fused.FusedMixin):
+    mask = layers.CausalSegments(jnp.ones((1, len(query)), jnp.int32))
 
   def attend(*arrays):
     return layer.apply({}, *arrays, mask, method=lambda layer, *a: layer._dot_atten(*a)[0])
@@ -57,18 +60,18 @@ def errors(cls, dtype, arrays, seen, reference):
   return [rms_error(*pair) for pair in zip(found, reference, strict=True)]
 
 
-def compare(dtype, arrays, seen, reference):
+def compare(dtype, arrays, seen, reference, laser=layers.LaserDotProductAttention):
   """Returns LASER's errors, of output, query, key, value, and standard attention's."""
   query, key, value, cotangent = arrays
   reference = reference or float64.laser(query, key, value, seen, cotangent)
-  ours = errors(layers.LaserDotProductAttention, dtype, arrays, seen, reference)
+  ours = errors(laser, dtype, arrays, seen, reference)
   of_standard = float64.standard(query, key, value, seen, cotangent)
   theirs = errors(attentions.DotProductAttention, dtype, arrays, seen, of_standard)
   return ours, theirs
 
 
 def check(dtype, cases):
-  """Checks the errors over all cases (arrays, seen, reference) together.
+  """Checks the errors over all cases, what `compare` takes, together.
 
   Of several, because where one row decides a gradient, the ratio of a single case is chance.
   """
@@ -94,6 +97,14 @@ SCALES = [0.01, 0.1, 1, 10, 100]
 @pytest.mark.parametrize('scale', SCALES)
 def test_scale_of_values(dtype, head, scale):
   check(dtype, [(draw(1, 512, head, scale, dtype), causal(512), None)])
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', SCALES)
+def test_by_blocks_of_queries(dtype, scale):
+  """What a decoder of the experiments runs on a CPU, beside Praxis's standard attention."""
+  laser = layers.LaserFusedDotProductAttention
+  check(dtype, [(draw(1, 512, 64, scale, dtype), causal(512), None, laser)])
 
 
 @DTYPES
