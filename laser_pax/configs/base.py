@@ -435,11 +435,11 @@ class DecoderLM(Experiment, model_params.TransformerLmSpmdAdafactor):
     stack = task_p.model.lm_tpl.stacked_transformer_tpl
     use_rows_einsum(stack)
     stack.checkpoint_policy = found.checkpoint_policy
-    if not self.USE_REPEATED_LAYER:  # PAX itself then ignores the policy.
-      stack.remat = True
-    else:
+    if self.USE_REPEATED_LAYER:
       stack.block.num_layers = self.LAYERS_PER_BLOCK
       stack.x_times = self.NUM_LAYERS // self.LAYERS_PER_BLOCK
+    else:  # PAX itself then ignores the policy.
+      stack.remat = True
     set_adamw(
       task_p,
       learning_rate=self.LEARNING_RATE,

@@ -120,9 +120,9 @@ def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch)
 def test_on_a_cpu_it_is_the_plain_layer_to_rounding(cls, mask):
   layer, variables = build(cls)
   plain, _ = build(TWINS[cls])
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
   output, probs, gradients = run(layer, variables, mask)
-  is_dense = not isinstance(mask, layers.CausalSegments)
-  expected, _, exact = run(plain, variables, mask if is_dense else DENSE)
+  expected, _, exact = run(plain, variables, dense)
   assert probs is None, 'the plain path was taken'
   assert rms_error(output, expected) < 1e-6
   for ours, gradient in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
