@@ -12,8 +12,10 @@ from paxml import partitioning, trainer_lib
 from paxml.tasks.lm import model_params
 from praxis import pax_fiddle, py_utils
 
-from laser_pax import configs, training
-from laser_pax.configs import base
+from laser_pax import configs
+from laser_pax.data import text_lm
+from laser_pax.experiment import training
+from laser_pax.experiment.optimizers import set_adamw
 
 
 class Stock(model_params.TransformerLmSpmdAdafactor):
@@ -31,7 +33,7 @@ class Stock(model_params.TransformerLmSpmdAdafactor):
     """Returns PAX's task with AdamW in place of Adafactor."""
     task_p = super().task()
     tiny = configs.C4StandardTiny
-    base.set_adamw(
+    set_adamw(
       task_p,
       learning_rate=turns.LEARNING_RATE,
       weight_decay=turns.WEIGHT_DECAY,
@@ -83,7 +85,7 @@ def prepare(variant: str, batch: int, length: int):
   partitioner = partitioning.PjitPartitioner(
     init_is_eval=False, reshard_inputs=True, task=task, device_mesh=mesh
   )
-  specs = base.LanguageModelInputSpecs(batch_size=batch, seq_len=length).get_input_specs()
+  specs = text_lm.batch_specs(batch, length)
   key = jax.random.PRNGKey(0)
   partitioner.setup(task, key, specs)
   _, state, _ = partitioner.initialize_prng_key_and_train_state(key, None, None)

@@ -1,15 +1,21 @@
-"""Mends what breaks in paxml and praxis 1.4.0 on the versions that pyproject.toml pins.
+"""All that depends on the insides of jax, paxml and praxis: fixes, and uses of private names.
 
+FIXES mend what breaks in paxml and praxis 1.4.0 on the versions that pyproject.toml pins.
 `laser_pax.configs` calls `apply` when imported, so whoever can name an experiment has the fixes.
 Each fix says its reason, looks whether its fault is there, and does nothing where it is not.
 tests/test_pax_fixes.py fails when a fault has gone, with the name of the fix to remove.
+
+Below FIXES stand the functions that reach what has no public name. Each says why it is needed.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
+import linecache
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -230,3 +236,93 @@ FIXES: tuple[Callable[[], bool], ...] = (
   lazy_prefix_one_step,
   beam_search_reshape,
 )
+
+
+def read_lambdas_fast() -> None:
+  """Makes Fiddle find the source of a lambda by `ast`; call it before importing paxml.
+
+  It halves the time that paxml takes to import. Five fields of paxml and praxis have a lambda as
+  default. To read one, Fiddle parses its whole file into libcst's concrete syntax tree, a second
+  and more each; `ast` takes milliseconds.
+  """
+  from fiddle._src.experimental import auto_config
+
+  original = auto_config._getsource_for_lambda
+  if getattr(original, '__wrapped__', None):
+    return
+
+  @functools.wraps(original)
+  def getsource_for_lambda(fn) -> str:
+    lines = linecache.getlines(inspect.getsourcefile(fn), inspect.getmodule(fn).__dict__)
+    lambdas = _lambdas_on_line(''.join(lines), fn.__code__.co_firstlineno)
+    return ast.unparse(lambdas[0]) if len(lambdas) == 1 else original(fn)
+
+  auto_config._getsource_for_lambda = getsource_for_lambda
+
+
+@functools.cache
+def _lambdas(source: str) -> list[ast.Lambda]:
+  return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Lambda)]
+
+
+def _lambdas_on_line(source: str, line: int) -> list[ast.Lambda]:
+  return [node for node in _lambdas(source) if node.lineno == line]
+
+
+def set_heartbeats(seconds: int, missed: int) -> None:
+  """Sets how jax.distributed notices a lost process; call it before paxml.main starts.
+
+  `jax.distributed.initialize`, which paxml calls, has no argument for it.
+
+  Args:
+    seconds: How often each process tells that it lives.
+    missed: How many times it may fail to before the others end too.
+  """
+  from jax._src import distributed
+
+  state = distributed.global_state
+  state.initialize = functools.partial(
+    state.initialize,
+    service_heartbeat_interval_seconds=seconds,
+    service_max_missing_heartbeats=missed,
+    client_heartbeat_interval_seconds=seconds,
+    client_max_missing_heartbeats=missed,
+  )
+
+
+def exit_after_saving_on_demand_with(code: int) -> None:
+  """Sets the exit code of a run that ends after it saved a checkpoint on demand.
+
+  paxml calls the interpreter's `exit` there, and nowhere else, with 0: as if training were over.
+  """
+  from paxml import executors
+
+  executors.exit = lambda _: sys.exit(code)
+
+
+def count_tpu_chips() -> int:
+  """Returns how many TPU chips this host has, without taking hold of them as jax.devices() does."""
+  from jax._src import hardware_utils
+
+  chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+  return chips
+
+
+def default_grad_fn(*masks: Any) -> Callable[..., Any]:
+  """Returns the gradient function of PAX's own train step, so that a step in parts can call it.
+
+  Args:
+    *masks: Those of `trainer_lib.get_excluded_var_masks`.
+  """
+  from paxml import trainer_lib
+
+  return trainer_lib._get_default_grad_fn(*masks)
+
+
+def jitted_step(step: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns the jitted function of a step that PAX's partitioner made.
+
+  The partitioner wraps it in a function that enters the mesh and has neither `trace` nor `lower`.
+  """
+  contents = (cell.cell_contents for cell in step.__closure__)
+  return next(content for content in contents if hasattr(content, 'trace'))

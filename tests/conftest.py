@@ -8,16 +8,16 @@ import pytest
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from laser_pax.cli import fast_import
+from laser_pax import pax_fixes
 
-fast_import.speed_up()
+pax_fixes.read_lambdas_fast()
 
 
 @pytest.fixture
 def interpreted_kernels(monkeypatch):
   """Fused attention as on a TPU, its kernels interpreted: slow, the same numbers."""
-  from laser_pax.ops import fused
+  from laser_pax.ops import devices, fused
 
   interpreted = functools.partial(fused.splash.make_splash_mha, interpret=True)
   monkeypatch.setattr(fused.splash, 'make_splash_mha', interpreted)
-  monkeypatch.setattr(fused, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')

@@ -17,14 +17,14 @@ class Run:
     name: To show.
     train: Loss in nats a token, by step.
     evaluations: Loss on the whole validation split, by step.
-    tokens_per_second: Median over the run.
+    units_per_second: Tokens, or whatever training counts: the median over the run.
     minutes: Of training and evaluations, imports and the first compile left out.
   """
 
   name: str
   train: dict[int, float]
   evaluations: dict[int, float]
-  tokens_per_second: float
+  units_per_second: float
   minutes: float
 
   @property
@@ -59,8 +59,9 @@ def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
     last_seconds = record['seconds']
     if record['kind'] == 'train':
       train[record['step']] = record['loss']
-      if record['tokens_per_second'] is not None:
-        rates.append(record['tokens_per_second'])
+      rate = next(v for k, v in record.items() if k.endswith('_per_second'))
+      if rate is not None:
+        rates.append(rate)
     else:
       evaluations[record['step']] = record['loss']
   if not evaluations or not rates:

@@ -2,17 +2,22 @@
 
 import ast
 import contextlib
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from laser_pax.cli import experiments
+from laser_pax.costs import libtpu
 from laser_pax.errors import UserError
-from laser_pax.pods import libtpu, slices
+from laser_pax.experiment import slices
+
+if TYPE_CHECKING:
+  from laser_pax.experiment.base import Experiment
 
 
 def aot(
@@ -31,7 +36,7 @@ def aot(
   every: Annotated[
     bool,
     typer.Option(
-      '--all', help='Compile the C4 pairs for v5p and v5e (or their meshes); write docs/pods.md.'
+      '--all', help='Every experiment of this package that is planned for TPUs, on v5p and on v5e.'
     ),
   ] = False,
   fetch: Annotated[bool, typer.Option('--fetch', help='Fetch the TPU compiler, once.')] = False,
@@ -48,31 +53,92 @@ def aot(
   overrides = _overrides(list(ctx.args))
   if every:
     libtpu.use()
-    with _quiet():
-      from laser_pax.pods import page
-
-      failed = page.write_meshes() if meshes else page.write_pods()
-    raise SystemExit(failed)
-  if exp is None:
-    raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
-  names = [experiments.full_name(name) for name in (exp, compare) if name]
-  if pod is None or slices.find(pod).chip.platform == 'tpu':  # All this before paxml is imported.
-    libtpu.use()
-  planned = [_planned(name, pod, overrides) for name in names]
-  from laser_pax.pods import show
-
+    planned = list(_every_plan(overrides))
+  else:
+    if exp is None:
+      raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
+    names = [experiments.full_name(name) for name in (exp, compare) if name]
+    # All this before paxml is imported.
+    if pod is None or slices.find(pod).chip.platform == 'tpu':
+      libtpu.use()
+    planned = [_plan(name, pod, overrides) for name in names]
   with _quiet():
-    failed = show.rank(planned[0], as_json) if meshes else show.reports(planned, as_json)
+    if meshes:
+      failed = max([_rank(experiment, as_json) for experiment in planned])
+    elif every:
+      failed = max([_report([experiment], as_json) for experiment in planned])
+    else:
+      failed = _report(planned, as_json)
   raise SystemExit(failed)
 
 
-def _planned(name: str, pod: str | None, overrides: dict):
+def _plan(name: str, pod: str | None, overrides: dict) -> 'Experiment':
   """Makes an experiment, changes it, and plans it for the slice."""
   experiment = experiments.load(name)()
   for attribute, value in overrides.items():
     setattr(experiment, attribute, value)
   experiment.check_overrides()
   return experiment.on(pod)
+
+
+def _every_plan(overrides: dict) -> Iterator['Experiment']:
+  """Yields each experiment of this package that is planned for TPUs, on each of its slices."""
+  from laser_pax.costs import search
+
+  for name in experiments.registered():
+    experiment = _plan(name, None, overrides)
+    if experiment.pod().chip.platform == 'tpu':
+      for pod in search.slices_of(experiment):
+        yield _plan(name, pod, overrides)
+
+
+def _report(planned: list['Experiment'], as_json: bool) -> int:
+  """Compiles one experiment, or two to compare, and prints what the compiler says.
+
+  Returns:
+    The exit code: 1 where one does not fit.
+  """
+  import jax
+
+  from laser_pax.costs import console, reports
+
+  compiled = []
+  for experiment in planned:
+    try:
+      compiled.append(reports.report(experiment))
+    except reports.DoesNotFit as e:
+      refused = {'experiment': type(experiment).__name__, 'fits': False, 'reason': str(e)}
+      print(json.dumps([refused], indent=1) if as_json else e)
+      return 1
+    jax.clear_caches()
+  if as_json:
+    print(json.dumps([r.to_json() for r in compiled], indent=1))
+  else:
+    console.print_reports(compiled)
+    for experiment, r in zip(planned, compiled, strict=True):
+      if not r.fits:
+        print(reports.advice(experiment))
+  return 0 if all(r.fits for r in compiled) else 1
+
+
+def _rank(experiment: 'Experiment', as_json: bool) -> int:
+  """Compiles several layouts, and prints them, the fastest that fits first.
+
+  Returns:
+    The exit code: 1 where the rule's does not fit.
+  """
+  from laser_pax.costs import console, reports, search
+
+  try:
+    compiled = list(search.compile_layouts(experiment))
+  except reports.DoesNotFit as e:
+    print(e)
+    return 1
+  if as_json:
+    print(json.dumps([r.to_json() for r in compiled], indent=1))
+  else:
+    console.print_ranked(compiled)
+  return 0 if compiled[-1].fits else 1
 
 
 def _overrides(flags: list[str]) -> dict:

@@ -226,26 +226,27 @@ def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
 def check_data(environment: Environment) -> list[Finding]:
   """Looks for the prepared data and the vocabulary; the Tiny experiments need neither."""
   try:
-    from laser_pax.data import paths
+    from laser_pax.data import sources
+    from laser_pax.data.datasets import C4
   except ModuleNotFoundError:  # check_packages says which package is missing.
     return []
-  named_data = environment.environ.get(paths.DATA_DIR_VARIABLE)
-  named_vocab = environment.environ.get(paths.VOCAB_VARIABLE)
-  data_dir = named_data or str(paths.default_data_dir())
+  named_data = environment.environ.get(sources.DATA_DIR_VARIABLE)
+  named_vocab = environment.environ.get(sources.VOCAB_VARIABLE)
+  data_dir = named_data or str(sources.default_data_dir())
   return [
     _check_path(
       'data',
-      paths.DATA_DIR_VARIABLE if named_data else '',
+      sources.DATA_DIR_VARIABLE if named_data else '',
       data_dir,
-      os.path.join(paths.DATASET_FOLDER, 'dataset_info.json'),
-      paths.prepare_command(data_dir),
+      os.path.join(C4.folder, 'dataset_info.json'),
+      C4.prepare_command(data_dir),
     ),
     _check_path(
       'vocabulary',
-      paths.VOCAB_VARIABLE if named_vocab else '',
+      sources.VOCAB_VARIABLE if named_vocab else '',
       named_vocab or '',
       '',
-      paths.vocab_command(data_dir, named_vocab or 'vocab.model', 32_000),
+      sources.vocab_command(data_dir, named_vocab or 'vocab.model', 32_000),
     ),
   ]
 

@@ -30,8 +30,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from laser_pax.cli.train import SAVED_ON_DEMAND
 from laser_pax.errors import UserError
+from laser_pax.experiment import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
 # `sha256  path` of each file that `tpu_pod.sh setup` brought.
@@ -76,7 +76,7 @@ def status(starts: pathlib.Path) -> Status:
     is_alive = _find(folder / 'runner') or _find(folder / 'pid')
     return Status('running' if is_alive else 'lost', **known)
   code, ended = (folder / 'exit').read_text().split()
-  state = {0: 'done', SAVED_ON_DEMAND: 'saved'}.get(int(code), 'failed')
+  state = {0: 'done', jobs.SAVED_ON_DEMAND: 'saved'}.get(int(code), 'failed')
   if state != 'done' and (folder / 'stopped').exists():
     state = 'stopped'
   return Status(state, int(code), float(ended), **known)
@@ -215,13 +215,13 @@ def check_versions() -> str:
 
 def check_chips(pod: str) -> str:
   """Counts the chips of this host without taking hold of them; returns how many there are."""
-  from laser_pax.pods import slices
+  from laser_pax.experiment import slices
 
   chip = slices.find(pod).chip
   if chip.platform == 'tpu':
-    from jax._src import hardware_utils
+    from laser_pax import pax_fixes
 
-    found, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+    found = pax_fixes.count_tpu_chips()
   else:
     import jax
 
@@ -241,16 +241,17 @@ def check_data(data: str, vocab: str) -> str:
 
   from etils import epath
 
-  from laser_pax.data import paths, vocabulary
+  from laser_pax.data import sources, vocabulary
+  from laser_pax.data.datasets import C4
 
   if not vocab:
     raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
   if not epath.Path(vocab).exists():
     raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
   size = vocabulary.vocabulary_size(vocab)
-  source = paths.find_source(data, vocab, size)
-  folder = epath.Path(source.data_dir) / paths.DATASET_FOLDER
-  for split in paths.SPLITS:
+  source = sources.find_source(C4, data, vocab, size)
+  folder = epath.Path(source.data_dir) / C4.folder
+  for split in C4.splits:
     file = next(iter(sorted(folder.glob(f'*-{split}.*'))), None)
     if file is None:
       raise UserError(f'{folder} has no file of the split {split}: copy the whole of the data')

@@ -14,11 +14,12 @@ def _main() -> None:
 
 
 @app.command('c4')
-def c4(
-  sources: Annotated[
+def prepare_c4(
+  paths: Annotated[
     list[Path],
     typer.Argument(
-      help="allenai's c4-*.json.gz, other .json, .jsonl (plain or .gz) or .txt files, or folders"
+      metavar='SOURCES...',
+      help="allenai's c4-*.json.gz, other .json, .jsonl (plain or .gz) or .txt files, or folders",
     ),
   ],
   out: Annotated[
@@ -32,7 +33,8 @@ def c4(
   """Writes c4/en/3.0.1 with a train and a validation split; resumable, and never overwrites."""
   from rich import console, progress
 
-  from laser_pax.data import paths, prepare
+  from laser_pax.data import sources
+  from laser_pax.data.prepare import c4
 
   columns = [
     progress.TextColumn('{task.description}'),
@@ -41,8 +43,8 @@ def c4(
     progress.TransferSpeedColumn(),
     progress.TimeRemainingColumn(),
   ]
-  out = out or paths.default_data_dir()
+  out = out or sources.default_data_dir()
   with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
-    folder = prepare.prepare(sources, out, validation_fraction=validation_fraction, progress=bar)
+    folder = c4.prepare(paths, out, validation_fraction=validation_fraction, progress=bar)
   typer.echo(f'{folder}: done')
-  typer.echo(f'next: {paths.vocab_command(str(out), str(out / "vocab.model"), 32_000)}')
+  typer.echo(f'next: {sources.vocab_command(str(out), str(out / "vocab.model"), 32_000)}')

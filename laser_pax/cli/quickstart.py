@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from laser_pax.analysis import runs as runs_lib
-from laser_pax.data import paths
+from laser_pax.analysis import runs
+from laser_pax.data import sources
 from laser_pax.errors import UserError
 
 _TWINS = {'standard': 'C4StandardTiny', 'LASER': 'C4LaserTiny'}
@@ -32,7 +32,7 @@ def quickstart(
   console = Console()
   out = out if steps is None else out / f'{steps}-steps'
   # The sample it is, whatever data the environment names.
-  named = (paths.DATA_DIR_VARIABLE, paths.VOCAB_VARIABLE)
+  named = (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE)
   environment = {name: value for name, value in os.environ.items() if name not in named}
   for kind, name in _TWINS.items():
     console.rule(f'{name} ({kind} attention)')
@@ -40,10 +40,10 @@ def quickstart(
     command += _experiment_flags(name, steps)
     if subprocess.run(command, env=environment, check=False).returncode:
       raise UserError(f'{name} did not end well: see above')
-  finished = [runs_lib.read_run(kind, out / name) for kind, name in _TWINS.items()]
+  finished = [runs.read_run(kind, out / name) for kind, name in _TWINS.items()]
   entropy = _unigram_entropy()
   picture = out / 'quickstart.png'
-  runs_lib.plot_runs(finished, entropy, picture)
+  runs.plot_runs(finished, entropy, picture)
   console.rule('result')
   console.print(result_table(finished, entropy))
   console.print(f'loss curves: {picture}; each step: {out}/*/progress.jsonl')
@@ -60,17 +60,17 @@ def _experiment_flags(name: str, steps: int | None) -> list[str]:
   ]
 
 
-def result_table(runs: list[runs_lib.Run], unigram_entropy: float) -> Table:
+def result_table(finished: list[runs.Run], unigram_entropy: float) -> Table:
   """The comparison, a row a run, with the unigram entropy as the yardstick."""
   table = Table(box=None)
   for column in ('attention', 'test loss', 'perplexity', 'tokens/s', 'minutes'):
     table.add_column(column, justify='left' if column == 'attention' else 'right')
-  for run in runs:
+  for run in finished:
     table.add_row(
       run.name,
       f'{run.test_loss:.4f}',
       f'{math.exp(run.test_loss):.2f}',
-      f'{run.tokens_per_second:,.0f}',
+      f'{run.units_per_second:,.0f}',
       f'{run.minutes:.1f}',
     )
   table.add_row(

@@ -1,7 +1,7 @@
 """`python -m laser_pax train`: paxml.main with a console that a person can read."""
 
 import contextlib
-import functools
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -10,23 +10,60 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, TextIO
 
 import typer
 
-from laser_pax.cli import experiments, fast_import
-from laser_pax.data import paths
+from laser_pax import folders
+from laser_pax.cli import experiments
 from laser_pax.errors import UserError
+from laser_pax.experiment import jobs
 
-# The exit code of a run that SIGTERM ended after it had saved a checkpoint: run it again. The name
-# in sysexits.h is EX_TEMPFAIL.
-SAVED_ON_DEMAND = 75
-
-# How jax.distributed notices a process that is gone, so that the others end too: every so many
-# seconds each tells that it lives, and so many times may be missed. jax's own are 10 and 10.
+# How soon a job ends when one of its processes is gone: after half a minute. jax's own are 10, 10.
 HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """A training job, as the command line asks for it.
+
+  Attributes:
+    experiment: The full name.
+    selector: The flag by which paxml is told of it, 'exp' or 'fdl_config'.
+    folder: `--job_log_dir`, local or in a bucket.
+    flags: All other flags of paxml.
+    attributes: Attributes of the experiment that flags of ours set, by name.
+    profile: Steps to trace, START:STOP, or None.
+  """
+
+  experiment: str
+  selector: str
+  folder: str
+  flags: tuple[str, ...]
+  attributes: Mapping[str, str]
+  profile: str | None
+
+  @property
+  def mark(self) -> str:
+    """The text that marks its folder."""
+    overrides = (flag.lstrip('-') for flag in self.flags)
+    fdl = [o.removeprefix('fdl.') for o in overrides if o.startswith('fdl.')]
+    return jobs.mark_text(self.experiment, fdl)
+
+  @property
+  def local_folder(self) -> pathlib.Path:
+    """The folder for logs, on this host."""
+    if '://' in self.folder:
+      return folders.cache_dir() / 'runs' / re.sub(r'\W+', '-', self.folder)
+    return pathlib.Path(self.folder).expanduser()
+
+  def argv(self) -> list[str]:
+    """Returns paxml's command line."""
+    argv = ['laser_pax train', f'--job_log_dir={self.folder}', '--eval_on_test']
+    argv += [f for f in self.flags if not f.lstrip('-').startswith('fdl_config=')]
+    return [*argv, f'--{self.selector}={self.experiment}']
 
 
 def train(
@@ -53,21 +90,28 @@ def train(
   With --exit_after_ondemand_checkpoint and --jax_fully_async_checkpoint, on hosts of a TPU slice or
   under Slurm, SIGTERM to any process saves a checkpoint and ends all of them with exit code 75.
   """
-  flags = _checked_flags(exp, job_log_dir, list(ctx.args))
-  name = experiments.full_name(exp or _fdl_config(flags))
-  overrides = [f.lstrip('-') for f in flags if f.lstrip('-').startswith('fdl.')]
-  mark = paths.job_mark(name, [override.removeprefix('fdl.') for override in overrides])
-  local = _open_folder(job_log_dir, mark)
+  flags = list(ctx.args)
+  _check_flags(exp, job_log_dir, flags)
+  job = Job(
+    experiment=experiments.full_name(exp or _fdl_config(flags)),
+    selector='exp' if exp else 'fdl_config',
+    folder=job_log_dir,
+    flags=tuple(flags),
+    attributes={k: v for k, v in {'DATA_DIR': data, 'VOCAB': vocab}.items() if v is not None},
+    profile=profile,
+  )
+  _open_folder(job)
   process = f'{socket.gethostname()}-{os.getpid()}'
-  log = local / 'logs' / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
+  logs = job.local_folder / 'logs'
+  log = logs / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with _output_to(log) as console:
-    console.write(f'{name}: logs in {log}\n')
+    console.write(f'{job.experiment}: logs in {log}\n')
     try:
-      _run(name, exp is not None, job_log_dir, local, mark, flags, data, vocab, profile, console)
+      _run(job, console)
     except (UserError, KeyboardInterrupt):
       raise
     except SystemExit as e:
-      if e.code == SAVED_ON_DEMAND:
+      if e.code == jobs.SAVED_ON_DEMAND:
         console.write('a checkpoint was saved on demand; run again to go on from there\n')
       elif e.code:
         console.write(f'stopped with code {e.code}; the reason is at the end of {log}\n')
@@ -81,7 +125,7 @@ def _first_line(error: BaseException) -> str:
   return (str(error).strip() or 'no message').splitlines()[0]
 
 
-def _checked_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> list[str]:
+def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> None:
   """Refuses what paxml would ignore, or answer only after minutes.
 
   Raises:
@@ -109,7 +153,6 @@ def _checked_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -
   for name in names:
     if name in needs and needs[name] not in names:
       raise UserError(f'paxml ignores --{name} without --{needs[name]}')
-  return flags
 
 
 def _fdl_config(flags: list[str]) -> str:
@@ -120,82 +163,18 @@ def _fdl_config(flags: list[str]) -> str:
   raise UserError('which experiment? --fdl_config=NAME, in one word')
 
 
-def _open_folder(job_log_dir: str, run: str) -> pathlib.Path:
-  """Makes the job's folder, and returns the folder for logs, which is local.
-
-  Args:
-    job_log_dir: The job's folder.
-    run: What marks it: the experiment's name, then its overrides, one a line.
+def _open_folder(job: Job) -> None:
+  """Makes the job's folder and that of its logs.
 
   Raises:
     UserError: the folder holds another run, or cannot be written.
   """
   from etils import epath
 
-  folder = epath.Path(job_log_dir).expanduser()
-  mark = folder / paths.JOB_MARK
-  if '://' in job_log_dir:
-    local = paths.cache_dir() / 'runs' / re.sub(r'\W+', '-', job_log_dir)
-  else:
-    local = pathlib.Path(folder)
-  with _writing_to(job_log_dir):
-    folder.mkdir(parents=True, exist_ok=True)
-    (local / 'logs').mkdir(parents=True, exist_ok=True)
-    # A run that was refused before it saved anything holds no folder.
-    owner = mark.read_text().strip() if mark.exists() else run
-    if owner != run and (folder / 'checkpoints').exists():
-      raise UserError(
-        f'{job_log_dir} holds a run of {" ".join(owner.split())}, not of '
-        f'{" ".join(run.split())}: name another --job_log_dir, or, to go on from there '
-        f'nevertheless, edit {mark}'
-      )
-  return local
-
-
-def _mark_folder(job_log_dir: str, run: str) -> None:
-  """Marks the job's folder as this run's, unless it is; of several processes the first does.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  import jax
-  from etils import epath
-
-  if jax.process_index() > 0:
-    return
-  mark = epath.Path(job_log_dir).expanduser() / paths.JOB_MARK
-  with _writing_to(job_log_dir):
-    # Not written again at each resumption, while other processes read it.
-    if not mark.exists() or mark.read_text().strip() != run:
-      mark.write_text(run + '\n')
-
-
-def _mark_when_validated(experiment_cls: type, job_log_dir: str, run: str) -> None:
-  """Has PAX mark the job's folder when it knows which process this is, so at the validation."""
-  validate = experiment_cls.validate
-
-  def validate_marked(self) -> None:
-    _mark_folder(job_log_dir, run)
-    validate(self)
-
-  experiment_cls.validate = validate_marked
-
-
-def _notice_lost_processes() -> None:
-  """Lets jax.distributed end a job within a minute of losing a process.
-
-  `jax.distributed.initialize`, which paxml calls, has no argument for it.
-  """
-  from jax._src import distributed
-
-  state = distributed.global_state
-  state.initialize = functools.partial(
-    state.initialize,
-    service_heartbeat_interval_seconds=HEARTBEAT_SECONDS,
-    service_max_missing_heartbeats=MISSED_HEARTBEATS,
-    client_heartbeat_interval_seconds=HEARTBEAT_SECONDS,
-    client_max_missing_heartbeats=MISSED_HEARTBEATS,
-  )
+  with _writing_to(job.folder):
+    epath.Path(job.folder).expanduser().mkdir(parents=True, exist_ok=True)
+    (job.local_folder / 'logs').mkdir(parents=True, exist_ok=True)
+    jobs.check_run(job.folder, job.mark)
 
 
 @contextlib.contextmanager
@@ -229,57 +208,70 @@ def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
         os.close(real)
 
 
-def _run(
-  name: str,
-  by_exp: bool,
-  job_log_dir: str,
-  local: pathlib.Path,
-  mark: str,
-  flags: list[str],
-  data: str | None,
-  vocab: str | None,
-  profile: str | None,
-  console: TextIO,
-) -> None:
+def _run(job: Job, console: TextIO) -> None:
   """Runs paxml.main in this process on the experiment, watched."""
-  fast_import.speed_up()
+  from laser_pax import pax_fixes
+
+  pax_fixes.read_lambdas_fast()
 
   import jax
   from absl import app
   from absl import flags as absl_flags
   from fiddle import absl_flags as fiddle_flags
-  from paxml import executors, experiment_registry
   from paxml import main as paxml_main
 
-  from laser_pax.cli import profile as profile_lib
-  from laser_pax.cli import watch as watch_lib
+  from laser_pax.cli import profiling, watch
 
-  module, _, class_name = name.rpartition('.')
-  namespace = importlib.import_module(module)
-  if not hasattr(namespace, class_name):
-    raise UserError(f'{module} has no {class_name}')
-  traced = profile_lib.steps(profile) if profile else range(0)
-  tracer = profile_lib.Tracer(traced, f'{job_log_dir}/profile')
-  watch = watch_lib.Watch(console, local)
-  experiment_cls = watch_lib.watched(getattr(namespace, class_name), watch, tracer)
-  for attribute, value in {'DATA_DIR': data, 'VOCAB': vocab}.items():
-    if value is not None:
-      setattr(experiment_cls, attribute, value)
-  _mark_when_validated(experiment_cls, job_log_dir, mark)
-  # Both of PAX's ways to name an experiment find the watched class.
-  experiment_registry.register(experiment_cls, allow_overwrite=True)
-  setattr(namespace, class_name, experiment_cls)
-  flags = [f for f in flags if not f.lstrip('-').startswith('fdl_config=')]
-  argv = ['laser_pax train', f'--job_log_dir={job_log_dir}', '--eval_on_test', *flags]
-  argv.append(f'--exp={name}' if by_exp else f'--fdl_config={name}')
+  experiment_cls = _find_class(job.experiment)
+  tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
+  watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
+  _register(job, watch.watched(experiment_cls, watcher, tracer))
+  argv = job.argv()
   jax.config.config_with_absl()
   try:
     remaining = fiddle_flags.flags_parser(argv)
   except absl_flags.Error as e:
     raise UserError(f'{_first_line(e)}; `python -m paxml.main --helpfull` lists all flags') from e
-  _notice_lost_processes()
-  executors.exit = lambda _: sys.exit(SAVED_ON_DEMAND)  # Its one exit, after it saved on demand.
+  pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
+  pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   try:
     app.run(paxml_main.main, argv=argv, flags_parser=lambda _: remaining)
   finally:
-    watch.close()
+    watcher.close()
+
+
+def _find_class(name: str) -> type:
+  """Imports an experiment's class.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  module, _, class_name = name.rpartition('.')
+  namespace = importlib.import_module(module)
+  if not hasattr(namespace, class_name):
+    raise UserError(f'{module} has no {class_name}')
+  return getattr(namespace, class_name)
+
+
+def _register(job: Job, experiment_cls: type) -> None:
+  """Has both of PAX's ways to name an experiment find this class."""
+  from paxml import experiment_registry
+
+  from laser_pax.cli import watch
+
+  class Claimed(experiment_cls):
+    """Marks the job's folder when PAX validates: only then it is known which process this is."""
+
+    def validate(self) -> None:
+      jobs.write_mark(job.folder, job.mark)
+      super().validate()
+
+    def job_mark(self) -> str:
+      return job.mark
+
+  watch.take_name(Claimed, experiment_cls)
+  for attribute, value in job.attributes.items():
+    setattr(Claimed, attribute, value)
+  module, _, class_name = job.experiment.rpartition('.')
+  experiment_registry.register(Claimed, allow_overwrite=True)
+  setattr(importlib.import_module(module), class_name, Claimed)

@@ -17,14 +17,16 @@ def vocab(
   ] = 500_000,
 ) -> None:
   """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""
-  from laser_pax.data import paths, records, sources, vocabulary
+  from laser_pax.data import records, vocabulary
+  from laser_pax.data.datasets import C4
+  from laser_pax.data.prepare import documents
 
   data, out = data.expanduser(), out.expanduser()
   vocabulary.check_new_file(out)
-  if (data / paths.DATASET_FOLDER).exists():
+  if (data / C4.folder).exists():
     texts = records.read_texts(data, 'train')
   else:
-    files = sources.find_sources([data])
-    texts = (document.text for file in files for document in sources.read_documents(file))
+    files = documents.find_sources([data])
+    texts = (document.text for file in files for document in documents.read_documents(file))
   vocabulary.train_vocabulary(texts, out, size=size, sentences=sentences)
   typer.echo(f'{out}: {vocabulary.vocabulary_size(out):,} pieces')

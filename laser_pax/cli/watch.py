@@ -11,12 +11,16 @@ import jax
 import jax.numpy as jnp
 from paxml import programs
 
-from laser_pax import training
-from laser_pax.cli import profile
+from laser_pax.cli import profiling
+from laser_pax.experiment import training
+from laser_pax.experiment.base import Experiment, Metric
 
 _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
+
+# What is told of an experiment that is not derived from laser_pax's.
+_METRIC_OF_PAX = Metric(name='total_loss', label='loss')
 
 
 def _duration(seconds: float) -> str:
@@ -32,20 +36,22 @@ class Watch:
   """Collects a run's events; shows them on `console` and appends them to DIR/progress.jsonl.
 
   The records are {"kind": "train", "step", "loss", "tokens_per_second", "seconds", "skipped_steps"}
-  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}. Seconds
-  count from the start of this process's training. A resumed run appends; of records of one step the
-  last one holds.
+  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}. An
+  experiment with another UNIT has images_per_second, say, and one with another METRIC has that in
+  place of loss and perplexity. Seconds count from the start of this process's training. A resumed
+  run appends; of records of one step the last one holds.
   """
 
-  def __init__(self, console: TextIO, job_log_dir: pathlib.Path):
+  def __init__(self, console: TextIO, job_log_dir: pathlib.Path, unit: str = 'tokens'):
     """Opens the record.
 
     Args:
       console: Where the line goes; rewritten in place on a terminal, printed now and then
         elsewhere.
       job_log_dir: The job's folder.
+      unit: What training counts.
     """
-    self._console = console
+    self._console, self._unit = console, unit
     self._records = open(job_log_dir / 'progress.jsonl', 'a', buffering=1)  # noqa: SIM115
     self._pending = collections.deque()
     self._window = collections.deque()
@@ -62,20 +68,19 @@ class Watch:
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
 
-  def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, tokens: int) -> None:
+  def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, units: int) -> None:
     """Takes one step's outcome, without waiting for it to be computed."""
-    self._pending.append((step, loss, is_valid, tokens))
+    self._pending.append((step, loss, is_valid, units))
     while self._pending and self._pending[0][1].is_ready():
       self._finish_step(*self._pending.popleft())
 
-  def evaluation(self, step: int, split: str, loss: float, seconds: float) -> None:
-    """Takes one whole evaluation's mean loss, in nats a token."""
+  def evaluation(self, step: int, split: str, metric: Metric, value: float, seconds: float) -> None:
+    """Takes the metric of one whole evaluation."""
     self.drain()
-    perplexity = math.exp(min(loss, 700.0))
-    self.say(
-      f'step {step:,}: {split} loss {loss:.4f}, perplexity {perplexity:,.2f} ({_duration(seconds)})'
-    )
-    self._record(kind='eval', step=step, split=split, loss=loss, perplexity=perplexity)
+    derived = {label: derive(value) for label, derive in metric.derived.items()}
+    shown = [f'{metric.label} {value:.4f}', *(f'{k} {v:,.2f}' for k, v in derived.items())]
+    self.say(f'step {step:,}: {split} {", ".join(shown)} ({_duration(seconds)})')
+    self._record(kind='eval', step=step, split=split, **{metric.label: value}, **derived)
     self._window.clear()
 
   def drain(self) -> None:
@@ -98,26 +103,26 @@ class Watch:
     self._console.write(f'{clear}{text}\n')
     self._line_open = False
 
-  def tokens_per_second(self) -> float:
-    """Tokens a second over the last half minute of training, evaluations left out."""
+  def units_per_second(self) -> float:
+    """Units a second over the last half minute of training, evaluations left out."""
     if len(self._window) < 2:
       return math.nan
     (first, _), (last, _) = self._window[0], self._window[-1]
-    return sum(tokens for _, tokens in list(self._window)[1:]) / max(last - first, 1e-9)
+    return sum(units for _, units in list(self._window)[1:]) / max(last - first, 1e-9)
 
-  def _finish_step(self, step: int, loss, is_valid, tokens: int) -> None:
+  def _finish_step(self, step: int, loss, is_valid, units: int) -> None:
     self.loss = float(loss)
     self.skipped_steps += not bool(is_valid)
     now = time.time()
-    self._window.append((now, tokens))
+    self._window.append((now, units))
     while now - self._window[0][0] > _WINDOW_SECONDS and len(self._window) > 2:
       self._window.popleft()
-    rate = self.tokens_per_second()
+    rate = self.units_per_second()
     self._record(
       kind='train',
       step=step,
       loss=self.loss,
-      tokens_per_second=None if math.isnan(rate) else round(rate, 1),
+      **{f'{self._unit}_per_second': None if math.isnan(rate) else round(rate, 1)},
       skipped_steps=self.skipped_steps,
     )
     interval = _TTY_INTERVAL_SECONDS if self._console.isatty() else _PLAIN_INTERVAL_SECONDS
@@ -131,7 +136,9 @@ class Watch:
     line = f'step {step:,}/{self._num_train_steps:,}  loss {self.loss:.4f}'
     if not math.isnan(rate):
       seconds = (self._window[-1][0] - self._window[0][0]) / (len(self._window) - 1)
-      line += f'  {rate:,.0f} tokens/s  {_duration(seconds * (self._num_train_steps - step))} left'
+      line += (
+        f'  {rate:,.0f} {self._unit}/s  {_duration(seconds * (self._num_train_steps - step))} left'
+      )
     line += f'  {self.skipped_steps} skipped'
     if self._console.isatty():
       self._console.write(f'\r\x1b[K{line}')
@@ -154,10 +161,12 @@ class Watch:
 class WatchedTrainProgram(training.TrainProgram):
   """The train program, which also tells a Watch of each step."""
 
-  def __init__(self, watch: Watch, micro_batches: int, tracer: profile.Tracer):
-    """Takes the watch to tell, the number of parts of a step's batch, and what traces steps."""
+  def __init__(
+    self, watch: Watch, micro_batches: int, units_per_step: int, tracer: profiling.Tracer
+  ):
+    """Takes the watch to tell, a step's parts of a batch and units, and what traces steps."""
     super().__init__(micro_batches)
-    self._watch, self._tracer = watch, tracer
+    self._watch, self._units_per_step, self._tracer = watch, units_per_step, tracer
 
   def setup(self, task, *args, **kwargs) -> None:
     """Sets the program up and tells where training begins."""
@@ -174,7 +183,7 @@ class WatchedTrainProgram(training.TrainProgram):
   def train_step(self, step, state, prng_key, inputs, static_args):
     """Runs one step and hands its loss to the watch."""
     new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
-    self._watch.step(new_step, outputs.loss, _is_valid(outputs), _global_tokens(inputs))
+    self._watch.step(new_step, outputs.loss, _is_valid(outputs), self._units_per_step)
     return new_step, new_state, outputs
 
   def shutdown(self) -> None:
@@ -187,59 +196,67 @@ class WatchedTrainProgram(training.TrainProgram):
 class WatchedEvalProgram(programs.SingleTaskEvalProgram):
   """PAX's evaluation program, which also tells a Watch of its result."""
 
-  def __init__(self, input_p, watch: Watch):
-    """Takes the split's input and the watch to tell."""
+  def __init__(self, input_p, watch: Watch, metric: Metric):
+    """Takes the split's input, the watch to tell, and what to tell it of."""
     super().__init__(input_p)
-    self._watch = watch
+    self._watch, self._metric = watch, metric
 
   def run(self, state, step):
-    """Evaluates, and tells the mean loss a token."""
+    """Evaluates, and tells the metric."""
     self._watch.drain()
     start = time.time()
     output = super().run(state, step)
     metrics = output.eval_metrics or {}
-    if 'log_pplx' in metrics:
-      self._watch.evaluation(step, self._name, float(metrics['log_pplx']), time.time() - start)
+    if self._metric.name in metrics:
+      value, seconds = float(metrics[self._metric.name]), time.time() - start
+      self._watch.evaluation(step, self._name, self._metric, value, seconds)
     return output
 
 
 def _is_silent() -> bool:
-  """Of several processes the first alone speaks and records."""
+  """Whether this is not the first of several processes, which alone speaks and records."""
   return jax.process_index() > 0
 
 
 def _is_valid(outputs) -> jax.Array:
-  """PAX's own verdict: a step whose gradients are not finite is skipped, silently."""
+  """Returns PAX's own verdict: a step whose gradients are not finite is skipped, silently."""
   for name, value in outputs.summary_tensors.items():
     if 'is_valid_step' in name:
       return value[0] if isinstance(value, (list, tuple)) else value
   return jnp.isfinite(outputs.loss)
 
 
-def _global_tokens(inputs) -> int:
-  """Tokens of the global batch, of which `ids` has one each."""
-  return inputs['ids'].size if 'ids' in inputs else 0
+def unit_of(experiment_cls: type) -> str:
+  """Returns what training counts; steps, for an experiment of PAX's own."""
+  return experiment_cls.UNIT if issubclass(experiment_cls, Experiment) else 'steps'
 
 
-def watched(experiment_cls: type, watch: Watch, tracer: profile.Tracer | None = None) -> type:
+def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None = None) -> type:
   """Returns the experiment as a subclass of the same name whose programs tell `watch`.
 
   Args:
-    experiment_cls: The experiment.
+    experiment_cls: The experiment, ours or PAX's own.
     watch: The watch.
     tracer: What traces some of its steps.
   """
-  tracer = tracer or profile.Tracer(range(0), '')
+  tracer = tracer or profiling.Tracer(range(0), '')
 
   class Watched(experiment_cls):
     def train_programs(self):
-      # An experiment of PAX's own has no parts.
-      micro_batches = self.micro_batches() if hasattr(self, 'micro_batches') else 1
-      return [WatchedTrainProgram(watch, micro_batches, tracer)]
+      if not isinstance(self, Experiment):
+        return [WatchedTrainProgram(watch, 1, 1, tracer)]
+      units = self.units_per_step()
+      return [WatchedTrainProgram(watch, self.micro_batches(), units, tracer)]
 
     def eval_programs(self):
-      return [WatchedEvalProgram(input_p, watch) for input_p in self.eval_datasets()]
+      metric = self.METRIC if isinstance(self, Experiment) else _METRIC_OF_PAX
+      return [WatchedEvalProgram(input_p, watch, metric) for input_p in self.eval_datasets()]
 
-  Watched.__name__, Watched.__qualname__ = experiment_cls.__name__, experiment_cls.__qualname__
-  Watched.__module__, Watched.__doc__ = experiment_cls.__module__, experiment_cls.__doc__
+  take_name(Watched, experiment_cls)
   return Watched
+
+
+def take_name(cls: type, original: type) -> None:
+  """Gives a subclass the name and docstring of the class that it stands for."""
+  cls.__name__, cls.__qualname__ = original.__name__, original.__qualname__
+  cls.__module__, cls.__doc__ = original.__module__, original.__doc__

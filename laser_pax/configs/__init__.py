@@ -8,7 +8,6 @@ from laser_pax import pax_fixes
 
 pax_fixes.apply()
 
-from laser_pax.configs.base import DecoderLM, LaserMixin  # noqa: E402
 from laser_pax.configs.c4 import (  # noqa: E402
   C4Laser1B,
   C4Laser2B,
@@ -23,6 +22,8 @@ from laser_pax.configs.c4 import (  # noqa: E402
   C4Standard300M,
   C4StandardTiny,
 )
+from laser_pax.experiment.decoder import DecoderLM  # noqa: E402
+from laser_pax.experiment.laser import LaserMixin  # noqa: E402
 
 __all__ = [
   'C4Laser1B',

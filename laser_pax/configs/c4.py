@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from paxml import experiment_registry
 from praxis import layers
 
-from laser_pax.configs.base import DecoderLM, LaserMixin
-from laser_pax.data import paths
+from laser_pax.data import sample, sources
+from laser_pax.experiment.decoder import DecoderLM
+from laser_pax.experiment.laser import LaserMixin
 
 
 # 4 (4 x 128^2 + 2 x 128 x 256) + 4,096 x 128 = 1.05M parameters; 600 x 8 x 128 = 0.61M tokens: 0.6
@@ -53,9 +54,9 @@ class C4StandardTiny(DecoderLM):
   EVAL_INTERVAL_STEPS = 300
   CHECKPOINT_EVERY_N_STEPS = 300
 
-  def source(self) -> paths.Source:
+  def source(self) -> sources.Source:
     """Returns the sample that ships, unless the user names data and a vocabulary of his own."""
-    return paths.find_source_or_sample(self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
+    return sample.find_source_or_sample(self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
 
 @experiment_registry.register

@@ -1,22 +1,12 @@
-"""PAX inputs over a prepared data set: training, and the whole validation split.
+"""PAX inputs over seqio tasks: a training stream that resumes where it stopped, and evaluations.
 
-A batch holds, with B rows per host of T tokens:
-
-| field | dtype, shape | |
-|---|---|---|
-| ids | int32 [B, T] | the labels moved right by one, 0 first |
-| labels | int32 [B, T] | the tokens |
-| weights | float32 [B, T] | 1 for a token, 0 for padding |
-| paddings | float32 [B, T] | 1 - weights |
-| segment_ids | int32 [B, T] | 1 for a token, 0 for padding |
-| segment_pos | int32 [B, T] | 0, 1, ..., T - 1; 0 at padding |
-| eval_sample_weights | float32 [B] | 0 for a row that only fills the last batch |
+What a batch holds is the business of a family's own file, such as text_lm.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Mapping
 
 import jax
 import seqio
@@ -27,8 +17,9 @@ from etils import epath
 from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
-from laser_pax.data import c4, sample
 from laser_pax.errors import UserError
+
+Input = pax_fiddle.Config[seqio_input.SeqIOInput]
 
 
 class GlobalStreamInput(seqio_input.SeqIOInput):
@@ -95,9 +86,15 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
 
 
 def train_input(
-  *, data_dir: str, vocab: str, batch_size: int, seq_len: int, seed: int, name: str = 'train'
+  task: str,
+  *,
+  lengths: Mapping[str, int],
+  converter: pax_fiddle.Config,
+  batch_size: int,
+  seed: int,
+  name: str,
 ) -> pax_fiddle.Config[GlobalStreamInput]:
-  """Endless full rows of the train split, epoch after epoch, in an order given by the seed.
+  """Endless rows of a task's train split, epoch after epoch, in an order given by the seed.
 
   The rows of a step's batch, over all hosts, do not depend on the number of hosts.
 
@@ -105,20 +102,20 @@ def train_input(
   next batch is then the one that would have come.
 
   Args:
-    data_dir: folder that holds `c4/en/3.0.1`.
-    vocab: SentencePiece model of T5's layout.
+    task: seqio's name of the task.
+    lengths: Of each of the task's features.
+    converter: Of the task's features to a batch, a seqio feature converter.
     batch_size: B, rows per host.
-    seq_len: T, tokens a row.
-    seed: of the order of files and rows.
-    name: of the input, in PAX's logs.
+    seed: Of the order of files and rows.
+    name: Of the input, in PAX's logs.
   """
   return _input(
     GlobalStreamInput,
-    'train',
-    data_dir=data_dir,
-    vocab=vocab,
+    task,
+    lengths,
+    converter,
+    split_name='train',
     batch_size=batch_size,
-    seq_len=seq_len,
     name=name,
     is_training=True,
     input_random_seed=seed,
@@ -128,28 +125,34 @@ def train_input(
   )
 
 
-def validation_input(
-  *, data_dir: str, vocab: str, batch_size: int, seq_len: int, name: str = 'validation'
-) -> pax_fiddle.Config[seqio_input.SeqIOInput]:
-  """The whole validation split, once at each evaluation, in order.
+def eval_input(
+  task: str,
+  *,
+  split: str,
+  lengths: Mapping[str, int],
+  converter: pax_fiddle.Config,
+  batch_size: int,
+  name: str,
+) -> Input:
+  """The whole of a split, once at each evaluation, in order.
 
-  The weights over all batches and hosts sum to the number of tokens of the split: the padding of
-  the last row, and the rows that fill the last batch, have weight 0.
+  The rows that fill the last batch have weight 0.
 
   Args:
-    data_dir: folder that holds `c4/en/3.0.1`.
-    vocab: SentencePiece model of T5's layout.
+    task: seqio's name of the task.
+    split: Of the task.
+    lengths: Of each of the task's features.
+    converter: Of the task's features to a batch, a seqio feature converter.
     batch_size: B, rows per host.
-    seq_len: T, tokens a row.
-    name: of the input, in PAX's logs.
+    name: Of the input, in PAX's logs.
   """
   return _input(
     seqio_input.SeqIOInput,
-    'validation',
-    data_dir=data_dir,
-    vocab=vocab,
+    task,
+    lengths,
+    converter,
+    split_name=split,
     batch_size=batch_size,
-    seq_len=seq_len,
     name=name,
     is_training=False,
     reset_for_eval=True,
@@ -160,40 +163,21 @@ def validation_input(
 
 def _input(
   cls: type[seqio_input.SeqIOInput],
-  split: str,
-  *,
-  data_dir: str,
-  vocab: str,
-  seq_len: int,
-  **kwargs,
-) -> pax_fiddle.Config[seqio_input.SeqIOInput]:
+  task: str,
+  lengths: Mapping[str, int],
+  converter: pax_fiddle.Config,
+  **fields,
+) -> Input:
   return pax_fiddle.Config(
     cls,
-    mixture_name=c4.c4_task(split, data_dir=data_dir, vocab=vocab, seq_len=seq_len),
-    split_name=split,
-    task_feature_lengths={'targets': seq_len},
-    feature_converter=pax_fiddle.Config(seqio_input.LanguageModelFeatures, pack=False, bos_id=0),
+    mixture_name=task,
+    task_feature_lengths=dict(lengths),
+    feature_converter=converter,
     # All for exact resumption: a cache is no part of an iterator's saved state, and neither is the
     # order of files in the epochs to come, so it stays that of the first (rows are shuffled anew).
     read_config=pax_fiddle.Config(
       tfds.ReadConfig, try_autocache=False, shuffle_reshuffle_each_iteration=False
     ),
     try_in_mem_cache=False,
-    **kwargs,
+    **fields,
   )
-
-
-def tokens_per_core_second(batches: int = 60) -> float:
-  """Measures what one core makes of the sample, in rows of 1,024: tokens a second."""
-  data_dir = str(sample.prepare_sample().data_dir)
-  fields = dict(data_dir=data_dir, vocab=str(sample.VOCAB), batch_size=64, seq_len=1024, seed=0)
-  inp = train_input(**fields).Instantiate()
-  inp.get_next_padded()  # Fills the shuffle's buffer.
-  start = time.process_time()
-  for _ in range(batches):
-    inp.get_next_padded()
-  return batches * 64 * 1024 / (time.process_time() - start)
-
-
-if __name__ == '__main__':
-  print(f'{tokens_per_core_second():,.0f} tokens a second on one core')

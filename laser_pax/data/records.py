@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from laser_pax.data import paths, vocabulary
+from laser_pax.data import sources, vocabulary
+from laser_pax.data.datasets import C4
 
 
 def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
@@ -21,14 +22,14 @@ def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
   """
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(f'{data_dir}/{paths.DATASET_FOLDER}')
+  builder = tfds.builder_from_directory(f'{data_dir}/{C4.folder}')
   # The order of the shards is shuffled, so that the first documents represent the whole.
   config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False)
   for record in builder.as_dataset(split=split, shuffle_files=True, read_config=config):
     yield record['text'].numpy().decode()
 
 
-def unigram_entropy(source: paths.Source, *, documents: int = 10_000) -> float:
+def unigram_entropy(source: sources.Source, *, documents: int = 10_000) -> float:
   """The loss of a model that knows how frequent each token is, and nothing else.
 
   `-1/M sum_j log q(y_j)` over the M tokens y of the validation split, with

@@ -1,128 +1,155 @@
-"""Documents from source files: JSON lines (plain or gzipped) and plain text, read as a stream."""
+"""Where data and vocabulary are: one rule, checked in milliseconds, before TensorFlow is imported.
+
+Data: PAX's flag `--tfds_data_dir`, else the attribute `DATA_DIR`, else `LASER_PAX_DATA_DIR`, else
+`~/.cache/laser_pax/data`. Vocabulary: the attribute `VOCAB`, else `LASER_PAX_VOCAB`, else an error.
+Where neither is named, the Tiny experiments take the sample that ships (sample/).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import os
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import NamedTuple
 
+from absl import flags
+from etils import epath
+
+from laser_pax import folders
+from laser_pax.data import vocabulary
+from laser_pax.data.datasets import DatasetSpec
 from laser_pax.errors import UserError
 
-JSON_SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz')
-SUFFIXES = (*JSON_SUFFIXES, '.txt')
-
-# A text file is one document up to this many characters and several beyond it, so that memory stays
-# constant and a single long book still gives both a train and a validation split.
-TEXT_DOCUMENT_CHARS = 2**18
+DATA_DIR_VARIABLE = 'LASER_PAX_DATA_DIR'
+VOCAB_VARIABLE = 'LASER_PAX_VOCAB'
 
 
-class Document(NamedTuple):
-  """One document, with the three fields of allenai's C4 lines (missing ones are empty)."""
+class Source(NamedTuple):
+  """Data and vocabulary that exist and fit each other and the model.
 
-  text: str
-  timestamp: str
-  url: str
+  Attributes:
+    data_dir: folder that holds the data set's own, local or in a bucket.
+    vocab: SentencePiece model, local or in a bucket.
+  """
+
+  data_dir: str
+  vocab: str
 
 
-def _open(path: Path) -> BinaryIO:
-  return path.open('rb')
+class _Named(NamedTuple):
+  """A path, and who named it."""
+
+  path: str
+  by: str
 
 
-def find_sources(paths: Sequence[str | Path]) -> list[Path]:
-  """The source files among `paths`, folders searched recursively, sorted by path.
+def find_source(
+  dataset: DatasetSpec, data_dir: str | None, vocab: str | None, vocab_size: int
+) -> Source:
+  """Finds the data and the vocabulary by the rule of this module, and checks both.
 
   Args:
-    paths: files ending in one of `SUFFIXES`, and folders that hold such files.
-
-  Returns:
-    Absolute paths, without repetition.
-
-  Raises:
-    UserError: if a path does not exist, is a file of another kind, or is a folder without sources.
-  """
-  known = ', '.join(SUFFIXES)
-  if not paths:
-    raise UserError(f'no source given: name files ({known}) or folders of them')
-  found: set[Path] = set()
-  for path in (Path(p).expanduser().absolute() for p in paths):
-    if path.is_dir():
-      inside = [p for p in path.rglob('*') if p.name.endswith(SUFFIXES) and p.is_file()]
-      if not inside:
-        raise UserError(f'{path}: no source file in this folder; expected files named *{{{known}}}')
-      found.update(inside)
-    elif not path.exists():
-      raise UserError(f'{path}: no such file or folder')
-    elif not path.name.endswith(SUFFIXES):
-      raise UserError(f'{path}: not a source file; expected one of {known}')
-    else:
-      found.add(path)
-  return sorted(found)
-
-
-def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
-  """Streams the documents of one source file, in order.
-
-  Args:
-    path: a file that ends in one of `SUFFIXES`.
-    open_file: opens its bytes; a caller who counts them gives another.
+    dataset: the data set.
+    data_dir: the experiment's own data folder, or None.
+    vocab: the experiment's own SentencePiece model, or None.
+    vocab_size: number of pieces V that the model expects.
 
   Raises:
-    UserError: naming the file, if it cannot be read, is truncated or corrupt, is not UTF-8, holds a
-      line that is not a JSON object with a string `text`, or holds no document.
+    UserError: if the data or the vocabulary is missing, or the vocabulary has not V pieces. The
+      message says what was looked for, where, and the command that makes it.
   """
-  read = _read_json_lines if path.name.endswith(JSON_SUFFIXES) else _read_text
-  count = 0
-  try:
-    with contextlib.ExitStack() as stack:
-      data = stack.enter_context(open_file(path))
-      if path.suffix == '.gz':
-        data = stack.enter_context(gzip.open(data))
-      for document in read(path, io.TextIOWrapper(data, encoding='utf-8')):
-        count += 1
-        yield document
-  except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+  data = _name_data(data_dir) or _Named(str(default_data_dir()), 'the default')
+  model = _name_vocab(vocab)
+  _check_data(dataset, data)
+  if model is None:
     raise UserError(
-      f'{path}: truncated or corrupt gzip file ({e}), after {count} documents; fetch it again'
+      f'no vocabulary: neither the attribute VOCAB nor {VOCAB_VARIABLE} names a SentencePiece '
+      f'model; make one with: {vocab_command(data.path, "vocab.model", vocab_size)}'
+    )
+  _check_vocab(model, data.path, vocab_size)
+  return Source(data.path, model.path)
+
+
+def is_named(data_dir: str | None, vocab: str | None) -> bool:
+  """Whether anyone names data or a vocabulary: an attribute, a flag, or the environment.
+
+  Args:
+    data_dir: As in `find_source`, like vocab.
+    vocab: The experiment's own.
+  """
+  return bool(_name_data(data_dir) or _name_vocab(vocab))
+
+
+def check_vocab(source: Source, vocab_size: int) -> None:
+  """Checks that a vocabulary exists and has as many pieces as the model.
+
+  Raises:
+    UserError: it is missing, or has not V pieces; the message has the command that makes one.
+  """
+  _check_vocab(_Named(source.vocab, 'the sample'), source.data_dir, vocab_size)
+
+
+def default_data_dir() -> Path:
+  """Returns `LASER_PAX_DATA_DIR`, else `~/.cache/laser_pax/data`: where `prepare` writes."""
+  if named := os.environ.get(DATA_DIR_VARIABLE):
+    return Path(named).expanduser()
+  return folders.cache_dir() / 'data'
+
+
+def vocab_command(data_dir: str, vocab: str, size: int) -> str:
+  """Returns the command that trains a vocabulary on the data in `data_dir`."""
+  return f'python -m laser_pax vocab --data {data_dir} --out {vocab} --size {size}'
+
+
+def _name_data(attribute: str | None) -> _Named | None:
+  # seqio obeys this flag of paxml.main above all else, so the check must look where it points.
+  flag = flags.FLAGS['tfds_data_dir'].value if 'tfds_data_dir' in flags.FLAGS else None
+  return _first(
+    _Named(flag, '--tfds_data_dir'),
+    _Named(attribute, 'DATA_DIR'),
+    _Named(os.environ.get(DATA_DIR_VARIABLE), DATA_DIR_VARIABLE),
+  )
+
+
+def _name_vocab(attribute: str | None) -> _Named | None:
+  return _first(_Named(attribute, 'VOCAB'), _Named(os.environ.get(VOCAB_VARIABLE), VOCAB_VARIABLE))
+
+
+def _first(*candidates: _Named) -> _Named | None:
+  for path, by in candidates:
+    if path:
+      return _Named(os.fspath(epath.Path(path).expanduser()), by)
+  return None
+
+
+def _check_data(dataset: DatasetSpec, data: _Named) -> None:
+  info = epath.Path(data.path) / dataset.folder / 'dataset_info.json'
+  try:
+    splits = {split['name'] for split in json.loads(info.read_text())['splits']}
+  except FileNotFoundError as e:
+    raise UserError(
+      f'no prepared data: looked for {dataset.folder}/dataset_info.json in {data.path} '
+      f'(named by {data.by}); make it with: {dataset.prepare_command(data.path)}'
     ) from e
-  except UnicodeDecodeError as e:
-    raise UserError(f'{path}: not UTF-8 text ({e}); convert it to UTF-8') from e
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror or e})') from e
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{info}: cannot be read as a TFDS data set ({e!r})') from e
+  if missing := set(dataset.splits) - splits:
+    raise UserError(
+      f'{info.parent}: expected the splits {" and ".join(dataset.splits)}, lacks '
+      f'{", ".join(sorted(missing))}'
+    )
 
 
-def _read_json_lines(path: Path, lines: TextIO) -> Iterator[Document]:
-  for number, line in enumerate(lines, 1):
-    if line.isspace():
-      continue
-    try:
-      fields = json.loads(line)
-    except json.JSONDecodeError as e:
-      raise UserError(
-        f'{path}, line {number}: not JSON ({e}); expected one object a line, '
-        'such as {"text": "..."}; if it is the last line, the file may be truncated'
-      ) from e
-    text = fields.get('text') if isinstance(fields, dict) else None
-    if not isinstance(text, str):
-      raise UserError(
-        f'{path}, line {number}: no string field "text"; expected one object a line, '
-        f'such as {{"text": "..."}}, got {line.strip()[:80]}'
-      )
-    yield Document(text, str(fields.get('timestamp', '')), str(fields.get('url', '')))
-
-
-def _read_text(path: Path, lines: TextIO) -> Iterator[Document]:
-  pieces: list[str] = []
-  size = 0
-  while line := lines.readline(TEXT_DOCUMENT_CHARS):
-    if size + len(line) > TEXT_DOCUMENT_CHARS:
-      yield Document(''.join(pieces), '', path.name)
-      pieces, size = [], 0
-    pieces.append(line)
-    size += len(line)
-  if text := ''.join(pieces).rstrip('\n'):
-    yield Document(text, '', path.name)
+def _check_vocab(model: _Named, data_dir: str, vocab_size: int) -> None:
+  if not epath.Path(model.path).exists():
+    raise UserError(
+      f'no vocabulary: looked for a SentencePiece model at {model.path} (named by {model.by}); '
+      f'make it with: {vocab_command(data_dir, model.path, vocab_size)}'
+    )
+  size = vocabulary.vocabulary_size(model.path)
+  if size != vocab_size:
+    raise UserError(
+      f'{model.path} (named by {model.by}) has {size} pieces, but the model has VOCAB_SIZE = '
+      f'{vocab_size}: set VOCAB_SIZE = {size}, or make another vocabulary with: '
+      f'{vocab_command(data_dir, "OTHER.model", vocab_size)}'
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from laser_pax.data import folders
+from laser_pax import folders
 from laser_pax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2

@@ -12,16 +12,15 @@ from laser_pax.layers.attentions import (
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
-from laser_pax.layers.einsum import RowsEinsum, use_rows_einsum
-from laser_pax.layers.fused import (
+from laser_pax.layers.fused_attention import (
   CausalSegments,
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
-  SegmentedTransformerLm,
-  use_fused,
 )
-from laser_pax.layers.softmax import LeanSharedEmbeddingSoftmax
+from laser_pax.layers.lean_softmax import LeanSharedEmbeddingSoftmax
+from laser_pax.layers.rows_einsum import RowsEinsum, use_rows_einsum
+from laser_pax.layers.segmented_lm import SegmentedTransformerLm, use_fused
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [

@@ -6,32 +6,45 @@ from typing import get_args
 import fiddle
 from fiddle import daglish
 from praxis import pax_fiddle
-from praxis.layers import (
-  attentions as standard,
-)
-from praxis.layers import conformers, grouped_query_attention, multi_query_attention
+from praxis.layers import attentions, conformers, grouped_query_attention, multi_query_attention
 
 from laser_pax import ops
 from laser_pax.errors import UserError
-from laser_pax.layers import attentions as laser
-from laser_pax.layers import fused
+from laser_pax.layers.attentions import (
+  BiasByBlocks,
+  LaserDotProductAttention,
+  LaserDotProductAttentionWithContext,
+  LaserDotProductAttentionWithContextXL,
+  LaserDotProductAttentionXL,
+  LaserGroupedQueryAttention,
+  LaserLocalSelfAttention,
+  LaserLocalSelfAttentionAlibi,
+  LaserLocalSelfAttentionRelativeBias,
+  LaserLocalSelfAttentionXL,
+  LaserMultiQueryDotProductAttention,
+  changed_template,
+)
+from laser_pax.layers.fused_attention import (
+  FusedDotProductAttention,
+  LaserFusedDotProductAttention,
+)
 
 _TWINS = {
-  standard.DotProductAttention: laser.LaserDotProductAttention,
-  fused.FusedDotProductAttention: fused.LaserFusedDotProductAttention,
-  standard.DotProductAttentionXL: laser.LaserDotProductAttentionXL,
-  conformers.DotProductAttentionWithContext: laser.LaserDotProductAttentionWithContext,
-  conformers.DotProductAttentionWithContextXL: laser.LaserDotProductAttentionWithContextXL,
-  standard.LocalSelfAttention: laser.LaserLocalSelfAttention,
-  standard.LocalSelfAttentionXL: laser.LaserLocalSelfAttentionXL,
-  standard.LocalSelfAttentionRelativeBias: laser.LaserLocalSelfAttentionRelativeBias,
-  standard.LocalSelfAttentionAlibi: laser.LaserLocalSelfAttentionAlibi,
-  multi_query_attention.MultiQueryDotProductAttention: laser.LaserMultiQueryDotProductAttention,
-  grouped_query_attention.GroupedQueryAttention: laser.LaserGroupedQueryAttention,
+  attentions.DotProductAttention: LaserDotProductAttention,
+  FusedDotProductAttention: LaserFusedDotProductAttention,
+  attentions.DotProductAttentionXL: LaserDotProductAttentionXL,
+  conformers.DotProductAttentionWithContext: LaserDotProductAttentionWithContext,
+  conformers.DotProductAttentionWithContextXL: LaserDotProductAttentionWithContextXL,
+  attentions.LocalSelfAttention: LaserLocalSelfAttention,
+  attentions.LocalSelfAttentionXL: LaserLocalSelfAttentionXL,
+  attentions.LocalSelfAttentionRelativeBias: LaserLocalSelfAttentionRelativeBias,
+  attentions.LocalSelfAttentionAlibi: LaserLocalSelfAttentionAlibi,
+  multi_query_attention.MultiQueryDotProductAttention: LaserMultiQueryDotProductAttention,
+  grouped_query_attention.GroupedQueryAttention: LaserGroupedQueryAttention,
 }
 _LASERS = tuple(_TWINS.values())
 _FAMILIES = (
-  standard.DotProductAttention,
+  attentions.DotProductAttention,
   multi_query_attention.MultiQueryDotProductAttention,
   grouped_query_attention.GroupedQueryAttention,
 )
@@ -80,7 +93,7 @@ class Change:
   @property
   def decodes(self) -> bool:
     """Whether the LASER class can decode: of three classes Praxis has no right step."""
-    return not issubclass(self.after, laser.BiasByBlocks)
+    return not issubclass(self.after, BiasByBlocks)
 
 
 def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]:
@@ -147,7 +160,7 @@ def _attention_class(node) -> type | None:
 def _refusal(config: fiddle.Buildable, attention: type) -> str | None:
   """Returns why the attention cannot be LASER, or None."""
   if attention in _TWINS:
-    return laser.changed_template(config)
+    return changed_template(config)
   for cls in attention.__mro__:
     full_name = f'{cls.__module__}.{cls.__qualname__}'
     for prefix, reason in _REASONS.items():

@@ -31,7 +31,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from laser_pax.ops.spread import Axes, Spread
+from laser_pax.ops import devices
+from laser_pax.ops.devices import Axes, TokenSharding
 
 Array = jax.Array
 
@@ -60,11 +61,11 @@ class _Options:
   cap: float
   smoothing: float
   tokens_per_chunk: int | None
-  spread: Spread | None
+  sharding: TokenSharding | None
 
   @property
   def words(self) -> Axes:
-    return self.spread.words if self.spread else ()
+    return self.sharding.words if self.sharding else ()
 
 
 def cross_entropy(
@@ -77,7 +78,7 @@ def cross_entropy(
   cap: float = 0.0,
   smoothing: float = 0.0,
   tokens_per_chunk: int | None = None,
-  spread: Spread | None = None,
+  sharding: TokenSharding | None = None,
 ) -> CrossEntropy:
   r"""Softmax cross entropy of `inputs @ w + bias`, a chunk of tokens at a time.
 
@@ -94,7 +95,7 @@ def cross_entropy(
     cap: Logits are cap tanh(logits / cap); 0: as they are.
     smoothing: Probability that is taken from the label and spread evenly over the other words.
     tokens_per_chunk: The greatest C, of one device. None: 256 on a CPU, 512 elsewhere.
-    spread: How the arrays lie on a mesh. None: all on one device, or as XLA decides.
+    sharding: How the arrays lie on a mesh. None: all on one device, or as XLA decides.
 
   Returns:
     The total, and each token's cross entropy and likeliest word.
@@ -113,10 +114,10 @@ def cross_entropy(
     raise ValueError(f'expected a bias of {w.shape[1:]}; got {bias.shape}')
   if tokens_per_chunk is not None and tokens_per_chunk < 1:
     raise ValueError(f'tokens_per_chunk must be at least 1; got {tokens_per_chunk}')
-  if spread is not None and not spread.fits(inputs.shape, w.shape):
-    raise ValueError(f'{shapes} cannot be spread as {spread}')
+  if sharding is not None and not sharding.fits(inputs.shape, w.shape):
+    raise ValueError(f'{shapes} cannot be sharded as {sharding}')
   options = _Options(
-    cap=float(cap), smoothing=float(smoothing), tokens_per_chunk=tokens_per_chunk, spread=spread
+    cap=float(cap), smoothing=float(smoothing), tokens_per_chunk=tokens_per_chunk, sharding=sharding
   )
   return CrossEntropy(*_cross_entropy(options, inputs, w, bias, labels, weights))
 
@@ -130,7 +131,7 @@ def _forward(options: _Options, *primals: Any) -> tuple[tuple[Array, Array, Arra
   """The results, and as residuals the gradient of the total."""
   arrays = jax.tree.map(lambda p: p.value, primals, is_leaf=lambda p: hasattr(p, 'value'))
   results, gradients = _compute(options, True, *arrays)
-  if options.spread:
+  if options.sharding:
     # Whoever asks for the inputs' gradient waits for w's sum over the devices: put off, it would
     # occupy float32 [V, D] of each device all through the layers' backward pass.
     gradients = lax.optimization_barrier(gradients)
@@ -156,14 +157,19 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _compute(options: _Options, with_gradient: bool, *arrays: Array | None) -> tuple[Any, Any]:
   """Returns (total, per token, argmax) and, with it, the gradients of inputs, w and bias."""
-  spread = options.spread
+  sharding = options.sharding
   local = functools.partial(_on_device, options, with_gradient)
-  if spread is None:
+  if sharding is None:
     return local(*arrays)
-  tokens, inputs, w, bias = spread.tokens_spec, spread.inputs_spec, spread.w_spec, spread.bias_spec
+  tokens, inputs, w, bias = (
+    sharding.tokens_spec,
+    sharding.inputs_spec,
+    sharding.w_spec,
+    sharding.bias_spec,
+  )
   results = (PartitionSpec(), tokens, tokens)
   gradients = (inputs, w, bias) if with_gradient else None
-  return spread.map(local, (inputs, w, bias, tokens, tokens), (results, gradients))(*arrays)
+  return sharding.map(local, (inputs, w, bias, tokens, tokens), (results, gradients))(*arrays)
 
 
 def _on_device(
@@ -176,29 +182,29 @@ def _on_device(
   weights: Array,
 ) -> tuple[Any, Any]:
   """As `_compute`, of the tokens of one device."""
-  spread = options.spread
-  if spread:
-    w = spread.gather(w)
+  sharding = options.sharding
+  if sharding:
+    w = sharding.gather(w)
   flat = (inputs.reshape(-1, inputs.shape[-1]), labels.reshape(-1), weights.reshape(-1))
   (per_token, argmax, d_inputs), d_weights = _all_chunks(options, with_gradient, w, bias, *flat)
   per_token, argmax = per_token.reshape(labels.shape), argmax.reshape(labels.shape)
   total = jnp.sum(per_token * weights.astype(jnp.float32))
-  total = lax.psum(total, spread.token_axes) if spread else total
+  total = lax.psum(total, sharding.token_axes) if sharding else total
   if not with_gradient:
     return (total, per_token, argmax), None
   d_inputs = _over(lax.psum, d_inputs.reshape(inputs.shape), options.words)
-  return (total, per_token, argmax), (d_inputs, *_reduce(spread, d_weights, w, bias))
+  return (total, per_token, argmax), (d_inputs, *_reduce(sharding, d_weights, w, bias))
 
 
 def _reduce(
-  spread: Spread | None, sums: tuple[Array, Array], w: Array, bias: Array | None
+  sharding: TokenSharding | None, sums: tuple[Array, Array], w: Array, bias: Array | None
 ) -> tuple[Array, Array | None]:
   """Sums the gradients [V, D] of w and [V] of bias over the devices, each device its share."""
   d_w = sums[0].astype(w.dtype).T
   d_bias = None if bias is None else sums[1].astype(bias.dtype)
-  if spread:
-    d_w = spread.reduce(d_w)
-    d_bias = None if bias is None else lax.psum(d_bias, spread.token_axes)
+  if sharding:
+    d_w = sharding.reduce(d_w)
+    d_bias = None if bias is None else lax.psum(d_bias, sharding.token_axes)
   return d_w, d_bias
 
 
@@ -239,9 +245,8 @@ def _tokens_per_chunk(options: _Options) -> int:
   """Returns the greatest C, as asked for or by the device."""
   if options.tokens_per_chunk is not None:
     return options.tokens_per_chunk
-  mesh = options.spread and options.spread.mesh
-  platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-  return _TOKENS_PER_CHUNK_ON_CPU if platform == 'cpu' else TOKENS_PER_CHUNK
+  mesh = options.sharding.mesh if options.sharding else None
+  return _TOKENS_PER_CHUNK_ON_CPU if devices.platform(mesh) == 'cpu' else TOKENS_PER_CHUNK
 
 
 def _over(reduce: Any, x: Array, axes: Axes) -> Array:
@@ -261,7 +266,7 @@ def _chunk(
   """Returns, of C tokens, what `_all_chunks` returns; the terms of its sums in their place."""
   axes, cap = options.words, options.cap
   v = w_VxD.shape[0]
-  all_words = v * (options.spread.size(axes) if options.spread else 1)
+  all_words = v * (options.sharding.size(axes) if options.sharding else 1)
   inputs = inputs.astype(w_VxD.dtype)
   logits = _product(w_VxD, inputs, 1, 1)
   if bias is not None:

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 from jax.experimental.shard_map import shard_map
-from jax.interpreters import pxla
 from jax.sharding import Mesh, PartitionSpec
 
+from laser_pax.ops import devices
 from laser_pax.ops.blocks import CHECKPOINT_NAME, attention_by_blocks
 
 Array = jax.Array
@@ -112,24 +112,12 @@ def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
     dtype: Of the queries.
     logit_cap: As `fused_attention` takes it.
   """
-  found = platform()
-  if found == 'tpu':
+  platform = devices.platform()
+  if platform == 'tpu':
     return 'splash'
-  if found in ('gpu', 'cuda') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
+  if platform in ('gpu', 'cuda') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
     return 'cudnn'
   return 'blocks'
-
-
-def platform() -> str:
-  """Returns the platform of the mesh in context, which may be of another machine, or jax's own."""
-  mesh = current_mesh()
-  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def current_mesh() -> Mesh | None:
-  """Returns the mesh in context, if there is one."""
-  mesh = pxla.thread_resources.env.physical_mesh
-  return None if mesh.empty else mesh
 
 
 def over_mesh(

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from laser_pax.cli import doctor
-from laser_pax.data import paths
+from laser_pax.data import sources
+from laser_pax.data.datasets import C4
 
 _REQUIRED = {name: '1.0' for name in doctor.PINNED} | {'rich': '15.0'}
 _CPU = doctor.Devices(('cpu cpu',))
@@ -139,20 +140,20 @@ def test_jax_that_hangs_or_crashes_is_told_in_one_line(monkeypatch):
 
 def test_named_data_and_vocabulary_that_are_missing(healthy, tmp_path):
   data_dir, vocab = str(tmp_path / 'data'), str(tmp_path / 'v.model')
-  environ = {paths.DATA_DIR_VARIABLE: data_dir}
+  environ = {sources.DATA_DIR_VARIABLE: data_dir}
   wrong = _only_wrong(_diagnose(_with(healthy, environ=environ)))
   assert wrong.subject == 'data' and f'prepare c4 SOURCE... --out {data_dir}' in wrong.fix
-  wrong = _only_wrong(_diagnose(_with(healthy, environ={paths.VOCAB_VARIABLE: vocab})))
+  wrong = _only_wrong(_diagnose(_with(healthy, environ={sources.VOCAB_VARIABLE: vocab})))
   assert wrong.subject == 'vocabulary' and f'--out {vocab}' in wrong.fix
 
 
 def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
-  info = tmp_path / paths.DATASET_FOLDER / 'dataset_info.json'
+  info = tmp_path / C4.folder / 'dataset_info.json'
   info.parent.mkdir(parents=True)
   info.write_text('{}')
   vocab = tmp_path / 'v.model'
   vocab.write_bytes(b'')
-  environ = {paths.DATA_DIR_VARIABLE: str(tmp_path), paths.VOCAB_VARIABLE: str(vocab)}
+  environ = {sources.DATA_DIR_VARIABLE: str(tmp_path), sources.VOCAB_VARIABLE: str(vocab)}
   found = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
   assert (found['data'].state, found['data'].found) == ('ok', str(tmp_path))
   assert (found['vocabulary'].state, found['vocabulary'].found) == ('ok', str(vocab))
@@ -160,7 +161,7 @@ def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
 
 def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.delenv(paths.DATA_DIR_VARIABLE, raising=False)
+  monkeypatch.delenv(sources.DATA_DIR_VARIABLE, raising=False)
   found = {f.subject: f for f in _diagnose(healthy)}
   assert found['data'].state == found['vocabulary'].state == 'note'
   assert 'laser_pax prepare' in found['data'].fix and 'laser_pax vocab' in found['vocabulary'].fix
@@ -180,7 +181,7 @@ def test_job_folder_is_not_made(healthy):
 def test_command_reports_this_environment(tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'laser_pax', 'doctor', f'--job_log_dir={tmp_path}'],
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200', paths.DATA_DIR_VARIABLE: '/none'},
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200', sources.DATA_DIR_VARIABLE: '/none'},
     capture_output=True,
     text=True,
     timeout=120,

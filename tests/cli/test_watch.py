@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 
 from laser_pax.cli.watch import Watch
+from laser_pax.experiment.decoder import DecoderLM
 
 
 class _Terminal(io.StringIO):
@@ -18,7 +19,7 @@ def _watched(console, folder, losses):
   watch = Watch(console, folder)
   watch.start(0, len(losses))
   for step, loss in enumerate(losses, start=1):
-    watch.step(step, jnp.float32(loss), bool(math.isfinite(loss)), tokens=64)
+    watch.step(step, jnp.float32(loss), bool(math.isfinite(loss)), units=64)
   watch.drain()
   return watch
 
@@ -33,7 +34,7 @@ def test_skipped_steps_are_counted_and_shown(tmp_path):
 
 def test_every_step_is_recorded_once_in_order(tmp_path):
   watch = _watched(io.StringIO(), tmp_path, [3.0, math.nan, 2.0])
-  watch.evaluation(3, 'validation', 2.5, 1.0)
+  watch.evaluation(3, 'validation', DecoderLM.METRIC, 2.5, 1.0)
   watch.close()
   records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
   assert [r['step'] for r in records] == [1, 2, 3, 3]
@@ -44,7 +45,7 @@ def test_every_step_is_recorded_once_in_order(tmp_path):
 def test_a_terminal_has_one_line_that_is_rewritten(tmp_path):
   console = _Terminal()
   watch = _watched(console, tmp_path, [3.0] * 5)
-  watch.evaluation(5, 'validation', 2.5, 61.0)
+  watch.evaluation(5, 'validation', DecoderLM.METRIC, 2.5, 61.0)
   watch.close()
   lines = console.getvalue().split('\n')
   assert lines[0].startswith('starting of 5')

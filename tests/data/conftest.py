@@ -1,9 +1,10 @@
 """A small prepared data set, shared by the tests of this folder."""
 
 import pytest
-from small_texts import text, write_gz
 
-from laser_pax.data import paths, prepare, sample
+from laser_pax.data import sample, sources
+from laser_pax.data.prepare import c4
+from tests.support.small_texts import text, write_gz
 
 
 @pytest.fixture(scope='session')
@@ -20,6 +21,6 @@ def source(tmp_path_factory, texts):
     write_gz(folder / f'c4-train.{i:05d}-of-00004.json.gz', texts['train'][75 * i : 75 * (i + 1)])
   write_gz(folder / 'c4-validation.00000-of-00001.json.gz', texts['validation'])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(prepare, 'PART_BYTES', 1)
-    prepare.prepare([folder], folder / 'data')
-  return paths.Source(str(folder / 'data'), str(sample.VOCAB))
+    patch.setattr(c4, 'PART_BYTES', 1)
+    c4.prepare([folder], folder / 'data')
+  return sources.Source(str(folder / 'data'), str(sample.VOCAB))

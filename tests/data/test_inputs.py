@@ -7,8 +7,9 @@ import sentencepiece
 import seqio
 from praxis import py_utils
 
-from laser_pax.data import c4, inputs, prepare, sample
-from laser_pax.data.paths import Source
+from laser_pax.data import sample, text_lm
+from laser_pax.data.prepare import c4
+from laser_pax.data.sources import Source
 from laser_pax.errors import UserError
 
 T, B = 16, 4
@@ -18,7 +19,7 @@ T, B = 16, 4
 def small_shuffle():
   """A buffer of less than an epoch: tf.data takes ten seconds to save a full one of 10,000 rows."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(c4, 'SHUFFLE_ROWS', 200)
+    patch.setattr(text_lm, 'SHUFFLE_ROWS', 200)
     yield
 
 
@@ -35,7 +36,7 @@ def make(input_fn, source, **fields):
 
 
 def train(source, seed=1, **fields):
-  return make(inputs.train_input, source, seed=seed, **fields)
+  return make(text_lm.train_input, source, seed=seed, **fields)
 
 
 def labels(inp, batches):
@@ -62,14 +63,14 @@ def real(batches):
 
 
 def test_validation_is_the_concatenated_split_in_order(source, texts):
-  batches = all_batches(make(inputs.validation_input, source))
+  batches = all_batches(make(text_lm.validation_input, source))
   np.testing.assert_array_equal(real(batches), tokens(source, texts['validation']))
 
 
 @pytest.mark.parametrize(('seq_len', 'batch_size'), [(16, 4), (50, 7), (1024, 8), (2000, 3)])
 def test_validation_weights_sum_to_the_tokens(source, texts, seq_len, batch_size):
   count = len(tokens(source, texts['validation']))
-  inp = make(inputs.validation_input, source, seq_len=seq_len, batch_size=batch_size)
+  inp = make(text_lm.validation_input, source, seq_len=seq_len, batch_size=batch_size)
   batches = all_batches(inp)
   assert sum(b.weights.sum() for b in batches) == count
   assert len(batches) == -(-count // (seq_len * batch_size))
@@ -79,7 +80,7 @@ def test_validation_weights_sum_to_the_tokens(source, texts, seq_len, batch_size
 
 
 def test_validation_starts_again_after_a_reset(source):
-  inp = make(inputs.validation_input, source)
+  inp = make(text_lm.validation_input, source)
   first = all_batches(inp)
   inp.reset()
   np.testing.assert_array_equal(real(first), real(all_batches(inp)))
@@ -147,7 +148,7 @@ def test_a_restored_input_goes_on_with_the_next_batch(source, texts, tmp_path, b
 @pytest.mark.parametrize('hosts', [2, 4, 6])
 def test_hosts_share_the_validation_split(source, texts, hosts):
   batches = [
-    all_batches(make(inputs.validation_input, source, num_infeed_hosts=hosts, infeed_host_index=i))
+    all_batches(make(text_lm.validation_input, source, num_infeed_hosts=hosts, infeed_host_index=i))
     for i in range(hosts)
   ]
   documents = [str(real(b).tolist())[1:-4].split(', 1, ') for b in batches]
@@ -209,9 +210,9 @@ def test_without_a_saved_position_the_data_are_read_again_up_to_the_step(source)
 def test_two_data_folders_serve_one_process(source, texts, tmp_path):
   for name in ('a', 'b', 'validation'):
     (tmp_path / f'{name}.txt').write_text(f'A text of its own, {name}. ' * 30)
-  prepare.prepare([tmp_path], tmp_path / 'data')
+  c4.prepare([tmp_path], tmp_path / 'data')
   own = Source(str(tmp_path / 'data'), str(sample.VOCAB))
-  first, second = (make(inputs.validation_input, s) for s in (source, own))
+  first, second = (make(text_lm.validation_input, s) for s in (source, own))
   expected = (tmp_path / 'validation.txt').read_text()
   np.testing.assert_array_equal(real(all_batches(second)), tokens(own, [expected]))
   np.testing.assert_array_equal(real(all_batches(first)), tokens(source, texts['validation']))
@@ -223,7 +224,7 @@ def test_paxs_data_flag_is_obeyed(source, texts, monkeypatch):
   seqio.set_tfds_data_dir_override(source.data_dir)
   try:
     elsewhere = Source('/elsewhere', source.vocab)
-    batches = all_batches(make(inputs.validation_input, elsewhere))
+    batches = all_batches(make(text_lm.validation_input, elsewhere))
   finally:
     seqio.set_tfds_data_dir_override(None)
   np.testing.assert_array_equal(real(batches), tokens(source, texts['validation']))

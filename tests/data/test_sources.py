@@ -1,80 +1,96 @@
-import gzip
-import json
+import subprocess
+import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from absl import flags
 
-from laser_pax.data import sources
+from laser_pax.data import sample, sources
+from laser_pax.data.datasets import C4
 from laser_pax.errors import UserError
 
 
-def write(path, content):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  data = content if isinstance(content, bytes) else content.encode()
-  path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
-  return path
+@pytest.fixture(autouse=True)
+def nothing_named(monkeypatch, tmp_path):
+  monkeypatch.delenv('LASER_PAX_DATA_DIR', raising=False)
+  monkeypatch.delenv('LASER_PAX_VOCAB', raising=False)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
-LINES = '{"text": "one", "timestamp": "2019", "url": "u"}\n\n{"text": "zwei \\u00e4"}\n'
+def find(*args):
+  with pytest.raises(UserError) as error:
+    sources.find_source(C4, *args)
+  return str(error.value)
 
 
-@pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'a.json.gz', 'a.jsonl.gz'])
-def test_json_lines(tmp_path, name):
-  path = write(tmp_path / name, LINES)
-  assert list(sources.read_documents(path)) == [('one', '2019', 'u'), ('zwei ä', '', '')]
+def test_attributes_come_before_variables_and_these_before_the_default(source, monkeypatch):
+  assert sources.find_source(C4, source.data_dir, source.vocab, 4096) == source
+  monkeypatch.setenv('LASER_PAX_DATA_DIR', source.data_dir)
+  monkeypatch.setenv('LASER_PAX_VOCAB', source.vocab)
+  assert sources.find_source(C4, None, None, 4096) == source
+  assert '/attribute' in find('/attribute', None, 4096)
+  assert '/attribute.model' in find(None, '/attribute.model', 4096)
 
 
-def test_a_text_file_is_one_document(tmp_path):
-  path = write(tmp_path / 'a.txt', 'first line\n\nlast line\n')
-  assert [d.text for d in sources.read_documents(path)] == ['first line\n\nlast line']
+def test_the_default_data_folder_is_the_one_that_prepare_writes(source, tmp_path):
+  folder = sources.default_data_dir()
+  assert folder == tmp_path / 'cache/laser_pax/data'
+  folder.parent.mkdir(parents=True)
+  folder.symlink_to(source.data_dir)
+  assert sources.find_source(C4, None, source.vocab, 4096) == (str(folder), source.vocab)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\r'))))
-def test_a_long_text_is_cut_without_loss(tmp_path_factory, lines):
-  content = 'x' + '\n'.join(lines)
-  path = write(tmp_path_factory.mktemp('cut') / 'a.txt', content)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sources, 'TEXT_DOCUMENT_CHARS', 7)
-    pieces = [d.text for d in sources.read_documents(path)]
-  assert ''.join(pieces).rstrip('\n') == content.rstrip('\n')
-  assert max(map(len, pieces)) <= 7
+def test_paxs_flag_comes_first_as_seqio_obeys_it(source, monkeypatch):
+  values = flags.FlagValues()
+  flags.DEFINE_string('tfds_data_dir', source.data_dir, 'as in paxml.main', flag_values=values)
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  assert sources.find_source(C4, '/attribute', source.vocab, 4096) == source
 
 
-def test_sources_are_found_in_folders_once_and_sorted(tmp_path):
-  inner = write(tmp_path / 'f' / 'deep' / 'b.txt', 'b')
-  outer = write(tmp_path / 'f' / 'c.jsonl', LINES)
-  write(tmp_path / 'f' / 'README.md', 'no source')
-  assert sources.find_sources([outer, tmp_path / 'f']) == [outer, inner]
+def test_missing_data_says_where_and_how(source, tmp_path):
+  message = find(str(tmp_path), source.vocab, 4096)
+  assert f'looked for c4/en/3.0.1/dataset_info.json in {tmp_path} (named by DATA_DIR)' in message
+  assert f'python -m laser_pax prepare c4 SOURCE... --out {tmp_path}' in message
 
 
-@pytest.mark.parametrize(
-  ('name', 'content', 'message'),
-  [
-    ('a.json.gz', None, 'truncated or corrupt gzip.*fetch it again'),
-    ('a.json', '{"text": "one"}\n{"tex', 'line 2: not JSON'),
-    ('a.json', '{"text": "one"}\n{"body": "x"}\n', 'line 2: no string field "text"'),
-    ('a.json', '{"text": 3}\n', 'line 1: no string field "text"'),
-    ('a.json', '["text"]\n', 'line 1: no string field "text"'),
-    ('a.txt', b'caf\xe9', 'not UTF-8'),
-  ],
-)
-def test_an_unfit_file_is_named(tmp_path, name, content, message):
-  path = write(tmp_path / name, content or json.dumps({'text': 'x' * 999}))
-  if content is None:
-    path.write_bytes(path.read_bytes()[:-12])
-  with pytest.raises(UserError, match=message) as error:
-    list(sources.read_documents(path))
-  assert str(path) in str(error.value)
+def test_broken_data_is_named(source, tmp_path):
+  folder = tmp_path / 'c4/en/3.0.1'
+  folder.mkdir(parents=True)
+  (folder / 'dataset_info.json').write_text('{"splits": [{"name": "train"}]}')
+  assert 'lacks validation' in find(str(tmp_path), source.vocab, 4096)
+  (folder / 'dataset_info.json').write_text('{"spl')
+  assert 'cannot be read as a TFDS data set' in find(str(tmp_path), source.vocab, 4096)
 
 
-def test_unfit_paths_are_named(tmp_path):
-  (tmp_path / 'empty').mkdir()
-  for path, message in [
-    (tmp_path / 'none', 'no such file'),
-    (tmp_path / 'empty', 'no source file in this folder'),
-    (write(tmp_path / 'a.pdf', 'x'), 'not a source file'),
-  ]:
-    with pytest.raises(UserError, match=message) as error:
-      sources.find_sources([path])
-    assert str(path) in str(error.value)
+def test_missing_vocabulary_says_where_and_how(source):
+  command = f'python -m laser_pax vocab --data {source.data_dir} --out'
+  assert f'{command} vocab.model --size 32000' in find(source.data_dir, None, 32_000)
+  assert f'{command} /no.model --size 32000' in find(source.data_dir, '/no.model', 32_000)
+
+
+@pytest.mark.parametrize('size', [4095, 4097, 32_000])
+def test_a_vocabulary_of_another_size_is_refused(source, size):
+  message = find(source.data_dir, source.vocab, size)
+  assert f'has 4096 pieces, but the model has VOCAB_SIZE = {size}' in message
+  assert 'set VOCAB_SIZE = 4096' in message
+
+
+def test_the_sample_serves_only_where_nothing_is_named(source, monkeypatch):
+  shipped = sample.find_source_or_sample(None, None, 4096)
+  assert shipped.data_dir != source.data_dir
+  assert sources.find_source(C4, shipped.data_dir, shipped.vocab, 4096) == shipped
+  with pytest.raises(UserError, match='VOCAB_SIZE = 99'):
+    sample.find_source_or_sample(None, None, 99)
+  with pytest.raises(UserError, match='no vocabulary'):
+    sample.find_source_or_sample(source.data_dir, None, 4096)
+  monkeypatch.setenv('LASER_PAX_VOCAB', source.vocab)
+  with pytest.raises(UserError, match='no prepared data'):
+    sample.find_source_or_sample(None, None, 4096)
+
+
+def test_the_checks_do_not_import_tensorflow(source):
+  code = (
+    'import sys; from laser_pax.data import sample, sources; from laser_pax.data.prepare import c4;'
+    f'sample.find_source_or_sample({source.data_dir!r}, {source.vocab!r}, 4096);'
+    'sys.exit("tensorflow" in sys.modules)'
+  )
+  assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0

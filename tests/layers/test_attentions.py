@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 
-import attention_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, B, D, S, T, context, rms_error
 from praxis import base_layer, pax_fiddle
 from praxis.layers import base_ops, stochastics
 
 from laser_pax.errors import UserError
 from laser_pax.ops import laser_oracle
+from tests.support import cases
+from tests.support.cases import CASES, B, D, S, T, context, rms_error
 
 DTYPES = {'float32': (jnp.float32, 1e-5), 'bfloat16': (jnp.bfloat16, 0.02)}
 every_case = pytest.mark.parametrize('name', CASES)

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 
-import attention_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, B, D, H, N, T, rms_error
 from praxis import base_layer
 
 from laser_pax.ops import laser_oracle
+from tests.support import cases
+from tests.support.cases import CASES, B, D, H, N, T, rms_error
 
 DROPPING = ['multi_head', 'local', 'multi_query', 'multi_query_2_kv_heads', 'grouped_query']
 SINKING = ['multi_head', 'xl', 'local', 'multi_query', 'multi_query_2_kv_heads']
@@ -174,7 +174,11 @@ def test_sink_in_every_layer_and_in_steps(name):
     arguments = case, layer, variables, x, x, seen
     _, probs = cases.full_pass(case, standard, variables, x, x, seen)
     expected = with_missing_mass(cases.dense(case, probs, T), values(layer, variables, x))
-    return cases.full_pass(*arguments)[0], cases.step_by_step(*arguments), expected
+    return (
+      cases.full_pass(*arguments)[0],
+      cases.step_by_step(*arguments),
+      expected,
+    )
 
   whole, steps, expected = run(variables, x)
   assert rms_error(whole, expected.reshape(whole.shape)) < 1e-5

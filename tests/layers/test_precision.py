@@ -2,18 +2,17 @@
 
 import functools
 
-import float64
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import LARGE_NEGATIVE, context, rms_error
 from praxis import base_layer, pax_fiddle
 from praxis.layers import attentions
 
 from laser_pax import layers
-from laser_pax.layers import fused
 from laser_pax.ops import laser_oracle, laser_oracle_vjp
+from tests.support import float64
+from tests.support.cases import LARGE_NEGATIVE, context, rms_error
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -39,7 +38,7 @@ def run(cls, dtype, query, key, value, cotangent, seen):
   )
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
-  if issubclass(cls, fused.FusedMixin):
+  if issubclass(cls, layers.FusedMixin):
     mask = layers.CausalSegments(jnp.ones((1, len(query)), jnp.int32))
 
   def attend(*arrays):

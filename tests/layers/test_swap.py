@@ -2,7 +2,6 @@
 
 import copy
 
-import attention_cases as cases
 import fiddle
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from praxis.layers.quantization import conformers as quantized_conformers
 
 from laser_pax import layers
 from laser_pax.errors import UserError
+from tests.support import cases
 
 ATTENTION = 'transformer_layer_params_tpl.tr_atten_tpl'
 V, D = 32, 16

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laser_pax.ops import fused, fused_attention, laser, laser_oracle, laser_oracle_vjp
+from laser_pax.ops import devices, fused, fused_attention, laser, laser_oracle, laser_oracle_vjp
 
 B, N = 2, 2
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.02}
@@ -65,7 +65,7 @@ def test_a_kernel_equals_plain_jax_with_a_cap_and_segments(form, interpreted_ker
   attention = form(functools.partial(fused_attention, is_causal=True, logit_cap=1.5))
   run = functools.partial(forward_and_backward, lambda *qkv: attention(*qkv, ids), *inputs)
   by_kernel = run()
-  monkeypatch.setattr(fused, 'platform', lambda: 'cpu')
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'cpu')
   for ours, plain in zip(by_kernel, run(), strict=True):
     assert rms_error(ours, plain) < 1e-5
 
@@ -79,9 +79,9 @@ def test_hidden_keys_and_lengths_that_are_padded(interpreted_kernels, monkeypatc
     if ids[0] is not None:
       attention = functools.partial(attention, segment_ids=ids[0], key_segment_ids=ids[1])
     run = functools.partial(forward_and_backward, attention, query, key, value, cotangent)
-    monkeypatch.setattr(fused, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')
     by_kernel = run()
-    monkeypatch.setattr(fused, 'platform', lambda: 'cpu')
+    monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'cpu')
     for ours, plain in zip(by_kernel, run(), strict=True):
       assert rms_error(ours, plain) < 1e-5
 
@@ -112,7 +112,7 @@ def test_blocks(length, block, share):
   ],
 )
 def test_what_serves_where(platform, dtype, cap, kernel, monkeypatch):
-  monkeypatch.setattr(fused, 'platform', lambda: platform)
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
   assert fused.choose(jnp.dtype(dtype), cap) == kernel
 
 
@@ -127,7 +127,7 @@ def test_a_gpu_is_given_the_same_attention(monkeypatch):
 
   attention = functools.partial(fused_attention, *inputs[:3], ids, is_causal=True)
   plain = attention()
-  monkeypatch.setattr(fused, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', without_cudnn)
   assert rms_error(attention(), plain) < 0.02
 

@@ -153,7 +153,7 @@ def cloud(tmp_path):
   for tool in TOOLS.split():
     (bin_ / tool).symlink_to(shutil.which(tool))
   python = shutil.which(sys.executable)
-  stand_in = pathlib.Path(__file__).parent / 'stand_in_gcloud.py'
+  stand_in = ROOT / 'tests' / 'support' / 'stand_in_gcloud.py'
   _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} {stand_in} "$@"\n')
   # On a host: Google's metadata, and a Python that setup.sh accepts.
   _script(bin_ / 'curl', '#!/bin/sh\necho "$FAKE_WORKER"\n')

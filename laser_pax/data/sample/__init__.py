@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from laser_pax.data import folders, paths, prepare
+from laser_pax import folders
+from laser_pax.data import sources
+from laser_pax.data.datasets import C4
+from laser_pax.data.prepare import c4
 
 FOLDER = Path(__file__).parent
 VOCAB = FOLDER / 'vocab.model'
 
 
-def prepare_sample() -> paths.Source:
+def prepare_sample() -> sources.Source:
   """Prepares the sample under `~/.cache/laser_pax` unless it is there, in a few seconds.
 
   Several processes may do so at once: one works and the others wait for it.
@@ -27,10 +30,25 @@ def prepare_sample() -> paths.Source:
   files = sorted(FOLDER.glob('c4-*.json.gz'))
   # Another version of the sample gets another folder.
   key = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:8]
-  data_dir = paths.cache_dir() / f'sample-{key}'
-  if not (data_dir / paths.DATASET_FOLDER).exists():
+  data_dir = folders.cache_dir() / f'sample-{key}'
+  if not (data_dir / C4.folder).exists():
     folders.make_folder(data_dir)
     with folders.locked(data_dir / 'sample.lock'):
-      if not (data_dir / paths.DATASET_FOLDER).exists():
-        prepare.prepare(files, data_dir)
-  return paths.Source(str(data_dir), str(VOCAB))
+      if not (data_dir / C4.folder).exists():
+        c4.prepare(files, data_dir)
+  return sources.Source(str(data_dir), str(VOCAB))
+
+
+def find_source_or_sample(
+  data_dir: str | None, vocab: str | None, vocab_size: int
+) -> sources.Source:
+  """As `sources.find_source`, with the sample where neither data nor vocabulary is named.
+
+  Raises:
+    UserError: as `sources.find_source`.
+  """
+  if sources.is_named(data_dir, vocab):
+    return sources.find_source(C4, data_dir, vocab, vocab_size)
+  source = prepare_sample()
+  sources.check_vocab(source, vocab_size)
+  return source

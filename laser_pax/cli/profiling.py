@@ -1,0 +1,74 @@
+"""Traces of training steps by jax's profiler, as PAX's open-source one traces nothing."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import jax
+
+from laser_pax.errors import UserError
+
+
+def steps(text: str) -> range:
+  """Returns the steps that --profile names.
+
+  Args:
+    text: START:STOP; step START is traced, STOP is not.
+
+  Raises:
+    UserError: it has another form, or names no step.
+  """
+  found = re.fullmatch(r'(\d+):(\d+)', text)
+  traced = range(int(found[1]), int(found[2])) if found else range(0)
+  if not traced:
+    raise UserError(
+      f'--profile takes START:STOP, START less than STOP, such as 10:13; got {text!r}'
+    )
+  return traced
+
+
+def tracer(text: str | None, folder: str) -> 'Tracer':
+  """Returns what traces the steps that --profile names into a folder; none of them, if None."""
+  return Tracer(steps(text) if text else range(0), folder)
+
+
+class Tracer:
+  """Traces a range of steps into a folder; told before and after each step."""
+
+  def __init__(self, traced: range, folder: str):
+    """Takes the steps, and the folder, which may be in a bucket."""
+    self._steps, self._folder, self._is_tracing = traced, folder, False
+
+  def before(self, step: int) -> None:
+    """Begins with the first of the steps; in a run that is resumed among them, with that."""
+    if step in self._steps and not self._is_tracing:
+      with _tensorflow_unharmed():
+        jax.profiler.start_trace(self._folder)
+      self._is_tracing = True
+
+  def after(self, step: int, loss: jax.Array) -> None:
+    """Ends with the last of the steps, once it is computed."""
+    if self._is_tracing and step + 1 not in self._steps:
+      loss.block_until_ready()
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was traced, if the training ended among the steps."""
+    if self._is_tracing:
+      with _tensorflow_unharmed():
+        jax.profiler.stop_trace()
+      self._is_tracing = False
+
+
+@contextlib.contextmanager
+def _tensorflow_unharmed() -> Iterator[None]:
+  """Puts back a function of TensorFlow that jax's profiler overwrites.
+
+  It sets tensorflow.python.profiler.trace.enabled to True or False, as which TensorFlow once had
+  it; now TensorFlow calls it, and the next checkpoint of the data would end in a TypeError.
+  """
+  from tensorflow.python.profiler import trace
+
+  enabled = trace.enabled
+  yield
+  trace.enabled = enabled

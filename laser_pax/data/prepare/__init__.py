@@ -1,0 +1,1 @@
+"""Source files turned into TFDS data sets, one file a data set."""

@@ -1,0 +1,1 @@
+"""What experiments are made of: families, the slice, the layout, checks, job folders, the step."""

@@ -1,0 +1,319 @@
+"""What every experiment has: overrides, a slice, a layout, checks before the start, its programs.
+
+A family of experiments, such as the decoders of decoder.py, is a subclass of `Experiment` that adds
+the members of `Family`. Tools know an experiment by these two alone.
+"""
+
+import abc
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
+
+import jax
+from absl import flags
+from paxml import base_experiment, tasks_lib
+from praxis import base_input, layers, pax_fiddle, py_utils
+
+from laser_pax.errors import UserError
+from laser_pax.experiment import checks, jobs, layouts, slices, training
+
+# An attribute in capitals of a class of these packages is read by its code.
+_LIBRARIES = ('laser_pax', 'paxml', 'praxis')
+
+Task = pax_fiddle.Config[tasks_lib.SingleTask]
+Inputs = list[pax_fiddle.Config[base_input.BaseInput]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+  """The figure that a run is judged by.
+
+  Attributes:
+    name: PAX's name of it in an evaluation's metrics, 'log_pplx'.
+    label: Its name on the console and in progress.jsonl, 'loss'.
+    derived: Further figures to show, by label, each computed from this one.
+  """
+
+  name: str
+  label: str
+  derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
+
+
+class ModelFlops(NamedTuple):
+  """Floating-point operations of one train step, over all chips, as MFU counts them.
+
+  Attributes:
+    weights: 6 a weight and position: forward, and backward to inputs and to weights.
+    attention: Of attention's two products, forward and backward, over all pairs of positions.
+    attended_share: The share of these pairs that a fused kernel computes: below 1 if causal.
+  """
+
+  weights: int
+  attention: int
+  attended_share: float
+
+
+class Family(abc.ABC):
+  """The protocol of a family: what it adds to `Experiment`, and all that tools know of it.
+
+  Attributes:
+    METRIC: What a run is judged by.
+    UNIT: What training counts, in the plural: 'tokens', 'images', 'frames'.
+  """
+
+  METRIC: Metric
+  UNIT: str
+
+  @abc.abstractmethod
+  def task(self) -> Task:
+    """Returns PAX's task: model, optimiser, schedule."""
+
+  @abc.abstractmethod
+  def datasets(self) -> Inputs:
+    """Returns PAX's inputs, the training split first."""
+
+  @abc.abstractmethod
+  def input_specs(self, batch_size: int) -> py_utils.NestedMap:
+    """Returns the shapes and dtypes of a batch of so many rows, without opening the data."""
+
+  @abc.abstractmethod
+  def sizes(self) -> layouts.Sizes:
+    """Returns what the rule of the layout must know of the model and its batch."""
+
+  @abc.abstractmethod
+  def units_per_step(self) -> int:
+    """Returns how many units one step trains on, over all devices."""
+
+  @abc.abstractmethod
+  def model_flops(self, parameters: int) -> ModelFlops:
+    """Returns the operations of one train step of a model with so many weights."""
+
+  @abc.abstractmethod
+  def describe(self) -> dict[str, str]:
+    """Returns the family's rows of `show`, by name, and among them 'global batch'."""
+
+  @abc.abstractmethod
+  def check(self) -> None:
+    """Checks the sizes against each other; raises UserError with the fix."""
+
+  @abc.abstractmethod
+  def check_data(self) -> None:
+    """Checks that the data are there and fit the model; raises UserError with the fix."""
+
+
+class BatchSpecs(base_input.BaseInputSpecsProvider):
+  """PAX's provider of a batch's shapes, which are known beforehand.
+
+  Attributes:
+    specs: A `jax.ShapeDtypeStruct` for each array of the batch.
+  """
+
+  specs: py_utils.NestedMap | None = None
+
+  def get_input_specs(self) -> py_utils.NestedMap:
+    """Returns the shapes."""
+    return self.specs
+
+
+class Experiment(base_experiment.BaseExperiment, Family):
+  """An experiment that is planned for a slice, laid out by a rule, and checked before it starts.
+
+  Attributes in capitals can be overridden from the command line, in PAX's own way:
+  `--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2`. Experiments of this package are
+  registered as laser_pax.configs.<Name>, whichever file they stand in. A subclass has the members
+  of `Family`.
+
+  Attributes:
+    GLOBAL_BATCH_SIZE: Rows of one step, over all devices, however many there are.
+    NUM_TRAIN_STEPS: Steps of the whole training.
+    POD: The slice that the experiment is planned for. `show` and `aot` report on it. Training runs
+      on any other too, with the same global batch.
+    ICI_MESH_SHAPE: [replica, data, mdl] within a slice. None, as for the next three: by the rule of
+      laser_pax/experiment/layouts.py, from the sizes and the chips.
+    DCN_MESH_SHAPE: The same over slices.
+    CHECKPOINT_POLICY: What the layers keep for the backward pass.
+    MICRO_BATCHES: Parts of the batch, computed one after another.
+    USE_REPEATED_LAYER: Whether layers run in a loop, which compiles once for all of them.
+  """
+
+  GLOBAL_BATCH_SIZE: int
+  NUM_TRAIN_STEPS: int
+
+  POD = 'cpu'
+  ICI_MESH_SHAPE: list[int] | None = None
+  DCN_MESH_SHAPE: list[int] | None = None
+  CHECKPOINT_POLICY: layers.AutodiffCheckpointType | None = None
+  MICRO_BATCHES: int | None = None
+  USE_REPEATED_LAYER = True  # [ours]
+
+  SUMMARY_INTERVAL_STEPS = 100  # [ours], as the next three
+  EVAL_INTERVAL_STEPS = 2_500
+  CHECKPOINT_EVERY_N_STEPS = 2_500
+  CHECKPOINT_MAX_TO_KEEP = 10
+
+  _pod: slices.Slice | None = None
+
+  def __init_subclass__(cls, **kwargs):
+    if cls.__module__.startswith('laser_pax.configs.'):
+      cls.__module__ = 'laser_pax.configs'
+    super().__init_subclass__(**kwargs)
+
+  def on(self, pod: str | None = None) -> Self:
+    """Plans this experiment for a slice in place of this job's devices, and returns it.
+
+    Args:
+      pod: A file of configs/pods; None: POD.
+
+    Raises:
+      UserError: there is no such slice.
+    """
+    self._pod = slices.find(pod or self.POD)
+    return self
+
+  def pod(self) -> slices.Slice:
+    """Returns the slice that this experiment is planned for, else the one that this job is on."""
+    return self._pod if self._pod is not None else _slice_of_this_job()
+
+  def layout(self) -> layouts.Layout:
+    """Returns mesh, policy and micro-batches: named by this experiment, else by the rule."""
+    return layouts.choose(
+      self.sizes(),
+      self.pod(),
+      ici_mesh_shape=self.ICI_MESH_SHAPE,
+      dcn_mesh_shape=self.DCN_MESH_SHAPE,
+      checkpoint_policy=self.CHECKPOINT_POLICY,
+      micro_batches=self.MICRO_BATCHES,
+    )
+
+  def use_layout(self, layout: layouts.Layout) -> None:
+    """Names a layout, all of it, in place of the rule."""
+    self.ICI_MESH_SHAPE = list(layout.ici_mesh_shape)
+    self.DCN_MESH_SHAPE = list(layout.dcn_mesh_shape)
+    self.CHECKPOINT_POLICY = layout.checkpoint_policy
+    self.MICRO_BATCHES = layout.micro_batches
+
+  def mesh(self) -> list[int]:
+    """Returns the devices along [replica, data, mdl], over all slices."""
+    return self.layout().mesh()
+
+  def micro_batches(self) -> int:
+    """Returns the number of parts that a step's batch is computed in."""
+    return self.layout().micro_batches
+
+  def eval_batch_size(self) -> int:
+    """Returns the rows of one evaluation step: as many as the train step holds at once."""
+    return self.GLOBAL_BATCH_SIZE // self.micro_batches()
+
+  def units(self) -> int:
+    """Returns how many units (tokens, images) the whole training counts."""
+    return self.NUM_TRAIN_STEPS * self.units_per_step()
+
+  def get_input_specs_provider_params(self) -> pax_fiddle.Config[BatchSpecs]:
+    """Returns the shapes of this process's share of a batch, without opening the data."""
+    specs = self.input_specs(self.GLOBAL_BATCH_SIZE // jax.process_count())
+    return pax_fiddle.Config(BatchSpecs, specs=specs)
+
+  def train_programs(self) -> list[training.TrainProgram]:
+    """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
+    return [training.TrainProgram(self.micro_batches())]
+
+  def validate(self) -> None:
+    """Checks overrides, sizes, devices and data, before anything is compiled.
+
+    Raises:
+      UserError: something does not fit or is missing; the message has the fix.
+    """
+    super().validate()
+    self.check_overrides()
+    self.check()
+    self.check_pod()
+    checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
+    self.check_data()
+    self._claim_job_folder()
+
+  def check_layout(self, dims: Mapping[str, int]) -> None:
+    """Checks that the mesh can share out the batch and the model.
+
+    Args:
+      dims: Sizes of the model by name, as `checks.check_mesh` takes them.
+
+    Raises:
+      UserError: it cannot; the message has the fix.
+    """
+    checks.check_batch(self.GLOBAL_BATCH_SIZE, math.prod(self.mesh()), num_processes=1)
+    checks.check_mesh(self.mesh(), dims)
+    checks.check_micro_batches(self.micro_batches(), self.GLOBAL_BATCH_SIZE, self.mesh())
+
+  def check_pod(self) -> None:
+    """Checks the mesh against the chips that there are, or that this is planned for.
+
+    Raises:
+      UserError: it has another number of chips, or cannot be laid out on them, or jax found only
+        the processor of a machine that should have accelerators.
+    """
+    layout, pod, planned = self.layout(), self.pod(), slices.find(self.POD)
+    if pod.chip.platform == 'cpu' != planned.chip.platform and self._pod is None:
+      raise UserError(
+        f'{type(self).__name__} is planned for {self.POD}; this job has {pod.chips} CPU device(s): '
+        "jax found no accelerator. To train on the CPU nevertheless, set POD = 'cpu'"
+      )
+    checks.check_devices(layout.mesh(), pod.chips)
+    if not pod.can_lay_out(layout.ici_mesh_shape):
+      raise UserError(
+        f'jax cannot lay the mesh {list(layout.ici_mesh_shape)} out on {pod.topology} chips: each '
+        'of its numbers must be the product of whole axes of that topology, each used once. Leave '
+        'ICI_MESH_SHAPE and DCN_MESH_SHAPE None for a mesh by the rule'
+      )
+
+  def check_overrides(self) -> None:
+    """Checks that each overridden attribute exists: PAX would set any other and ignore it.
+
+    Raises:
+      UserError: an override from the command line names no attribute, or a subclass has one that is
+        nearly another's name.
+    """
+    known, added = set(), set()
+    for cls in type(self).__mro__:
+      names = {name for name in vars(cls) if name.isupper()}
+      (known if cls.__module__.split('.')[0] in _LIBRARIES else added).update(names)
+    for name in vars(self):
+      if not name.startswith('_') and name not in known | added:
+        near = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
+        raise UserError(f'{type(self).__name__} has no {name}; did you mean {", ".join(near)}?')
+    for name in added - known:
+      if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        raise UserError(
+          f'{type(self).__name__} sets {name}, which nothing reads; did you mean {near[0]}?'
+        )
+
+  def job_mark(self) -> str:
+    """Returns what marks a job's folder as this run's."""
+    overrides = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
+    return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', overrides)
+
+  def _claim_job_folder(self) -> None:
+    """Marks paxml's --job_log_dir as this experiment's, which PAX itself does not.
+
+    Raises:
+      UserError: the folder holds checkpoints of another experiment.
+    """
+    folder = flags.FLAGS['job_log_dir'].value if 'job_log_dir' in flags.FLAGS else None
+    if folder is not None:
+      jobs.check_experiment(folder, self.job_mark())
+      jobs.write_mark(folder, self.job_mark())
+
+
+def _slice_of_this_job() -> slices.Slice:
+  """Returns the slice whose devices jax found, named or not."""
+  devices = jax.devices()
+  coordinates = [device.coords for device in devices if getattr(device, 'coords', None)]
+  sizes = [str(max(axis) + 1) for axis in zip(*coordinates, strict=True)]
+  return slices.like(
+    platform=devices[0].platform,
+    device_kind=devices[0].device_kind,
+    chips=len(devices),
+    slices=len({getattr(device, 'slice_index', 0) for device in devices}),
+    topology='x'.join(sizes) or None,
+  )

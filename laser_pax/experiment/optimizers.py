@@ -1,0 +1,68 @@
+"""Optimisers and schedules, as PAX's own."""
+
+from praxis import optimizers, pax_fiddle, schedules
+
+from laser_pax.experiment import checks
+
+
+def set_adamw(
+  task_p: pax_fiddle.Config,
+  *,
+  learning_rate: float,
+  weight_decay: float,
+  beta1: float,
+  beta2: float,
+  epsilon: float,
+  clip_gradient_norm: float,
+  warmup_steps: int,
+  num_train_steps: int,
+) -> None:
+  """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
+
+  With t the number of updates done, W warmup_steps and T num_train_steps:
+
+      lr(t) = learning_rate t / W                                     for t < W
+      lr(t) = learning_rate (1 + cos(pi (t - W) / (T - W))) / 2       after
+
+  The trajectory is optax.adamw's. Two things that PAX's Adam does besides are switched off: it caps
+  each update's root mean square at 1, and replaces infinite gradients by zeros. Layer norms are not
+  decayed, as Praxis marks them; all else is.
+
+  Args:
+    task_p: The task to change.
+    learning_rate: The peak.
+    weight_decay: Decoupled; multiplied by lr(t).
+    beta1: Decay of the first moment.
+    beta2: Decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    clip_gradient_norm: Gradients of a greater global norm are scaled down to it; 0 for no clipping.
+    warmup_steps: W.
+    num_train_steps: T, set on the task as well.
+
+  Raises:
+    UserError: the warm-up does not end before the training.
+  """
+  checks.check_schedule(warmup_steps, num_train_steps)
+  task_p.train.num_train_steps = num_train_steps
+  learner = task_p.train.learner
+  learner.loss_name = 'total_loss'
+  learner.repeat_prefix_sep = '_'  # PAX's own '#' does not survive some file systems.
+  learner.optimizer = pax_fiddle.Config(
+    optimizers.Adam,
+    beta1=beta1,
+    beta2=beta2,
+    epsilon=epsilon,
+    clip_threshold=0.0,
+    maybe_inf_to_nan=False,
+    decoupled_weight_decay=weight_decay,
+    clip_gradient_norm_to_value=clip_gradient_norm,
+    learning_rate=learning_rate,
+    lr_schedule=pax_fiddle.Config(
+      schedules.LinearRampupCosineDecay,
+      warmup_steps=warmup_steps,
+      decay_start=warmup_steps,
+      decay_end=num_train_steps,
+      min_ratio=0.0,
+      max=1.0,
+    ),
+  )

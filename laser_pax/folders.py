@@ -1,0 +1,41 @@
+"""The cache folder, and folders and locks for what this package writes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from laser_pax.errors import UserError
+
+
+def cache_dir() -> Path:
+  """Returns the folder for what can be made again: `~/.cache/laser_pax`.
+
+  `XDG_CACHE_HOME` moves `~/.cache`, as everywhere.
+  """
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'laser_pax'
+
+
+def make_folder(folder: Path) -> None:
+  """Makes a folder unless it exists.
+
+  Raises:
+    UserError: if it cannot be made, or nothing can be written to it.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f'{folder}: cannot make this folder ({e.strerror}); name another') from e
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise UserError(f'{folder}: no permission to write here; name another folder')
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """Holds a lock file, after waiting for any other process that holds it."""
+  with path.open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

@@ -1,0 +1,102 @@
+"""A decoder that makes no T x T mask, and one call that gives any config fused attention."""
+
+import fiddle
+import flax.linen as nn
+import jax.numpy as jnp
+from fiddle import daglish
+from praxis import base_layer, pax_fiddle, py_utils, pytypes
+from praxis.layers import attentions, transformer_models, transformers
+
+from laser_pax.layers.attentions import LaserDotProductAttention
+from laser_pax.layers.fused_attention import (
+  CausalSegments,
+  FusedDotProductAttention,
+  FusedMixin,
+  LaserFusedDotProductAttention,
+)
+
+JTensor = pytypes.JTensor
+
+
+class SegmentedTransformerLm(transformer_models.TransformerLm):
+  """TransformerLm that hands fused attentions segment ids in place of a T x T mask.
+
+  The mask of 32,768 positions would take 2 GiB an example, and be kept for the backward pass. Where
+  the model is not causal, or an attention is not fused, this is TransformerLm.
+  """
+
+  @nn.nowrap
+  def create_child(self, name: str, params: pax_fiddle.Config, **kwargs) -> base_layer.BaseLayer:
+    """As the base's; a stack that is given a whole mask need not make it causal."""
+    if name == 'transformer' and self._hands_on_segments():
+      _block(params).mask_self_attention = False
+    return super().create_child(name, params, **kwargs)
+
+  def __call__(
+    self,
+    inputs: JTensor,
+    paddings: JTensor,
+    labels: py_utils.NestedMap | None = None,
+    segment_ids: JTensor | None = None,
+    segment_pos: JTensor | None = None,
+    causal_attention_mask: JTensor | None = None,
+    segment_mask: JTensor | None = None,
+    **kwargs,
+  ) -> py_utils.NestedMap:
+    """As TransformerLm's."""
+    if self._hands_on_segments():
+      if segment_mask is not None:
+        causal = attentions.causal_mask(jnp.zeros((*inputs.shape, 1), segment_mask.dtype))
+        segment_mask = attentions.merge_masks(segment_mask, causal)
+      elif segment_ids is not None:
+        segment_mask = CausalSegments(segment_ids)
+      else:  # As the base, which makes padding a segment.
+        segment_mask = CausalSegments(jnp.asarray(1 - paddings, jnp.int32))
+    return super().__call__(
+      inputs,
+      paddings,
+      labels,
+      segment_ids,
+      segment_pos,
+      causal_attention_mask,
+      segment_mask=segment_mask,
+      **kwargs,
+    )
+
+  def _hands_on_segments(self) -> bool:
+    """Whether all attentions understand segment ids, and the stack between hands them on."""
+    block = _block(self.stacked_transformer_tpl)
+    if self.model_type != transformer_models.LanguageModelType.CAUSAL or block is None:
+      return False
+    layers = block.transformer_layer_params_tpl
+    layers = layers if isinstance(layers, (list, tuple)) else [layers]
+    return all(issubclass(fiddle.get_callable(x.tr_atten_tpl), FusedMixin) for x in layers)
+
+
+def _block(stack: pax_fiddle.Config) -> pax_fiddle.Config | None:
+  """Returns the StackedTransformer of a stack, repeated or not; None if the stack is another."""
+  cls = fiddle.get_callable(stack)
+  if cls is transformers.StackedTransformerRepeated:
+    return _block(stack.block)
+  return stack if cls is transformers.StackedTransformer else None
+
+
+_FUSED = {
+  attentions.DotProductAttention: FusedDotProductAttention,
+  LaserDotProductAttention: LaserFusedDotProductAttention,
+  transformer_models.TransformerLm: SegmentedTransformerLm,
+}
+
+
+def use_fused(config: fiddle.Buildable) -> None:
+  """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
+
+  Decoders are made to spare it their T x T masks. Fields and variables stay, and so does every
+  attention of another class. To be called before or after `use_laser`.
+
+  Args:
+    config: A Fiddle config: a task, a model, a stack of layers, an attention.
+  """
+  for node, _ in list(daglish.iterate(config)):
+    if isinstance(node, fiddle.Buildable) and fiddle.get_callable(node) in _FUSED:
+      pax_fiddle.update_callable(node, _FUSED[fiddle.get_callable(node)])

@@ -1,0 +1,105 @@
+"""The devices that a function is traced for: the mesh in context, the platform, shardings."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental.shard_map import shard_map
+from jax.interpreters import pxla
+from jax.sharding import Mesh, PartitionSpec
+
+Axes = tuple[str, ...]
+
+
+def current_mesh() -> Mesh | None:
+  """Returns the mesh in context, if there is one."""
+  mesh = pxla.thread_resources.env.physical_mesh
+  return None if mesh.empty else mesh
+
+
+def platform(mesh: Mesh | None = None) -> str:
+  """Returns the platform that is compiled for: 'tpu', 'gpu' or 'cpu'.
+
+  Args:
+    mesh: The devices. None: those of the mesh in context, which may be of another machine, or
+      jax's own.
+  """
+  mesh = mesh or current_mesh()
+  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSharding:
+  """How inputs [..., D], their labels and weights [...], and W [D, V] are sharded over a mesh.
+
+  Each device computes its own tokens, with W gathered along D, and reduces its gradient once.
+
+  Attributes:
+    mesh: The devices.
+    tokens: Mesh axes of each leading axis of the inputs, the labels and the weights.
+    dims: Mesh axes of D in W, all of them among those of the tokens.
+    words: Mesh axes of V in W and b, none of them among those of the tokens.
+  """
+
+  mesh: Mesh
+  tokens: tuple[Axes, ...]
+  dims: Axes = ()
+  words: Axes = ()
+
+  @property
+  def token_axes(self) -> Axes:
+    """All mesh axes that tokens are sharded over."""
+    return tuple(axis for axes in self.tokens for axis in axes)
+
+  def size(self, axes: Axes) -> int:
+    """Devices along axes."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+  def fits(self, inputs: tuple[int, ...], w: tuple[int, ...]) -> bool:
+    """Whether arrays of these shapes can be sharded so."""
+    axes = (*self.tokens, self.dims, self.words)
+    sizes = (*inputs[:-1], *w)
+    return (
+      len(axes) == len(sizes)
+      and set(self.dims) <= set(self.token_axes)
+      and not set(self.words) & set(self.token_axes)
+      and all(n % self.size(a) == 0 for n, a in zip(sizes, axes, strict=True))
+    )
+
+  @property
+  def tokens_spec(self) -> PartitionSpec:
+    """The sharding of labels and weights."""
+    return PartitionSpec(*self.tokens)
+
+  @property
+  def inputs_spec(self) -> PartitionSpec:
+    """The sharding of inputs."""
+    return PartitionSpec(*self.tokens, None)
+
+  @property
+  def w_spec(self) -> PartitionSpec:
+    """The sharding of W."""
+    return PartitionSpec(self.dims, self.words)
+
+  @property
+  def bias_spec(self) -> PartitionSpec:
+    """The sharding of the bias b."""
+    return PartitionSpec(self.words)
+
+  def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns a function of whole arrays that calls `function` on each device with its share."""
+    return shard_map(function, self.mesh, in_specs, out_specs, check_rep=False)
+
+  def gather(self, w: jax.Array) -> jax.Array:
+    """Returns, on a device, W with all of D, of a device's share of W."""
+    return lax.all_gather(w, self.dims, axis=0, tiled=True) if self.dims else w
+
+  def reduce(self, w: jax.Array) -> jax.Array:
+    """Sums, on a device, what each device has of W's gradient; a device keeps its share."""
+    if self.dims:
+      w = lax.psum_scatter(w, self.dims, scatter_dimension=0, tiled=True)
+    rest = tuple(axis for axis in self.token_axes if axis not in self.dims)
+    return lax.psum(w, rest) if rest else w

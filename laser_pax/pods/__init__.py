@@ -1,1 +1,0 @@
-"""What an experiment costs: parameters, tokens, FLOPs, memory."""

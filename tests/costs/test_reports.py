@@ -1,0 +1,61 @@
+"""Reports: on this machine's CPU, and by the TPU compiler for slices that are not here."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from laser_pax import configs
+from laser_pax.costs import reports
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _aot(*flags, **env) -> subprocess.CompletedProcess:
+  command = [sys.executable, '-m', 'laser_pax', 'aot', *flags]
+  env = {**os.environ, **env}
+  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+def test_a_slice_that_is_too_small_is_refused_with_what_would_fit():
+  experiment = configs.C4Laser7B().on('v5e-4chips')
+  with pytest.raises(reports.DoesNotFit) as e:
+    reports.report(experiment)
+  assert 'DOES NOT FIT v5e-4chips' in str(e.value)
+  assert 'v5e-64chips' in str(e.value) and 'v5p-4chips' in str(e.value)
+
+
+def test_a_report_of_this_machine():
+  experiment = configs.C4LaserTiny().on('cpu')
+  experiment.NUM_LAYERS, experiment.MICRO_BATCHES = 1, 2
+  found = reports.report(experiment)
+  assert found.fits and found.times is None and found.collectives == []
+  assert 0 < found.evaluation.peak_bytes < found.train.peak_bytes
+  # Weights and two moments in float32, and the batch.
+  assert found.train.state_bytes == pytest.approx(12 * found.parameters, rel=0.05)
+  assert json.loads(json.dumps(found.to_json()))['parameters'] == found.parameters
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--exp=C4Laser2', '--pod=v5p-4chips'], ['C4Laser2B']),
+    (['--exp=C4Laser2B', '--pod=v5p-512'], ['v5p-256chips']),
+    (['--exp=C4Laser2B', '--pod=v5p-4chips'], ['laser_pax aot --fetch']),
+    (['--exp=C4Laser2B', '--fdl.CHIPS'], ['--fdl.NAME=VALUE']),
+    (['--pod=v5p-4chips'], ['--exp=NAME']),
+  ],
+)
+def test_wrong_use_is_refused_at_once(flags, words, tmp_path):
+  done = _aot(*flags, XDG_CACHE_HOME=str(tmp_path))
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
+  assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_an_attribute_that_is_none_is_refused():
+  done = _aot('--exp=C4LaserTiny', '--pod=cpu', '--fdl.NUM_LAYER=2')
+  assert done.returncode == 2 and 'NUM_LAYERS' in done.stderr

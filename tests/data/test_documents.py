@@ -1,0 +1,80 @@
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laser_pax.data.prepare import documents
+from laser_pax.errors import UserError
+
+
+def write(path, content):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = content if isinstance(content, bytes) else content.encode()
+  path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+  return path
+
+
+LINES = '{"text": "one", "timestamp": "2019", "url": "u"}\n\n{"text": "zwei \\u00e4"}\n'
+
+
+@pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'a.json.gz', 'a.jsonl.gz'])
+def test_json_lines(tmp_path, name):
+  path = write(tmp_path / name, LINES)
+  assert list(documents.read_documents(path)) == [('one', '2019', 'u'), ('zwei ä', '', '')]
+
+
+def test_a_text_file_is_one_document(tmp_path):
+  path = write(tmp_path / 'a.txt', 'first line\n\nlast line\n')
+  assert [d.text for d in documents.read_documents(path)] == ['first line\n\nlast line']
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\r'))))
+def test_a_long_text_is_cut_without_loss(tmp_path_factory, lines):
+  content = 'x' + '\n'.join(lines)
+  path = write(tmp_path_factory.mktemp('cut') / 'a.txt', content)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(documents, 'TEXT_DOCUMENT_CHARS', 7)
+    pieces = [d.text for d in documents.read_documents(path)]
+  assert ''.join(pieces).rstrip('\n') == content.rstrip('\n')
+  assert max(map(len, pieces)) <= 7
+
+
+def test_sources_are_found_in_folders_once_and_sorted(tmp_path):
+  inner = write(tmp_path / 'f' / 'deep' / 'b.txt', 'b')
+  outer = write(tmp_path / 'f' / 'c.jsonl', LINES)
+  write(tmp_path / 'f' / 'README.md', 'no source')
+  assert documents.find_sources([outer, tmp_path / 'f']) == [outer, inner]
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.json.gz', None, 'truncated or corrupt gzip.*fetch it again'),
+    ('a.json', '{"text": "one"}\n{"tex', 'line 2: not JSON'),
+    ('a.json', '{"text": "one"}\n{"body": "x"}\n', 'line 2: no string field "text"'),
+    ('a.json', '{"text": 3}\n', 'line 1: no string field "text"'),
+    ('a.json', '["text"]\n', 'line 1: no string field "text"'),
+    ('a.txt', b'caf\xe9', 'not UTF-8'),
+  ],
+)
+def test_an_unfit_file_is_named(tmp_path, name, content, message):
+  path = write(tmp_path / name, content or json.dumps({'text': 'x' * 999}))
+  if content is None:
+    path.write_bytes(path.read_bytes()[:-12])
+  with pytest.raises(UserError, match=message) as error:
+    list(documents.read_documents(path))
+  assert str(path) in str(error.value)
+
+
+def test_unfit_paths_are_named(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  for path, message in [
+    (tmp_path / 'none', 'no such file'),
+    (tmp_path / 'empty', 'no source file in this folder'),
+    (write(tmp_path / 'a.pdf', 'x'), 'not a source file'),
+  ]:
+    with pytest.raises(UserError, match=message) as error:
+      documents.find_sources([path])
+    assert str(path) in str(error.value)

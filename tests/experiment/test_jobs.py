@@ -1,0 +1,36 @@
+"""Job folders: whose run they hold."""
+
+import pytest
+
+from laser_pax.errors import UserError
+from laser_pax.experiment import jobs
+
+LASER, STANDARD = 'laser_pax.configs.C4LaserTiny', 'laser_pax.configs.C4StandardTiny'
+
+
+def test_a_run_goes_on_under_another_layout_but_not_another_size():
+  mark = jobs.mark_text('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=2'])
+  moved = ['NUM_LAYERS=2', 'ICI_MESH_SHAPE=[1,4,1]', 'MICRO_BATCHES=2', 'POD=cpu']
+  assert jobs.mark_text('laser_pax.configs.C4LaserTiny', moved) == mark
+  assert jobs.mark_text('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=4']) != mark
+
+
+def test_a_folder_without_checkpoints_belongs_to_nobody(tmp_path):
+  jobs.write_mark(tmp_path, STANDARD)
+  jobs.check_run(tmp_path, LASER)
+  jobs.write_mark(tmp_path, LASER)
+  assert (tmp_path / jobs.MARK).read_text() == LASER + '\n'
+
+
+def test_a_folder_with_checkpoints_keeps_its_mark(tmp_path):
+  jobs.write_mark(tmp_path, LASER)
+  (tmp_path / 'checkpoints').mkdir()
+  other_size = jobs.mark_text(LASER, ['NUM_LAYERS=2'])
+  for mark in (STANDARD, other_size):
+    with pytest.raises(UserError, match='name another --job_log_dir'):
+      jobs.check_run(tmp_path, mark)
+    jobs.write_mark(tmp_path, mark)
+  jobs.check_experiment(tmp_path, other_size)  # paxml.main tells of no overrides.
+  with pytest.raises(UserError, match='name another folder'):
+    jobs.check_experiment(tmp_path, STANDARD)
+  assert (tmp_path / jobs.MARK).read_text() == LASER + '\n'

@@ -1,0 +1,153 @@
+"""A step in micro-batches is the step of the whole batch."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from paxml import sgf
+
+from laser_pax.configs import C4LaserTiny, checks
+from laser_pax.errors import UserError
+from laser_pax.experiment import training
+from tests.support import steps
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """What tests/support/micro_batches.py prints."""
+  return steps.in_own_process(4, 'micro_batches', folder=tmp_path_factory.mktemp('trained'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('padded', ['False', 'True'])
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('name', ['C4StandardTiny', 'C4LaserTiny'])
+def test_training_in_parts_is_training_on_the_whole_batch(trained, name, devices, padded):
+  whole, parts = trained[f'{name} 1 1'][padded], trained[f'{name} {devices} 4'][padded]
+  assert whole['loss'][-1] < whole['loss'][0] - 0.5
+  np.testing.assert_allclose(parts['loss'], whole['loss'], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(parts['gradient'], whole['gradient'], rtol=1e-4)
+  # Each row's own, in the order of the batch.
+  np.testing.assert_allclose(parts['scores'], whole['scores'], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('padded', ['False', 'True'])
+def test_metrics_are_those_of_the_whole_batch(trained, padded):
+  whole, parts = (trained[f'C4LaserTiny {k}'][padded]['scalars'] for k in ('1 1', '4 4'))
+  assert set(parts) == set(whole)
+  for name in set(whole) - {'aux_loss'}:
+    np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-5, err_msg=name)
+  # A mean whose weight does not tell how much it is the mean of counts its parts.
+  assert {tuple(x) for x in parts['aux_loss']} == {(0.0, 4.0)}
+
+
+@pytest.mark.slow
+def test_the_devices_keep_their_rows_and_need_less_memory(trained):
+  whole, parts = trained['C4LaserTiny 4 1'], trained['C4LaserTiny 4 4']
+  assert parts['temporaries'] < 0.7 * whole['temporaries']
+  assert not any('all-to-all' in c or 'permute' in c for c in parts['collectives'])
+  # PAX gathers its outputs, among them the labels; the rows that come in are not.
+  gathered = [r['collectives'].get('all-gather s32', 0) for r in (whole, parts)]
+  assert gathered[1] == gathered[0]
+
+
+def _run(grad_fn, rows, micro_batches=4, weights=None):
+  """Accumulates over rows [B] of numbers (and weights [B])."""
+  inputs = {'x': rows, 'w': jnp.ones_like(rows) if weights is None else weights}
+  found = training.accumulate(grad_fn, micro_batches)
+  return found(
+    loss_fn=None, learner=None, mdl_vars=jnp.ones(()), inputs=inputs, prng_key=jax.random.PRNGKey(0)
+  )
+
+
+def _grad_fn(dtype=jnp.float32):
+  """The loss is the weighted mean of the rows, and the gradient the same, in `dtype`."""
+
+  def grad_fn(loss_fn, learner, mdl_vars, inputs, prng_key):
+    weight = inputs['w'].sum()
+    loss = (inputs['x'] * inputs['w']).sum() / jnp.maximum(weight, 1)
+    aux = (
+      loss,
+      {'loss': (loss, weight), 'num_predictions': (weight, jnp.ones(()))},
+      {'non_trainable': {'moving': loss, 'count': jnp.int32(3)}},
+      {'noise_scalar': jax.random.uniform(prng_key)},
+      {'rows': inputs['x']},
+      {},
+    )
+    return (loss, sgf.GradAuxInfo(loss_weight=weight, aux_info=aux)), loss.astype(dtype)
+
+  return grad_fn
+
+
+def test_parts_weigh_as_their_tokens_do_and_may_have_none():
+  rows = jnp.arange(8.0)
+  weights = jnp.array([0.0, 1, 2, 3, 0, 5, 6, 7])
+  (loss, info), gradient = _run(_grad_fn(), rows, weights=weights)
+  expected = (rows * weights).sum() / weights.sum()
+  mean, scalars, *_ = info.aux_info
+  np.testing.assert_allclose([loss, gradient, mean, scalars['loss'][0]], expected, rtol=1e-6)
+  assert info.loss_weight == scalars['loss'][1] == scalars['num_predictions'][0] == 24
+  (loss, _), gradient = _run(_grad_fn(), rows, weights=jnp.zeros(8))
+  assert loss == gradient == 0
+
+
+def test_what_the_model_gives_besides_is_merged():
+  (_, info), _ = _run(_grad_fn(), jnp.arange(8.0))
+  _, _, updated, summaries, per_example, _ = info.aux_info
+  assert updated['non_trainable'] == {'moving': 3.5, 'count': 3}
+  np.testing.assert_array_equal(per_example['rows'], jnp.arange(8.0))
+  keys = jax.random.split(jax.random.PRNGKey(0), 4)
+  draws = [float(jax.random.uniform(key)) for key in keys]
+  assert len(set(draws)) == 4
+  np.testing.assert_allclose(summaries['noise_scalar'], np.mean(draws), rtol=1e-6)
+
+
+def test_gradients_are_summed_in_float32():
+  # In bfloat16 the sum would stay at 256, as 256 + 1 is no number there.
+  rows = jnp.concatenate([jnp.full(1, 256.0), jnp.ones(511)])
+  jaxpr = str(jax.make_jaxpr(lambda x: _run(_grad_fn(jnp.bfloat16), x, 512))(rows))
+  assert 'scan' in jaxpr
+  _, gradient = _run(_grad_fn(jnp.bfloat16), rows, 512)
+  assert gradient.dtype == jnp.bfloat16
+  assert gradient == jnp.bfloat16((256 + 511) / 512)
+
+
+@pytest.mark.parametrize(
+  ('parts', 'words'),
+  [
+    (-1, 'MICRO_BATCHES must be at least 1; got -1'),
+    (3, r'MICRO_BATCHES = 3, times .*\[1, 2, 4, 8\]'),
+    (16, r'MICRO_BATCHES = 16, times .*\[1, 2, 4, 8\]'),
+  ],
+)
+def test_parts_that_the_rows_do_not_allow_are_refused(parts, words):
+  experiment = C4LaserTiny()
+  experiment.MICRO_BATCHES = parts
+  with pytest.raises(UserError, match=words):
+    experiment.check()
+
+
+def test_parts_must_share_out_over_the_devices_too():
+  checks.check_micro_batches(4, 64, [2, 8, 3])
+  with pytest.raises(UserError, match=r'MICRO_BATCHES = 8, times the 16 device.*\[1, 2, 4\]'):
+    checks.check_micro_batches(8, 64, [2, 8, 3])
+
+
+def test_one_part_is_paxs_own_step():
+  from paxml import trainer_lib
+
+  assert training.train_step(1) is trainer_lib.train_step_single_learner
+
+
+def test_the_programs_of_an_experiment_compute_its_parts():
+  from laser_pax.cli import watch
+
+  experiment = C4LaserTiny()
+  experiment.MICRO_BATCHES = 4
+  watched = watch.watched(C4LaserTiny, types.SimpleNamespace())()
+  watched.MICRO_BATCHES = 4
+  for programs in (experiment.train_programs(), watched.train_programs()):
+    assert [p._micro_batches for p in programs] == [4]

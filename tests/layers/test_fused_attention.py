@@ -1,0 +1,225 @@
+"""Fused layers against the plain ones, and what the decoder hands them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from praxis import base_layer, pax_fiddle
+from praxis.layers import attentions, transformer_models, transformers
+
+from laser_pax import configs, layers
+from laser_pax.ops import devices
+from tests.support import steps
+from tests.support.cases import context, fill, rms_error
+
+B, T, N, H = 2, 96, 2, 16
+D = N * H
+TWINS = {
+  layers.FusedDotProductAttention: attentions.DotProductAttention,
+  layers.LaserFusedDotProductAttention: layers.LaserDotProductAttention,
+}
+every_class = pytest.mark.parametrize('cls', TWINS)
+SEGMENTS = jnp.asarray([[1] * 30 + [2] * 66, [1] * 50 + [2] * 30 + [0] * 16], jnp.int32)
+POSITIONS = jnp.broadcast_to(jnp.arange(T), (B, T))
+LARGE_NEGATIVE = attentions.py_utils.get_large_negative_number(jnp.float32)
+SHOWN = jnp.where(jnp.arange(T) < jnp.array([[T], [70]]), 0.0, LARGE_NEGATIVE)[:, None, None]
+
+
+def build(cls, **fields):
+  sizes = dict(input_dim=D, hidden_dim=D, num_heads=N, atten_logit_cap=3.0)
+  layer = base_layer.instantiate(pax_fiddle.Config(cls, name='atten', **(sizes | fields)))
+  with context():
+    x = jnp.zeros((B, T, D))
+    shapes = jax.eval_shape(
+      lambda: layer.init(jax.random.PRNGKey(0), x, x, x, SHOWN, POSITIONS, POSITIONS)
+    )
+  return layer, fill(shapes)
+
+
+def run(layer, variables, mask):
+  """Output, probabilities, and gradients for the input and the weights."""
+  x = jnp.asarray(np.random.default_rng(3).standard_normal((B, T, D)), jnp.float32)
+
+  def loss(variables, x):
+    with context():
+      output, probs = layer.apply(variables, x, x, x, mask)
+    return (output.astype(jnp.float32) * x[:, ::-1]).sum(), (output, probs)
+
+  gradients, (output, probs) = jax.grad(loss, (0, 1), has_aux=True)(variables, x)
+  return output, probs, gradients
+
+
+@every_class
+@pytest.mark.parametrize(
+  ('mask', 'dtype', 'tolerance'),
+  [
+    (layers.CausalSegments(SEGMENTS), 'float32', 1e-5),
+    (layers.CausalSegments(SEGMENTS), 'bfloat16', 0.03),
+    (SHOWN, 'float32', 1e-5),
+  ],
+)
+def test_a_kernel_gives_what_the_plain_layer_gives(
+  cls, mask, dtype, tolerance, interpreted_kernels
+):
+  layer, variables = build(cls, fprop_dtype=jnp.dtype(dtype))
+  plain, same = build(TWINS[cls], fprop_dtype=jnp.dtype(dtype))
+  jax.tree.map(np.testing.assert_array_equal, variables, same)
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  output, probs, gradients = run(layer, variables, mask)
+  expected, _, exact = run(plain, variables, dense)
+  assert probs is None, 'no kernel was used'
+  assert rms_error(output, expected) < tolerance
+  for ours, gradient in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+    if np.abs(gradient).max() > 1e-4:  # A key's bias changes nothing.
+      assert rms_error(ours, gradient) < 3 * tolerance
+
+
+def test_a_kernel_takes_the_papers_form_too(interpreted_kernels):
+  mask = layers.CausalSegments(SEGMENTS)
+  layer, variables = build(layers.LaserFusedDotProductAttention, numerics='paper')
+  plain, _ = build(layers.LaserDotProductAttention, numerics='paper')
+  output, probs, gradients = run(layer, variables, mask)
+  expected, _, exact = run(plain, variables, mask.dense(jnp.float32))
+  assert probs is None, 'no kernel was used'
+  np.testing.assert_allclose(output, expected, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradients, exact)
+
+
+DENSE = layers.CausalSegments(SEGMENTS).dense(jnp.float32)
+
+
+@every_class
+@pytest.mark.parametrize(
+  ('fields', 'mask'),
+  [
+    ({}, DENSE),
+    ({'atten_dropout_prob': 0.5}, layers.CausalSegments(SEGMENTS)),
+    ({'attention_extra_logit': 0.0}, layers.CausalSegments(SEGMENTS)),
+    ({'relative_bias_tpl': 'bias'}, layers.CausalSegments(SEGMENTS)),
+    ({'zero_fully_masked': True}, SHOWN),
+  ],
+)
+def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch):
+  # A kernel would fail on this machine.
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')
+  if 'relative_bias_tpl' in fields:
+    fields = {'relative_bias_tpl': pax_fiddle.Config(attentions.RelativeBias)}
+  layer, variables = build(cls, **fields)
+  plain, _ = build(TWINS[cls], **fields)
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  x = jnp.ones((B, T, D))
+  with context():
+    found = layer.apply(variables, x, x, x, mask, POSITIONS, POSITIONS)
+    expected = plain.apply(variables, x, x, x, dense, POSITIONS, POSITIONS)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@every_class
+@pytest.mark.parametrize('mask', [layers.CausalSegments(SEGMENTS), SHOWN])
+def test_on_a_cpu_it_is_the_plain_layer_to_rounding(cls, mask):
+  layer, variables = build(cls)
+  plain, _ = build(TWINS[cls])
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  output, probs, gradients = run(layer, variables, mask)
+  expected, _, exact = run(plain, variables, dense)
+  assert probs is None, 'the plain path was taken'
+  assert rms_error(output, expected) < 1e-6
+  for ours, gradient in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+    if np.abs(gradient).max() > 1e-4:  # A key's bias changes nothing.
+      assert rms_error(ours, gradient) < 2e-6
+
+
+def decoder(cls, atten, repeated):
+  """A decoder of two layers with weights, and the loss of a batch of packed text."""
+  stack = pax_fiddle.Config(
+    transformers.StackedTransformer, num_layers=2, num_heads=N, hidden_dims=D, model_dims=D
+  )
+  stack.transformer_layer_params_tpl.tr_atten_tpl = pax_fiddle.Config(atten)
+  if repeated:
+    stack.num_layers = 1
+    stack = pax_fiddle.Config(transformers.StackedTransformerRepeated, block=stack, x_times=2)
+  model = base_layer.instantiate(
+    pax_fiddle.Config(
+      cls,
+      name='lm',
+      packed_input=True,
+      model_dims=D,
+      vocab_size=64,
+      stacked_transformer_tpl=stack,
+    )
+  )
+  ids = jnp.asarray(np.random.default_rng(4).integers(0, 64, (B, T)), jnp.int32)
+  paddings = (SEGMENTS == 0).astype(jnp.float32)
+  labels = attentions.NestedMap(class_ids=ids, class_weights=1 - paddings)
+
+  def loss(variables, **kwargs):
+    with context():
+      output = model.apply(variables, ids, paddings, labels, SEGMENTS, POSITIONS, **kwargs)
+    return output.total_loss
+
+  with context():
+    shapes = jax.eval_shape(
+      lambda: model.init(jax.random.PRNGKey(0), ids, paddings, labels, SEGMENTS, POSITIONS)
+    )
+  return loss, fill(shapes)
+
+
+SEGMENTED = layers.SegmentedTransformerLm, layers.LaserFusedDotProductAttention
+PLAIN = transformer_models.TransformerLm, layers.LaserDotProductAttention
+
+
+@pytest.mark.parametrize('repeated', [False, True])
+def test_a_decoder_loses_the_same_on_a_cpu(repeated):
+  ours, variables = decoder(*SEGMENTED, repeated)
+  plain, same = decoder(*PLAIN, repeated)
+  jax.tree.map(np.testing.assert_array_equal, variables, same)
+  found, expected = (jax.value_and_grad(f)(variables) for f in (ours, plain))
+  assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+  for mine, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max() + 1e-8)
+  # A mask of the caller's own is made causal, as ever.
+  mask = jnp.zeros((B, 1, T, T))
+  assert ours(variables, segment_mask=mask) == plain(variables, segment_mask=mask)
+
+
+def test_a_decoder_with_kernels_makes_no_mask_and_no_logits(interpreted_kernels):
+  ours, variables = decoder(*SEGMENTED, repeated=True)
+  plain, _ = decoder(*PLAIN, repeated=True)
+
+  def shapes(jaxpr):
+    for equation in jaxpr.eqns:
+      yield from (x.aval.shape for x in equation.outvars)
+      if equation.primitive.name != 'pallas_call':
+        for inner in jax.core.jaxprs_in_params(equation.params):
+          yield from shapes(inner)
+
+  def squares(loss):
+    found = shapes(jax.make_jaxpr(jax.grad(loss))(variables).jaxpr)
+    return {s for s in found if s[-2:] in ((T, T), (128, 128))}
+
+  with_kernels = squares(ours)
+  assert not {s for s in with_kernels if s[-2:] == (T, T)}, with_kernels
+  assert (B, 1, T, T) in squares(plain)
+  assert float(ours(variables)) == pytest.approx(float(plain(variables)), rel=1e-5)
+
+
+def test_another_attention_is_given_the_mask_that_it_knows():
+  loss, variables = decoder(layers.SegmentedTransformerLm, attentions.DotProductAttention, False)
+  assert np.isfinite(loss(variables))
+
+
+def test_use_fused_changes_classes_alone_before_or_after_laser():
+  model = configs.C4StandardTiny().on('cpu').task().model
+  stack = model.lm_tpl.stacked_transformer_tpl.block.transformer_layer_params_tpl
+  assert model.lm_tpl.cls is layers.SegmentedTransformerLm
+  assert stack.tr_atten_tpl.cls is layers.FusedDotProductAttention
+  config = pax_fiddle.Config(attentions.DotProductAttention, atten_logit_cap=7.0)
+  layers.use_laser(config)
+  layers.use_fused(config)
+  assert config.cls is layers.LaserFusedDotProductAttention and config.atten_logit_cap == 7.0
+
+
+def test_four_devices_train_as_one(tmp_path):
+  found = steps.in_own_process(4, 'fused_mesh', folder=tmp_path)
+  assert found['kernels'] > 0
+  np.testing.assert_allclose(found['by_kernels'], found['plain'], rtol=1e-5)

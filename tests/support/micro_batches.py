@@ -1,0 +1,60 @@
+"""Prints what training in micro-batches gives on one and on four devices, as JSON."""
+
+import collections
+import json
+import re
+
+import jax
+import numpy as np
+
+from tests.support import steps
+
+STEPS = 20
+_GRADIENT = 'learning/raw_grad_norm_aggregate_scalar'
+# Name, devices, parts.
+CASES = [
+  (name, devices, parts)
+  for name in ('C4StandardTiny', 'C4LaserTiny')
+  for devices, parts in ((1, 1), (1, 4), (4, 4))
+] + [('C4LaserTiny', 4, 1)]
+
+
+def _series(trainer, state, padded):
+  trainer.state = trainer.place(state, trainer.metadata.partition_specs)
+  outputs = trainer.train(0, STEPS, padded)
+  return {
+    'loss': [float(o.loss) for o in outputs],
+    'gradient': [float(np.ravel(o.summary_tensors[_GRADIENT])[0]) for o in outputs],
+    'scores': np.ravel(outputs[0].per_example_out['scores']).tolist(),
+    'scalars': {
+      name: [[float(x) for x in o.weighted_scalars[name]] for o in outputs]
+      for name in outputs[0].weighted_scalars
+    },
+  }
+
+
+def _collectives(text):
+  """Counts collectives by name and element type of their first result."""
+  found = re.findall(
+    r'= \(?(\w+)\[[^=]* (all-to-all|all-gather|collective-permute)(?:-start)?\(', text
+  )
+  return {f'{op} {dtype}': n for (dtype, op), n in collections.Counter(found).items()}
+
+
+def main():
+  """Trains each case."""
+  results, state = {}, None  # The twins begin with one state.
+  for name, devices, parts in CASES:
+    trainer = steps.Trainer(steps.experiment(name), [1, devices, 1], parts, state)
+    state = jax.tree.map(np.asarray, trainer.state) if state is None else state
+    case = {str(padded): _series(trainer, state, padded) for padded in (False, True)}
+    if name == 'C4LaserTiny' and devices == 4:
+      compiled = trainer.compiled()
+      case['temporaries'] = compiled.memory_analysis().temp_size_in_bytes
+      case['collectives'] = _collectives(compiled.as_text())
+    results[f'{name} {devices} {parts}'] = case
+  print(json.dumps(results))
+
+
+if __name__ == '__main__':
+  main()
