@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,19 @@ def cache_dir() -> Path:
   `XDG_CACHE_HOME` moves `~/.cache`, as everywhere.
   """
   return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'laser_pax'
+
+
+def compiled_dir() -> Path:
+  """Returns the folder for compiled programs, those of this kind of processor.
+
+  A home folder may be shared by machines, of which one cannot run what another compiled for itself.
+  """
+  lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+  features = sorted(
+    {line for line in lines if line.startswith(('flags', 'Features', 'model name'))}
+  )
+  key = hashlib.sha256('\n'.join([platform.machine(), *features]).encode()).hexdigest()[:8]
+  return cache_dir() / 'compiled' / key
 
 
 def make_folder(folder: Path) -> None:

@@ -11,12 +11,13 @@ Below FIXES stand the functions that reach what has no public name. Each says wh
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -107,21 +108,81 @@ def input_peeked_batch() -> bool:
   overrides = {'save', 'restore', 'get_state', 'set_state'}
   if not overrides <= vars(seqio).keys() or '_get_state_internal' in vars(seqio):
     return False
-  get_state, set_state = seqio.get_state, seqio.set_state
 
   def get_state_internal(self) -> bytes:
     if not self.input_checkpointing_enabled:
       raise NotImplementedError('The position is kept only with input_checkpointing_enabled.')
     try:
-      return get_state(self)
+      return save_iterator(self._iter)
     except tf.errors.UnimplementedError as e:
       raise NotImplementedError(f'tf.data cannot save the position of {self.name}: {e}') from e
+
+  def set_state_internal(self, state: bytes) -> None:
+    restore_iterator(self._iter, state)
 
   for name in overrides:
     delattr(seqio, name)
   seqio._get_state_internal = get_state_internal
-  seqio._set_state_internal = set_state
+  seqio._set_state_internal = set_state_internal
   return True
+
+
+def save_iterator(iterator: Any) -> bytes:
+  """Returns the position of a tf.data iterator, the bytes that `iterator.save()` gives.
+
+  TensorFlow calls three operations for each element of a shuffle's buffer from Python: five seconds
+  for 10,000 rows. One graph does them in a tenth of the time.
+
+  Args:
+    iterator: What `Dataset.as_numpy_iterator` returns.
+  """
+  import tensorflow as tf
+
+  state = tf.raw_ops.SerializeIterator(resource_handle=_resource(iterator), external_state_policy=0)
+  return _pack_state()(state).numpy()
+
+
+def restore_iterator(iterator: Any, state: bytes) -> None:
+  """Moves a tf.data iterator to a position, as `iterator.restore(state)`, but faster.
+
+  Args:
+    iterator: What `Dataset.as_numpy_iterator` returns.
+    state: What `save_iterator` or `iterator.save()` returned.
+  """
+  import tensorflow as tf
+
+  tf.raw_ops.DeserializeIterator(
+    resource_handle=_resource(iterator), serialized=_unpack_state()(tf.constant(state))
+  )
+
+
+def _resource(iterator: Any) -> Any:
+  return iterator._iterator._iterator_resource
+
+
+@functools.cache
+def _pack_state() -> Callable[[Any], Any]:
+  import tensorflow as tf
+
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.variant)])
+  def pack(elements):
+    texts = tf.map_fn(tf.io.serialize_tensor, elements, fn_output_signature=tf.string)
+    return tf.strings.reduce_join(tf.io.encode_base64(texts), separator=',')
+
+  return pack
+
+
+@functools.cache
+def _unpack_state() -> Callable[[Any], Any]:
+  import tensorflow as tf
+
+  @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+  def unpack(state):
+    texts = tf.io.decode_base64(tf.strings.split(state, sep=','))
+    parse = lambda text: tf.io.parse_tensor(text, tf.variant)  # noqa: E731
+    return tf.map_fn(parse, texts, fn_output_signature=tf.variant)
+
+  return unpack
 
 
 def tuning_measurements() -> bool:
@@ -298,6 +359,19 @@ def exit_after_saving_on_demand_with(code: int) -> None:
   from paxml import executors
 
   executors.exit = lambda _: sys.exit(code)
+
+
+@contextlib.contextmanager
+def without_autograph() -> Iterator[None]:
+  """Lets tf.data take functions as they are, which no `if` or loop of which asks for a tensor.
+
+  TensorFlow else rewrites each function, and all that they call, in three seconds for a task of
+  text. It has no public switch.
+  """
+  from tensorflow.python.autograph.core import ag_ctx
+
+  with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.DISABLED):
+    yield
 
 
 def count_tpu_chips() -> int:

@@ -27,7 +27,7 @@ class Command(NamedTuple):
   context_settings: dict[str, bool] | None = None
 
 
-# TensorFlow only reads data here; what it says at its start helps nobody.
+# TensorFlow only reads data here. What it says at its start helps nobody.
 _QUIET_TENSORFLOW = {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 
 # Flags that the command does not know reach it in `ctx.args`.

@@ -24,6 +24,9 @@ from laser_pax.experiment import jobs
 HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 6
 
+# How much of what it compiled jax keeps, what was used last.
+COMPILED_BYTES = 4 * 2**30
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -226,6 +229,7 @@ def _run(job: Job, console: TextIO) -> None:
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
   _register(job, watch.watched(experiment_cls, watcher, tracer))
+  _keep_compiled_programs()
   argv = job.argv()
   jax.config.config_with_absl()
   try:
@@ -238,6 +242,15 @@ def _run(job: Job, console: TextIO) -> None:
     app.run(paxml_main.main, argv=argv, flags_parser=lambda _: remaining)
   finally:
     watcher.close()
+
+
+def _keep_compiled_programs() -> None:
+  """Has jax keep what it compiles, so that a run that starts again need not; unless it does so."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(folders.compiled_dir()))
+    jax.config.update('jax_compilation_cache_max_size', COMPILED_BYTES)
 
 
 def _find_class(name: str) -> type:

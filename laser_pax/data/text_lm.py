@@ -26,6 +26,7 @@ import tensorflow as tf
 from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
+from laser_pax import pax_fixes
 from laser_pax.data import inputs
 from laser_pax.data.datasets import C4, DatasetSpec
 
@@ -42,7 +43,8 @@ class EpochTask(seqio.Task):
 
   def get_dataset(self, *args, num_epochs: int | None = 1, **kwargs) -> tf.data.Dataset:
     """As `seqio.Task.get_dataset`, with the repetition last."""
-    epoch = super().get_dataset(*args, num_epochs=1, **kwargs)
+    with pax_fixes.without_autograph():
+      epoch = super().get_dataset(*args, num_epochs=1, **kwargs)
     return epoch if num_epochs == 1 else epoch.repeat(num_epochs)
 
 
@@ -125,8 +127,17 @@ def validation_input(
   )
 
 
-def _converter() -> pax_fiddle.Config[seqio_input.LanguageModelFeatures]:
-  return pax_fiddle.Config(seqio_input.LanguageModelFeatures, pack=False, bos_id=0)
+class TextFeatures(seqio_input.LanguageModelFeatures):
+  """PAX's converter of rows to a language model's batch, which starts faster."""
+
+  def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]):
+    """As the base's."""
+    with pax_fixes.without_autograph():
+      return super().__call__(ds, task_feature_lengths=task_feature_lengths)
+
+
+def _converter() -> pax_fiddle.Config[TextFeatures]:
+  return pax_fiddle.Config(TextFeatures, pack=False, bos_id=0)
 
 
 def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, seq_len: int) -> str:

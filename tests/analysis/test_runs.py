@@ -41,7 +41,7 @@ def test_a_resumed_runs_last_records_hold_and_its_minutes_add_up(tmp_path):
   assert run.train == {1: 2.0, 2: 8.0, 3: 7.0}
   assert run.test_loss == 7.5
   assert run.minutes == pytest.approx(2.0)
-  assert run.tokens_per_second == 100.0
+  assert run.units_per_second == 100.0
 
 
 def test_a_run_without_a_record_or_an_evaluation_is_refused(tmp_path):
