@@ -21,3 +21,13 @@ def interpreted_kernels(monkeypatch):
   interpreted = functools.partial(fused.splash.make_splash_mha, interpret=True)
   monkeypatch.setattr(fused.splash, 'make_splash_mha', interpreted)
   monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')
+
+
+@pytest.fixture(scope='session')
+def commands(tmp_path_factory):
+  """Starts commands in processes of their own; see tests/support/commands.py."""
+  from tests.support.commands import Server
+
+  server = Server(tmp_path_factory.mktemp('commands'))
+  yield server
+  server.close()

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from laser_pax.cli import experiments
+from tests.support.commands import QUICK_COMPILE
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
-PYTHON = [sys.executable]
 
 
 def _blocks(language: str) -> list[str]:
@@ -25,18 +25,39 @@ def _commands() -> list[str]:
   return [line for line in lines if line]
 
 
-def _run(command: list[str], cwd, **env) -> subprocess.CompletedProcess:
+@pytest.fixture
+def run(commands):
+  """Runs one of the README's `python -m` commands in a folder."""
+
+  def run(command: str, cwd, **env):
+    python, minus_m, module, *args = shlex.split(command)
+    assert (python, minus_m) == ('python', '-m')
+    env = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(cwd), **env}
+    return commands.run(module, args, cwd=cwd, env=env, timeout=900)
+
+  return run
+
+
+@pytest.fixture
+def succeeds(run):
+  """Runs one of the README's commands in a folder, and returns what it printed."""
+
+  def succeeds(command: str, cwd, **env) -> str:
+    done = run(command, cwd, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+  return succeeds
+
+
+def _subprocess(command: list[str], cwd) -> str:
   path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PATH': path, 'PYTHONPATH': f'{ROOT}:{cwd}', **env}
-  return subprocess.run(
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PATH': path, 'PYTHONPATH': f'{ROOT}:{cwd}'}
+  done = subprocess.run(
     command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
   )
-
-
-def _succeeds(command: str, cwd, **env) -> str:
-  result = _run(shlex.split(command), cwd, **env)
-  assert result.returncode == 0, result.stdout + result.stderr
-  return result.stdout
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
 
 
 def test_no_command_is_left_out():
@@ -73,18 +94,18 @@ def test_table_lists_each_pair():
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_the_table_and_the_picture(tmp_path):
+def test_quickstart_ends_with_the_table_and_the_picture(succeeds, tmp_path):
   """With few steps; scripts/quickstart.sh sets the environment up and calls this."""
   assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
-  out = _succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
+  out = succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
     assert word in out
   assert (tmp_path / '20-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_list_and_show(tmp_path):
-  _succeeds('python -m laser_pax list', tmp_path)
-  shown = _succeeds('python -m laser_pax show C4Laser2B', tmp_path)
+def test_list_and_show(succeeds, tmp_path):
+  succeeds('python -m laser_pax list', tmp_path)
+  shown = succeeds('python -m laser_pax show C4Laser2B', tmp_path)
   for fact in (
     '2,213,',
     'LaserFusedDotProductAttention',
@@ -95,26 +116,31 @@ def test_list_and_show(tmp_path):
     assert fact in shown
 
 
-def test_the_tpu_command_is_right_but_for_the_chips(tmp_path):
+def test_the_tpu_command_is_right_but_for_the_chips(run, tmp_path):
   command = next(c for c in _commands() if 'paxml.main' in c).replace('=...', f'={tmp_path}')
-  result = _run(shlex.split(command.replace(' --jax_fully_async_checkpoint', '')), tmp_path)
+  result = run(command.replace(' --jax_fully_async_checkpoint', ''), tmp_path)
   assert result.returncode == 1
   assert 'planned for v5p-256chips; this job has 1 CPU' in result.stderr.splitlines()[-1]
 
 
-def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(tmp_path):
+def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(run, succeeds, tmp_path):
   source = next(block for block in _blocks('python') if block.startswith('# my_experiments.py'))
   (tmp_path / 'my_experiments.py').write_text(source)
   show, aot, train = (c for c in _commands() if 'my_experiments' in c)
-  assert 'v5e-64chips' in _succeeds(show, tmp_path)
-  assert 'FLOPs of attention' in _succeeds(f'{aot} --pod=cpu', tmp_path)
-  result = _run(shlex.split(train), tmp_path)
+  assert 'v5e-64chips' in succeeds(show, tmp_path)
+  small = {'NUM_LAYERS': 1, 'MODEL_DIMS': 128, 'HIDDEN_DIMS': 128, 'VOCAB_SIZE': 128}
+  flags = ' '.join(f'--fdl.{name}={value}' for name, value in small.items())
+  small_aot = f'{aot} --pod=cpu --fdl.SEQ_LEN=128 --fdl.GLOBAL_BATCH_SIZE=2 {flags}'
+  assert 'FLOPs of attention' in succeeds(small_aot, tmp_path)
+  result = run(train, tmp_path)
   assert result.returncode == 2
-  assert result.stderr.startswith('error: Laser500M is planned for v5e-64chips; this job has 1 CPU')
+  assert result.stderr.splitlines()[-1].startswith(
+    'error: Laser500M is planned for v5e-64chips; this job has 1 CPU'
+  )
 
 
 @pytest.mark.slow
-def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(tmp_path):
+def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(succeeds, tmp_path):
   texts = tmp_path / 'my_texts'
   texts.mkdir()
   words = (ROOT / 'docs' / 'environment.md').read_text() + (ROOT / 'docs' / 'data.md').read_text()
@@ -125,21 +151,21 @@ def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(tmp_path):
     for word in ('prepare c4', 'laser_pax vocab', '--vocab my_vocab')
   )
   size = 500  # The test's texts are too small for the README's size.
-  _succeeds(prepare, tmp_path)
-  _succeeds(vocab.replace('4096', str(size)), tmp_path)
+  succeeds(prepare, tmp_path)
+  succeeds(vocab.replace('4096', str(size)), tmp_path)
   small = {'NUM_LAYERS': 1, 'MODEL_DIMS': 64, 'VOCAB_SIZE': size, 'NUM_TRAIN_STEPS': 4}
   small |= {'WARMUP_STEPS': 1, 'SEQ_LEN': 64}
   flags = ' '.join(f'--fdl.{name}={value}' for name, value in small.items())
   small_exp = f'--fdl_config=laser_pax.configs.C4LaserTiny {flags}'
-  out = _succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path)
+  out = succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path)
   assert 'step 4: validation loss' in out
 
 
 @pytest.mark.slow
-def test_one_value_is_changed_from_the_command_line(tmp_path):
+def test_one_value_is_changed_from_the_command_line(succeeds, tmp_path):
   command = next(c for c in _commands() if '--fdl.NUM_LAYERS=2' in c)
   few = '--fdl.NUM_TRAIN_STEPS=2 --fdl.WARMUP_STEPS=1 --fdl.MODEL_DIMS=64 --noeval_on_test'
-  _succeeds(f'{command} {few}', tmp_path)
+  succeeds(f'{command} {few}', tmp_path, XLA_FLAGS=QUICK_COMPILE)
   written = (tmp_path / 'runs/two_layers/model_params.txt').read_text()
   assert re.search(r'x_times : 2\b', written)
 
@@ -147,11 +173,11 @@ def test_one_value_is_changed_from_the_command_line(tmp_path):
 def test_laser_in_a_model_of_ones_own(tmp_path):
   source = next(block for block in _blocks('python') if 'use_laser' in block)
   (tmp_path / 'own.py').write_text(source)
-  out = _succeeds('python own.py', tmp_path)
+  out = _subprocess([sys.executable, 'own.py'], tmp_path)
   assert 'DotProductAttention -> LaserDotProductAttention' in out
 
 
 def test_scripts_are_sound():
   shellcheck = str(pathlib.Path(sys.executable).parent / 'shellcheck')
   scripts = sorted(str(p) for p in (ROOT / 'scripts').glob('*.sh'))
-  _succeeds(shlex.join([shellcheck, '-x', *scripts]), ROOT)
+  _subprocess([shellcheck, '-x', *scripts], ROOT)

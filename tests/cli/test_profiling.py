@@ -2,17 +2,13 @@
 
 import gzip
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from laser_pax.cli import profiling
 from laser_pax.errors import UserError
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.support.commands import QUICK_COMPILE
 
 
 @pytest.mark.parametrize('text', ['3', '3:', '3:3', '4:3', '-1:3', '1:2:3', ''])
@@ -29,13 +25,10 @@ def _traced_steps(folder: pathlib.Path) -> set[int]:
 
 
 @pytest.mark.slow
-def test_a_run_traces_the_named_steps(tmp_path):
+def test_a_run_traces_the_named_steps(commands, tmp_path):
   flags = ['--fdl.NUM_TRAIN_STEPS=6', '--fdl.WARMUP_STEPS=1', '--fdl.NUM_LAYERS=1']
   flags += ['--fdl.MODEL_DIMS=64', '--fdl.HIDDEN_DIMS=64', '--noeval_on_test', '--profile=2:4']
-  command = [sys.executable, '-m', 'laser_pax', 'train', '--fdl_config=C4LaserTiny', *flags]
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-  with open(tmp_path / 'output.txt', 'w') as output:
-    run = [*command, f'--job_log_dir={tmp_path / "job"}']
-    code = subprocess.run(run, env=env, stdout=output, stderr=output, timeout=600).returncode
-  assert code == 0, (tmp_path / 'output.txt').read_text()
-  assert _traced_steps(tmp_path / 'job' / 'profile') == {2, 3}
+  args = ['train', '--fdl_config=C4LaserTiny', *flags, f'--job_log_dir={tmp_path}']
+  done = commands.run('laser_pax', args, env={'XLA_FLAGS': QUICK_COMPILE})
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert _traced_steps(tmp_path / 'profile') == {2, 3}

@@ -1,16 +1,13 @@
 """A run that was killed goes on at its last checkpoint with the next batch."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.support.commands import QUICK_COMPILE
+
 EXPERIMENT = """
 from paxml import experiment_registry
 from laser_pax.configs import C4LaserTiny
@@ -29,25 +26,20 @@ class Small(C4LaserTiny):
 
 
 @pytest.fixture
-def run(tmp_path):
-  """Returns a function that starts a module of Python on the experiment."""
+def start(commands, tmp_path):
+  """Returns a function that starts a module of Python on the experiment, in a job's folder."""
   (tmp_path / 'small_experiment.py').write_text(EXPERIMENT)
-  env = {**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'}
 
-  def start(*arguments):
-    flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / arguments[0]}']
-    command = [sys.executable, '-m', *arguments[1:], *flags]
-    with open(tmp_path / 'output.txt', 'w') as output:
-      return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+  def start(folder, module, *args):
+    flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / folder}']
+    return commands.start(module, [*args, *flags], env={'PYTHONPATH': str(tmp_path)})
 
   return start
 
 
-def _finish(process, folder) -> str:
-  code = process.wait(timeout=300)
-  output = (folder / 'output.txt').read_text()
-  assert code == 0, output
-  return output
+def _finish(command) -> str:
+  assert command.wait() == 0, command.stdout + command.stderr
+  return command.stdout
 
 
 def _recorded(folder) -> dict[int, float]:
@@ -69,22 +61,22 @@ def _summaries(folder, writer, tag) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_losses_of_one_run(run, tmp_path):
+def test_killed_and_run_again_gives_the_losses_of_one_run(start, tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  shown = _finish(run('whole', 'laser_pax', 'train'), tmp_path)
+  shown = _finish(start('whole', 'laser_pax', 'train'))
   assert 'step 6: validation loss' in shown
   assert 'step 12: validation loss' in shown
   assert len(shown.splitlines()) < 20, 'the console must stay quiet'
 
-  process = run('killed', 'paxml.main', '--eval_on_test')
+  command = start('killed', 'paxml.main', '--eval_on_test')
   deadline = time.time() + 300
   while not (killed / 'checkpoints' / 'checkpoint_00000004').exists() and time.time() < deadline:
-    assert process.poll() is None, (tmp_path / 'output.txt').read_text()
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+    assert command.poll() is None, command.stdout + command.stderr
+    time.sleep(0.02)
+  command.send_signal(signal.SIGKILL)
+  command.wait()
   assert not (killed / 'checkpoints' / 'checkpoint_00000012').exists()
-  _finish(run('killed', 'paxml.main', '--eval_on_test'), tmp_path)
+  _finish(start('killed', 'paxml.main', '--eval_on_test'))
 
   # paxml counts a step's summary as the next one's, as the record does.
   assert _summaries(killed, 'train', 'loss') == pytest.approx(_recorded(whole), abs=0, rel=1e-7)
@@ -92,16 +84,16 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(run, tmp_path):
   assert evaluations == _summaries(whole, 'eval_test_validation', 'Metrics/log_pplx')
   assert set(evaluations) >= {6, 12}
 
-  again = _finish(run('killed', 'laser_pax', 'train'), tmp_path)
+  again = _finish(start('killed', 'laser_pax', 'train'))
   assert 'resuming at step 12 of 12' in again
 
 
 @pytest.mark.slow
-def test_steps_without_a_finite_gradient_are_counted(tmp_path):
+def test_steps_without_a_finite_gradient_are_counted(commands, tmp_path):
   flags = ['--fdl.LEARNING_RATE=1e38', '--fdl.NUM_TRAIN_STEPS=5', '--fdl.WARMUP_STEPS=1']
   flags += ['--fdl.NUM_LAYERS=1', '--fdl.MODEL_DIMS=64', '--noeval_on_test']
-  command = [sys.executable, '-m', 'laser_pax', 'train', '--fdl_config=C4LaserTiny', *flags]
-  subprocess.run([*command, f'--job_log_dir={tmp_path}'], timeout=600, capture_output=True)
+  args = ['train', '--fdl_config=C4LaserTiny', *flags, f'--job_log_dir={tmp_path}']
+  commands.run('laser_pax', args, env={'XLA_FLAGS': QUICK_COMPILE})
   records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
   assert records[0]['skipped_steps'] == 0
   assert records[-1]['skipped_steps'] >= 1

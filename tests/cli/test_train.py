@@ -1,9 +1,6 @@
 """Wrong uses of `train`: one clear error, before anything is compiled."""
 
 import gzip
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -12,14 +9,14 @@ from laser_pax.data import sample
 from laser_pax.errors import UserError
 
 
-def _laser_pax(*args, **env):
-  return subprocess.run(
-    [sys.executable, '-m', 'laser_pax', *args],
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **env},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+@pytest.fixture
+def laser_pax(commands):
+  """Runs `python -m laser_pax` with arguments, in an environment changed by keywords."""
+
+  def run(*args, **env):
+    return commands.run('laser_pax', args, env={'JAX_PLATFORMS': 'cpu', **env})
+
+  return run
 
 
 def _refused(result, *words) -> None:
@@ -31,14 +28,14 @@ def _refused(result, *words) -> None:
     assert word in errors[0]
 
 
-def test_unknown_experiment_suggests_near_names(tmp_path):
-  result = _laser_pax('train', '--exp=C4Lazer2B', f'--job_log_dir={tmp_path}')
+def test_unknown_experiment_suggests_near_names(laser_pax, tmp_path):
+  result = laser_pax('train', '--exp=C4Lazer2B', f'--job_log_dir={tmp_path}')
   _refused(result, 'C4Lazer2B', 'C4Laser2B')
   assert not list(tmp_path.iterdir())
 
 
-def test_exp_with_fdl_is_refused_with_the_form_that_works(tmp_path):
-  result = _laser_pax(
+def test_exp_with_fdl_is_refused_with_the_form_that_works(laser_pax, tmp_path):
+  result = laser_pax(
     'train', '--exp=C4LaserTiny', '--fdl.NUM_LAYERS=2', f'--job_log_dir={tmp_path}'
   )
   _refused(result, '--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2')
@@ -55,52 +52,51 @@ def test_exp_with_fdl_is_refused_with_the_form_that_works(tmp_path):
     (['--fdl_config', '--job_log_dir=x'], ['--fdl_config=NAME']),
   ],
 )
-def test_flags_that_paxml_would_ignore_are_refused(flags, words, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  _refused(_laser_pax('train', *flags), *words)
+def test_flags_that_paxml_would_ignore_are_refused(commands, flags, words, tmp_path):
+  _refused(commands.run('laser_pax', ['train', *flags], cwd=tmp_path), *words)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
   'owner', ['laser_pax.configs.C4StandardTiny', 'laser_pax.configs.C4LaserTiny\nfdl.NUM_LAYERS=9']
 )
-def test_a_folder_of_another_run_is_refused_and_kept(owner, tmp_path):
+def test_a_folder_of_another_run_is_refused_and_kept(laser_pax, owner, tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   (tmp_path / 'experiment.txt').write_text(owner + '\n')
-  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
+  result = laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}')
   _refused(result, owner.split()[-1], '--job_log_dir')
   assert (tmp_path / 'experiment.txt').read_text() == owner + '\n'
 
 
-def test_a_refused_run_does_not_keep_its_folder(tmp_path):
-  result = _laser_pax('train', '--exp=C4Laser2B', f'--job_log_dir={tmp_path}')
+def test_a_refused_run_does_not_keep_its_folder(laser_pax, tmp_path):
+  result = laser_pax('train', '--exp=C4Laser2B', f'--job_log_dir={tmp_path}')
   _refused(result, 'planned for v5p-256chips', "POD = 'cpu'")
   flags = ['--exp=C4LaserTiny', f'--data={tmp_path}/none']
-  _refused(_laser_pax('train', *flags, f'--job_log_dir={tmp_path}'), 'prepare c4')
+  _refused(laser_pax('train', *flags, f'--job_log_dir={tmp_path}'), 'prepare c4')
 
 
-def test_an_unwritable_folder_is_refused(tmp_path):
+def test_an_unwritable_folder_is_refused(laser_pax, tmp_path):
   (tmp_path / 'file').write_text('')
-  result = _laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/file/run')
+  result = laser_pax('train', '--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/file/run')
   _refused(result, 'cannot write')
 
 
-def test_missing_data_is_refused_with_the_command_that_makes_it(tmp_path):
+def test_missing_data_is_refused_with_the_command_that_makes_it(laser_pax, tmp_path):
   flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run', f'--data={tmp_path}/none']
-  _refused(_laser_pax('train', *flags), f'{tmp_path}/none', 'laser_pax prepare c4')
+  _refused(laser_pax('train', *flags), f'{tmp_path}/none', 'laser_pax prepare c4')
 
 
-def test_a_missing_vocabulary_is_refused_with_the_command_that_makes_it(tmp_path):
+def test_a_missing_vocabulary_is_refused_with_the_command_that_makes_it(laser_pax, tmp_path):
   flags = ['--exp=C4LaserTiny', f'--job_log_dir={tmp_path}/run', f'--vocab={tmp_path}/v.model']
   data_dir = sample.prepare_sample().data_dir
-  result = _laser_pax('train', *flags, LASER_PAX_DATA_DIR=data_dir)
+  result = laser_pax('train', *flags, LASER_PAX_DATA_DIR=data_dir)
   _refused(result, f'{tmp_path}/v.model', 'laser_pax vocab')
 
 
-def test_a_truncated_file_is_refused_by_name(tmp_path):
+def test_a_truncated_file_is_refused_by_name(laser_pax, tmp_path):
   whole = gzip.compress(b'{"text": "a text that is long enough to be cut"}\n' * 100)
   (tmp_path / 'c4-train.00000-of-00001.json.gz').write_bytes(whole[: len(whole) // 2])
-  result = _laser_pax('prepare', 'c4', str(tmp_path), '--out', str(tmp_path / 'out'))
+  result = laser_pax('prepare', 'c4', str(tmp_path), '--out', str(tmp_path / 'out'))
   _refused(result, 'c4-train.00000-of-00001.json.gz')
 
 
@@ -113,8 +109,8 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
     ('NUM_LAYER=2', ['NUM_LAYERS']),
   ],
 )
-def test_numbers_that_do_not_fit_are_refused(override, words, tmp_path):
-  result = _laser_pax(
+def test_numbers_that_do_not_fit_are_refused(laser_pax, override, words, tmp_path):
+  result = laser_pax(
     'train',
     '--fdl_config=C4LaserTiny',
     f'--fdl.{override}',

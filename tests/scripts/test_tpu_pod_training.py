@@ -6,12 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 
 from laser_pax.data import sample
+from tests.support.commands import QUICK_COMPILE
 
 STEPS = 40
 FLAGS = [
@@ -49,6 +49,9 @@ def ready(cloud):
     json.dumps(
       {
         **json.loads(hosts.read_text()),
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count=2 {QUICK_COMPILE}',
+        # Hosts that start again need not compile again.
+        'JAX_COMPILATION_CACHE_DIR': str(cloud.folder / 'compiled'),
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
         'JAX_COORDINATOR_ADDRESS': address,
         'JAX_COORDINATOR_BIND_ADDRESS': address,
@@ -84,17 +87,14 @@ def _train_until(cloud, condition, name: str) -> subprocess.Popen:
   return process
 
 
-def _one_process(checkout, folder, experiment='C4LaserTiny') -> dict[int, float]:
+def _one_process(commands, folder, experiment='C4LaserTiny') -> dict[int, float]:
   """The losses of the same training by one process with as many devices."""
   source = sample.prepare_sample()
-  command = [sys.executable, '-m', 'laser_pax', 'train', f'--fdl_config={experiment}', *FLAGS]
-  command += [f'--data={source.data_dir}', f'--vocab={source.vocab}', f'--job_log_dir={folder}']
-  env = {**os.environ, 'PYTHONPATH': str(checkout)}
-  env['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
-  with open(folder.with_suffix('.txt'), 'w') as output:
-    subprocess.run(
-      command, cwd=checkout, env=env, stdout=output, stderr=output, check=True, timeout=300
-    )
+  args = ['train', f'--fdl_config={experiment}', *FLAGS, f'--job_log_dir={folder}']
+  args += [f'--data={source.data_dir}', f'--vocab={source.vocab}']
+  env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count=4 {QUICK_COMPILE}'}
+  done = commands.run('laser_pax', args, env=env)
+  assert done.returncode == 0, done.stdout + done.stderr
   return _losses(folder)
 
 
@@ -104,7 +104,7 @@ def _assert_same(found: dict[int, float], expected: dict[int, float]) -> None:
 
 
 @pytest.mark.slow
-def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, tmp_path):
+def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, tmp_path):
   job = tmp_path / 'job'
   # SIGTERM while the first step compiles: steps take no time that a test could count on.
   process = _train_until(ready, lambda shown: 'starting of' in shown, 'stopped')
@@ -125,12 +125,12 @@ def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, tmp_path):
   shown = ready.pod('train', timeout=300)
   assert shown.splitlines()[-1].partition('done: ')[2].startswith(f'step {STEPS}/{STEPS}')
 
-  _assert_same(_losses(job), _one_process(ready.checkout, tmp_path / 'one'))
+  _assert_same(_losses(job), _one_process(commands, tmp_path / 'one'))
 
 
 @pytest.mark.slow
-def test_the_standard_twin_trains_so_too(ready, tmp_path):
+def test_the_standard_twin_trains_so_too(ready, commands, tmp_path):
   ready.settings['EXPERIMENT'] = 'C4StandardTiny'
   ready.pod('train', timeout=300)
-  expected = _one_process(ready.checkout, tmp_path / 'one', 'C4StandardTiny')
+  expected = _one_process(commands, tmp_path / 'one', 'C4StandardTiny')
   _assert_same(_losses(tmp_path / 'job'), expected)

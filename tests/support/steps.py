@@ -12,12 +12,12 @@ import sys
 
 import numpy as np
 
+from tests.support.commands import QUICK_COMPILE
+
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = dict(NUM_LAYERS=2, MODEL_DIMS=32, NUM_HEADS=2, DIMS_PER_HEAD=16, HIDDEN_DIMS=64)
 SIZES |= dict(VOCAB_SIZE=128, SEQ_LEN=32, GLOBAL_BATCH_SIZE=16, NUM_TRAIN_STEPS=40, WARMUP_STEPS=4)
 SIZES |= dict(LEARNING_RATE=3e-3)
-# The steps are few and small, so that compiling them takes nearly all of the time.
-QUICK_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 def in_own_process(devices: int, script: str, *arguments: str, folder: pathlib.Path):
