@@ -18,9 +18,9 @@ from laser_pax.experiment import checks, slices
 
 Policy = layers.AutodiffCheckpointType
 
-# The rule chooses among these policies. SAVE_DOT_ONLY is not among them: on a TPU it keeps the same
-# activations as SAVE_DOT_WITH_NO_BATCH_DIM, because a policy does not count a fused kernel as a
-# product (docs/fused.md).
+# The rule chooses among these policies. SAVE_DOT_ONLY is not among them, because on a TPU it keeps
+# the same activations as SAVE_DOT_WITH_NO_BATCH_DIM. The reason: a policy does not count a fused
+# kernel as a product (docs/fused.md).
 POLICIES = (Policy.SAVE_DOT_WITH_NO_BATCH_DIM, Policy.SAVE_QKV_OUT_PROJ, Policy.SAVE_NOTHING)
 
 # The share of a chip's memory that the estimate may fill.
@@ -147,20 +147,15 @@ def choose(
     raise UserError(f'MICRO_BATCHES must be at least 1; got {micro_batches}')
   if checkpoint_policy is not None:
     checkpoint_policy = find_policy(checkpoint_policy)
-  chip = pod.chip
-  if not (chip.usable_hbm_bytes and chip.peak_bf16_tflops and chip.hbm_gbps and chip.ici_gbps):
-    return Layout(
-      ici_mesh_shape=tuple(ici_mesh_shape or (1, pod.chips_per_slice, 1)),
-      dcn_mesh_shape=dcn,
-      checkpoint_policy=checkpoint_policy or Policy.SAVE_NOTHING,
-      micro_batches=1 if micro_batches is None else micro_batches,
-    )
   requested = Layout(
     ici_mesh_shape=tuple(ici_mesh_shape or ()),
     dcn_mesh_shape=dcn,
     checkpoint_policy=checkpoint_policy,
     micro_batches=micro_batches,
   )
+  chip = pod.chip
+  if not (chip.usable_hbm_bytes and chip.peak_bf16_tflops and chip.hbm_gbps and chip.ici_gbps):
+    return _plain_layout(pod, requested)
   candidates = list(_candidates(sizes, pod, requested))
   fitting = [c for c in candidates if fits(sizes, c, pod)]
   if fitting:
@@ -171,6 +166,16 @@ def choose(
 def fits(sizes: Sizes, layout: Layout, pod: slices.Slice) -> bool:
   """Returns whether the estimated peak is at most the share FILL of a chip's memory."""
   return peak_bytes(sizes, layout) <= FILL * pod.chip.usable_hbm_bytes
+
+
+def _plain_layout(pod: slices.Slice, requested: Layout) -> Layout:
+  """Returns the requested attributes, with a fixed value for each that is not set."""
+  return Layout(
+    ici_mesh_shape=requested.ici_mesh_shape or (1, pod.chips_per_slice, 1),
+    dcn_mesh_shape=requested.dcn_mesh_shape,
+    checkpoint_policy=requested.checkpoint_policy or Policy.SAVE_NOTHING,
+    micro_batches=1 if requested.micro_batches is None else requested.micro_batches,
+  )
 
 
 def _candidates(sizes: Sizes, pod: slices.Slice, requested: Layout) -> Iterator[Layout]:

@@ -19,14 +19,10 @@ def set_adamw(
 ) -> None:
   """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
 
-  t is the number of updates so far, W is warmup_steps, and T is num_train_steps:
-
-      lr(t) = learning_rate t / W                                     for t < W
-      lr(t) = learning_rate (1 + cos(pi (t - W) / (T - W))) / 2       after
-
-  The trajectory is that of optax.adamw. PAX's Adam also caps each update's root mean square at 1,
-  and replaces infinite gradients by zeros: both are switched off. All weights decay but those of
-  layer norms, which Praxis marks.
+  At update t the learning rate is lr(t) = learning_rate x schedule(t), with the schedule of
+  `warmup_cosine`. The trajectory is that of optax.adamw. PAX's Adam also caps each update's root
+  mean square at 1, and replaces infinite gradients by zeros: both are switched off. All weights
+  decay but those of layer norms, which Praxis marks.
 
   Args:
     task_p: The task to change.
@@ -35,10 +31,9 @@ def set_adamw(
     beta1: Decay of the first moment.
     beta2: Decay of the second moment.
     epsilon: Added to the root of the second moment.
-    clip_gradient_norm: Gradients with a greater global norm are scaled down to it. 0 switches
-      clipping off.
-    warmup_steps: W.
-    num_train_steps: T. It is also set on the task.
+    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
+    warmup_steps: Steps of linear warm-up.
+    num_train_steps: Steps of the whole training. The number is also set on the task.
 
   Raises:
     UserError: The warm-up does not end before the training.
@@ -58,12 +53,27 @@ def set_adamw(
     decoupled_weight_decay=weight_decay,
     clip_gradient_norm_to_value=clip_gradient_norm,
     learning_rate=learning_rate,
-    lr_schedule=pax_fiddle.Config(
-      schedules.LinearRampupCosineDecay,
-      warmup_steps=warmup_steps,
-      decay_start=warmup_steps,
-      decay_end=num_train_steps,
-      min_ratio=0.0,
-      max=1.0,
-    ),
+    lr_schedule=warmup_cosine(warmup_steps, num_train_steps),
+  )
+
+
+def warmup_cosine(warmup_steps: int, num_train_steps: int) -> pax_fiddle.Config:
+  """Returns the schedule of linear warm-up and cosine decay to zero.
+
+  t is the number of updates so far, W is warmup_steps, and T is num_train_steps:
+
+      schedule(t) = t / W                                     for t < W
+      schedule(t) = (1 + cos(pi (t - W) / (T - W))) / 2       after
+
+  Args:
+    warmup_steps: W, the steps of linear warm-up.
+    num_train_steps: T, the steps of the whole training.
+  """
+  return pax_fiddle.Config(
+    schedules.LinearRampupCosineDecay,
+    warmup_steps=warmup_steps,
+    decay_start=warmup_steps,
+    decay_end=num_train_steps,
+    min_ratio=0.0,
+    max=1.0,
   )
