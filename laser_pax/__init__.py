@@ -1,6 +1,6 @@
 """LASER attention on PAX: `log(softmax(Q K^T) exp(V))` as layers, experiments and launchers.
 
-Importing this package is cheap: each public name is loaded when first used.
+Importing this package is fast: each public name is loaded at its first use.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`python -m laser_pax`."""
+"""Entry point of `python -m laser_pax`."""
 
 from laser_pax import cli
 

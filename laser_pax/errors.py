@@ -1,8 +1,8 @@
-"""The one exception that stands for a user's mistake."""
+"""The exception for mistakes of a user."""
 
 
 class UserError(ValueError):
-  """Bad input, told in one message: what was expected, what came, and what to do.
+  """A user's mistake. Its message says what was expected, what came, and what to do.
 
   The command line prints it without a traceback and exits with code 2.
   """

@@ -1,4 +1,4 @@
-"""The cache folder, and folders and locks for what this package writes."""
+"""The cache folder, and functions that make and lock folders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from laser_pax.errors import UserError
 
 
 def cache_dir() -> Path:
-  """Returns the folder for what can be made again: `~/.cache/laser_pax`.
+  """Returns the folder for files that can be made again: `~/.cache/laser_pax`.
 
-  `XDG_CACHE_HOME` moves `~/.cache`, as everywhere.
+  The environment variable `XDG_CACHE_HOME` replaces `~/.cache`.
   """
   return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'laser_pax'
 
@@ -38,7 +38,7 @@ def make_folder(folder: Path) -> None:
   """Makes a folder unless it exists.
 
   Raises:
-    UserError: if it cannot be made, or nothing can be written to it.
+    UserError: The folder cannot be made, or no file can be written to it.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-  """Holds a lock file, after waiting for any other process that holds it."""
+  """Waits until no other process holds a lock file, and holds it in the `with` block."""
   with path.open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield

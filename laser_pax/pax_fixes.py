@@ -1,11 +1,12 @@
-"""All that depends on the insides of jax, paxml and praxis: fixes, and uses of private names.
+"""The code that depends on private parts of jax, paxml and praxis: fixes, and private names.
 
-FIXES mend what breaks in paxml and praxis 1.4.0 on the versions that pyproject.toml pins.
-`laser_pax.configs` calls `apply` when imported, so whoever can name an experiment has the fixes.
-Each fix says its reason, looks whether its fault is there, and does nothing where it is not.
-tests/test_pax_fixes.py fails when a fault has gone, with the name of the fix to remove.
+FIXES repair paxml and praxis 1.4.0, which break on the versions that pyproject.toml pins.
+`laser_pax.configs` calls `apply` when it is imported, so every experiment has the fixes. Each fix
+states its reason. It tests for its fault, and does nothing if the fault is not there.
 
-Below FIXES stand the functions that reach what has no public name. Each says why it is needed.
+If a fault is gone, a test in tests/test_pax_fixes.py fails and names the fix to remove.
+
+The functions below FIXES use private names. Each states why it is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 
 @functools.cache
 def apply() -> tuple[str, ...]:
-  """Applies each fix whose fault is present; calls after the first do nothing.
+  """Applies each fix whose fault is present. Calls after the first do nothing.
 
   Returns:
     The names of the fixes that were applied, in the order of `FIXES`.
@@ -38,8 +39,8 @@ def apply() -> tuple[str, ...]:
 def evaluation_in_training() -> bool:
   """Restores `np.unicode_`, which numpy 2 removed.
 
-  paxml asks for it when it looks for strings in a batch of the evaluation during training
-  (paxml/xla_passthrough.py), and raises AttributeError without it.
+  paxml uses it to look for strings in a batch, when it evaluates during training
+  (paxml/xla_passthrough.py). Without the name it raises AttributeError.
   """
   if hasattr(np, 'unicode_'):
     return False
@@ -48,10 +49,11 @@ def evaluation_in_training() -> bool:
 
 
 def input_index_shuffle() -> bool:
-  """Keeps `SeqIOInput` from asking for index shuffle where TFDS has none.
+  """Switches index shuffle off in `SeqIOInput`, because TFDS does not have it.
 
-  With `input_checkpointing_enabled` it uses `tfds.Readahead` by default, which no release of TFDS
-  has: AttributeError. Files and buffer are shuffled without it, as for an input that is not saved.
+  With `input_checkpointing_enabled`, `SeqIOInput` uses `tfds.Readahead` by default. No release of
+  TFDS has that name, so AttributeError is raised. Files and buffer are still shuffled, as for an
+  input that is not saved.
   """
   import tensorflow_datasets as tfds
   from paxml import seqio_input
@@ -70,12 +72,12 @@ def input_index_shuffle() -> bool:
 
 
 def input_caches() -> bool:
-  """Turns the caches in memory off for an input whose position is saved.
+  """Switches memory caches off for an input whose position is saved.
 
-  seqio and TFDS cache a small data set, each on its own. A position in tf.data (PAX saves it by
-  symbols) can then not be saved (UnimplementedError about CacheDatasetV2), or be saved but not
-  restored (NotFoundError about MemoryCacheImpl). No API tells whether this holds, so the fix is
-  always applied; its test looks for the faults themselves.
+  seqio and TFDS each cache a small data set. PAX saves the position in tf.data symbolically. With a
+  cache, saving fails (UnimplementedError about CacheDatasetV2), or restoring fails (NotFoundError
+  about MemoryCacheImpl). No API tells whether this fault is there, so the fix is always applied.
+  Its test provokes the faults themselves.
   """
   import tensorflow_datasets as tfds
   from paxml import seqio_input
@@ -94,12 +96,12 @@ def input_caches() -> bool:
 
 
 def input_peeked_batch() -> bool:
-  """Saves the position of `SeqIOInput` before a batch that was only looked at.
+  """Saves the position of `SeqIOInput` before a batch that was only peeked at.
 
   At the end of a step paxml may peek at the next training batch, to evaluate on it. `BaseInput`
-  remembers the position before the peek, but `SeqIOInput` overrides the four methods that save and
-  restore with ones that forget it, and a resumed run loses that batch. With the overrides gone and
-  the two hooks of `BaseInput` in their place, `BaseInput` does it right.
+  remembers the position before the peek. But `SeqIOInput` overrides the four methods that save and
+  restore, and its own methods forget that position. A resumed run then loses the batch. This fix
+  removes the overrides and defines the two hooks of `BaseInput`.
   """
   import tensorflow as tf
   from paxml import seqio_input
@@ -186,10 +188,10 @@ def _unpack_state() -> Callable[[Any], Any]:
 
 
 def tuning_measurements() -> bool:
-  """Gives pyglove Python floats.
+  """Converts measurements to Python floats for pyglove.
 
-  paxml reports rewards and metrics as numpy's float32, which under numpy 2 is no float for
-  pyglove's local tuning: "Expect float but encountered numpy.float32".
+  paxml reports rewards and metrics as numpy's float32. With numpy 2 pyglove's local tuning rejects
+  it: "Expect float but encountered numpy.float32".
   """
   from pyglove.core import tuning
   from pyglove.core.tuning import local_backend
@@ -216,8 +218,8 @@ def tuning_measurements() -> bool:
 def lazy_prefix_one_step() -> bool:
   """Lets the two lazy-prefix attentions decode one step without a relative bias.
 
-  They map a function over (array or None) and its time axis together. Where the array is None,
-  jax 0.5 wants None for the axis too: "ValueError: Expected None, got 3".
+  They map a function over arrays and their time axes together, and an array may be None. Then jax
+  0.5 expects None for the axis too: "ValueError: Expected None, got 3".
   """
   from praxis.layers import attentions, multi_query_attention
 
@@ -260,13 +262,13 @@ def _drop_axes_of_none(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def beam_search_reshape() -> bool:
-  """Gives beam search a `jnp.reshape` that takes `newshape`, as jax's did before 0.4.36.
+  """Gives beam search a `jnp.reshape` with the argument `newshape`, which jax 0.4.36 removed.
 
-  Only praxis/decoder_utils.py sees it; jax itself stays as it is.
+  Only praxis/decoder_utils.py gets it; jax itself does not change.
   """
   from praxis import decoder_utils
 
-  try:  # eval_shape: a computation would wake the devices before jax.distributed can start.
+  try:  # eval_shape: a computation would start the devices before jax.distributed can start.
     jax.eval_shape(lambda: jnp.reshape(np.zeros(1), newshape=(1, 1)))
   except TypeError:
     pass
@@ -277,7 +279,7 @@ def beam_search_reshape() -> bool:
 
 
 class _NumpyWithNewshape:
-  """jax.numpy, but for the old name of an argument of `reshape`."""
+  """jax.numpy, with the old argument `newshape` of `reshape`."""
 
   def __getattr__(self, name: str) -> Any:
     return getattr(jnp, name)
@@ -300,11 +302,11 @@ FIXES: tuple[Callable[[], bool], ...] = (
 
 
 def read_lambdas_fast() -> None:
-  """Makes Fiddle find the source of a lambda by `ast`; call it before importing paxml.
+  """Makes Fiddle read the source of a lambda by `ast`. Call it before importing paxml.
 
-  It halves the time that paxml takes to import. Five fields of paxml and praxis have a lambda as
-  default. To read one, Fiddle parses its whole file into libcst's concrete syntax tree, a second
-  and more each; `ast` takes milliseconds.
+  It halves the import time of paxml. Five fields of paxml and praxis have a lambda as default. To
+  read one, Fiddle parses its whole file into libcst's concrete syntax tree, which takes a second or
+  more. `ast` takes milliseconds.
   """
   from fiddle._src.experimental import auto_config
 
@@ -331,13 +333,13 @@ def _lambdas_on_line(source: str, line: int) -> list[ast.Lambda]:
 
 
 def set_heartbeats(seconds: int, missed: int) -> None:
-  """Sets how jax.distributed notices a lost process; call it before paxml.main starts.
+  """Sets how jax.distributed detects a lost process. Call it before paxml.main starts.
 
-  `jax.distributed.initialize`, which paxml calls, has no argument for it.
+  `jax.distributed.initialize`, which paxml calls, has no argument for these numbers.
 
   Args:
-    seconds: How often each process tells that it lives.
-    missed: How many times it may fail to before the others end too.
+    seconds: Seconds between two heartbeats of a process.
+    missed: Number of missed heartbeats after which the remaining processes end.
   """
   from jax._src import distributed
 
@@ -354,7 +356,10 @@ def set_heartbeats(seconds: int, missed: int) -> None:
 def exit_after_saving_on_demand_with(code: int) -> None:
   """Sets the exit code of a run that ends after it saved a checkpoint on demand.
 
-  paxml calls the interpreter's `exit` there, and nowhere else, with 0: as if training were over.
+  There, and nowhere else, paxml calls the interpreter's `exit`, with 0: as if training had ended.
+
+  Args:
+    code: The exit code.
   """
   from paxml import executors
 
@@ -375,7 +380,7 @@ def without_autograph() -> Iterator[None]:
 
 
 def count_tpu_chips() -> int:
-  """Returns how many TPU chips this host has, without taking hold of them as jax.devices() does."""
+  """Returns the number of TPU chips of this host. Unlike jax.devices(), it does not lock them."""
   from jax._src import hardware_utils
 
   chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
@@ -383,10 +388,10 @@ def count_tpu_chips() -> int:
 
 
 def default_grad_fn(*masks: Any) -> Callable[..., Any]:
-  """Returns the gradient function of PAX's own train step, so that a step in parts can call it.
+  """Returns the gradient function of PAX's own train step. A step in parts calls it.
 
   Args:
-    *masks: Those of `trainer_lib.get_excluded_var_masks`.
+    *masks: Results of `trainer_lib.get_excluded_var_masks`.
   """
   from paxml import trainer_lib
 
@@ -396,7 +401,10 @@ def default_grad_fn(*masks: Any) -> Callable[..., Any]:
 def jitted_step(step: Callable[..., Any]) -> Callable[..., Any]:
   """Returns the jitted function of a step that PAX's partitioner made.
 
-  The partitioner wraps it in a function that enters the mesh and has neither `trace` nor `lower`.
+  The partitioner wraps it in a function that enters the mesh but has neither `trace` nor `lower`.
+
+  Args:
+    step: Function that `partitioner.partition` returned.
   """
   contents = (cell.cell_contents for cell in step.__closure__)
   return next(content for content in contents if hasattr(content, 'trace'))

@@ -1,4 +1,4 @@
-"""Fiddle still reads lambdas right."""
+"""Fiddle still reads the source of lambdas correctly."""
 
 import inspect
 
@@ -11,7 +11,7 @@ _ONE = lambda: dict(a=[1, 2], b='x')  # noqa: E731
 _TWO = [lambda: 1, lambda: 2]
 
 
-def test_the_source_is_that_of_fiddles_own_reader():
+def test_the_source_equals_that_of_fiddles_own_reader():
   pax_fixes.read_lambdas_fast()
   reader = auto_config._getsource_for_lambda
   evaluate = lambda source: eval(source, globals())()  # noqa: E731

@@ -1,7 +1,7 @@
-"""Each fix of laser_pax.pax_fixes: its fault is still there without it, and gone with it.
+"""Each fix of laser_pax.pax_fixes: the fault is there without it, and gone with it.
 
-Faults can only be seen where no fix was applied, so one subprocess runs every probe below twice,
-before and after `apply`, and prints what it saw.
+A fault shows only while no fix is applied. So a subprocess runs every probe below twice, before and
+after `apply`, and writes a report.
 """
 
 import json
@@ -14,7 +14,7 @@ import tempfile
 
 import pytest
 
-# What PAX says where no fix was applied.
+# Words of the errors that PAX raises without the fixes.
 _EXPECTED_FAULT = {
   'evaluation_in_training': 'unicode_',
   'input_index_shuffle': 'Readahead',
@@ -28,43 +28,43 @@ _EXPECTED_FAULT = {
 
 
 @pytest.fixture(scope='module')
-def seen(tmp_path_factory):
+def probe_report(tmp_path_factory):
   report = tmp_path_factory.mktemp('pax_fixes') / 'report.json'
-  # TensorFlow 2.21 crashes at random with symbolic input checkpoints, PAX's default, which these
-  # experiments do not use (150 rounds with explicit ones passed). Nothing else is forgiven.
+  # TensorFlow 2.21 crashes at random with symbolic input checkpoints. They are PAX's default, but
+  # the experiments use explicit ones, with which 150 rounds passed. Only this crash is retried.
   for _ in range(3):
-    done = subprocess.run(
+    process = subprocess.run(
       [sys.executable, '-X', 'faulthandler', __file__, str(report)],
       env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
       capture_output=True,
       text=True,
       timeout=400,
     )
-    if done.returncode != -signal.SIGSEGV:
+    if process.returncode != -signal.SIGSEGV:
       break
-  assert done.returncode == 0, done.stderr[-4000:]
+  assert process.returncode == 0, process.stderr[-4000:]
   return json.loads(report.read_text())
 
 
 @pytest.mark.parametrize(('fix', 'expected'), _EXPECTED_FAULT.items())
-def test_fault_is_still_there(seen, fix, expected):
-  fault = seen['before'][fix]
+def test_fault_is_still_there(probe_report, fix, expected):
+  fault = probe_report['before'][fix]
   assert fault is not None, f'fix {fix} no longer needed, remove it'
   assert expected in fault, f'{fix} now fails in another way: {fault}'
 
 
 @pytest.mark.parametrize('fix', _EXPECTED_FAULT)
-def test_fix_mends_it(seen, fix):
-  assert seen['after'][fix] is None
+def test_fix_mends_it(probe_report, fix):
+  assert probe_report['after'][fix] is None
 
 
-def test_all_fixes_are_probed_and_applied_once(seen):
+def test_all_fixes_are_probed_and_applied_once(probe_report):
   probed = dict.fromkeys(name.split(' ')[0] for name in _EXPECTED_FAULT)
-  assert seen['applied'] == list(probed)
-  assert seen['again_is_the_same'], 'the second apply() changed something'
+  assert probe_report['applied'] == list(probed)
+  assert probe_report['again_is_the_same'], 'the second apply() changed something'
 
 
-# What follows runs in the subprocess. A probe raises where PAX is at fault.
+# The code below runs in the subprocess. A probe raises an error if the fault is there.
 
 
 def _probe_evaluation_in_training():
@@ -77,7 +77,7 @@ def _probe_evaluation_in_training():
 
 
 class _Inputs:
-  """Inputs over 32 examples in TFDS' layout, batches of 2, whose value is their place."""
+  """Inputs over 32 examples in the layout of TFDS, in batches of 2. Example i has value i + 1."""
 
   def __init__(self, folder):
     import numpy as np
@@ -158,14 +158,14 @@ def _probe_input_caches(inputs, name, *, seqio_cache, tfds_cache):
   first = inputs.make(experimental_enable_index_shuffle=False, **fields)
   _batches(first, 3)
   path = inputs.saved(first, name)
-  expected = _batches(first, 20)  # Past the end of the data, so through a second epoch.
+  expected = _batches(first, 20)  # 20 batches reach into the second epoch.
   second = inputs.make(experimental_enable_index_shuffle=False, **fields)
   second.restore(path)
   assert _batches(second, 20) == expected
 
 
 def _probe_input_peeked_batch(inputs, name):
-  for symbolic in (True, False):  # The two ways in which PAX can save a position.
+  for symbolic in (True, False):  # PAX can save a position in these two ways.
     _probe_peek(inputs, f'{name}_{symbolic}', enable_symbolic_checkpointing=symbolic)
 
 
@@ -189,11 +189,11 @@ def _probe_peek(inputs, name, **fields):
   second = make()
   second.restore(path)
   resumed = _batches(second, 4)
-  got = stream.index(resumed[0])
-  assert got == 3, f'expected batch 3, got batch {got}'
+  position = stream.index(resumed[0])
+  assert position == 3, f'expected batch 3, got batch {position}'
   assert resumed == stream[3:7]
-  assert _batches(first, 4) == stream[3:7]  # Saving does not disturb the run that goes on.
-  path = inputs.saved(first, f'{name}_unpeeked')  # A restored input starts without an old peek.
+  assert _batches(first, 4) == stream[3:7]  # Saving does not disturb the run.
+  path = inputs.saved(first, f'{name}_unpeeked')  # Restoring drops an old peek.
   second.peek_padded()
   second.restore(path)
   assert _batches(second, 1) == stream[7:8]
@@ -219,7 +219,7 @@ def _probe_lazy_prefix_one_step():
 
 
 def _probe_one_step(layer_class, fields):
-  """One step at a time gives what a causal pass gives, before and after a lazy broadcast."""
+  """Checks steps one at a time against a causal pass, before and after a lazy broadcast."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -239,7 +239,7 @@ def _probe_one_step(layer_class, fields):
     weights = layer.init(jax.random.PRNGKey(2), x, x, x, atten_mask=mask)
     (expected, _), state = layer.apply(weights, x, x, x, atten_mask=mask, mutable=[cache])
     state = {cache: jax.tree_util.tree_map(jnp.zeros_like, dict(state)[cache])}
-    # The state holds the prefix alone; the suffix gets a state of its own at the broadcast.
+    # The state holds the prefix alone. The suffix gets its own state at the broadcast.
     state = jax.tree_util.tree_map(lambda s: s[:, :prefix] if s.ndim > 1 else s, state)
     weights = {'params': weights['params']}
     for t in range(length):
@@ -251,11 +251,11 @@ def _probe_one_step(layer_class, fields):
           method=layer.lazy_broadcast_prefix,
           mutable=[cache, prefix_cache],
         )
-      # Both samples of a prefix are fed the same suffix.
+      # Both samples of a prefix get the same suffix.
       x_t = x[:, t] if t < prefix else jnp.repeat(x[:, t], samples, axis=0)
-      wanted = expected[:, t] if t < prefix else jnp.repeat(expected[:, t], samples, axis=0)
+      expected_t = expected[:, t] if t < prefix else jnp.repeat(expected[:, t], samples, axis=0)
       mask_t = mask[:, :, t, :prefix] if t < prefix else mask[:, :, t]
-      got, state = layer.apply(
+      output, state = layer.apply(
         weights | dict(state),
         x_t,
         atten_mask=mask_t,
@@ -264,7 +264,9 @@ def _probe_one_step(layer_class, fields):
         method=layer.extend_step,
         mutable=[cache, prefix_cache],
       )
-      np.testing.assert_allclose(got, wanted, atol=1e-5, err_msg=f'{layer_class.__name__}, {t}')
+      np.testing.assert_allclose(
+        output, expected_t, atol=1e-5, err_msg=f'{layer_class.__name__}, {t}'
+      )
 
 
 def _probe_beam_search_reshape():
@@ -272,7 +274,7 @@ def _probe_beam_search_reshape():
   import numpy as np
   from praxis import decoder_utils
 
-  # One example, two beams of scores 0 and 1, three tokens: the best of all is token 0 of beam 1.
+  # One example has two beams of scores 0 and 1, and three tokens. Token 0 of beam 1 is the best.
   logits = jnp.array([[[0.0, 3.0, 1.0], [4.0, 0.0, 2.0]]]).reshape([2, 3])
   _, ids, best, places = decoder_utils.two_stage_topk(
     logits.reshape([1, 2, 3]), jnp.array([[0.0, 1.0]]), terminal_ids=[2]
@@ -282,7 +284,7 @@ def _probe_beam_search_reshape():
   np.testing.assert_array_equal(places, [[2, 0]])
 
 
-def _failure_of(probe, *args, **kwargs):
+def _failure(probe, *args, **kwargs):
   import traceback
 
   try:
@@ -294,20 +296,20 @@ def _failure_of(probe, *args, **kwargs):
   return None
 
 
-def _look(inputs, when):
+def _run_probes(inputs, when):
   return {
-    'evaluation_in_training': _failure_of(_probe_evaluation_in_training),
-    'input_index_shuffle': _failure_of(_probe_input_index_shuffle, inputs),
-    'input_caches (of seqio)': _failure_of(
+    'evaluation_in_training': _failure(_probe_evaluation_in_training),
+    'input_index_shuffle': _failure(_probe_input_index_shuffle, inputs),
+    'input_caches (of seqio)': _failure(
       _probe_input_caches, inputs, f'seqio_{when}', seqio_cache=True, tfds_cache=False
     ),
-    'input_caches (of TFDS)': _failure_of(
+    'input_caches (of TFDS)': _failure(
       _probe_input_caches, inputs, f'tfds_{when}', seqio_cache=False, tfds_cache=True
     ),
-    'input_peeked_batch': _failure_of(_probe_input_peeked_batch, inputs, f'peek_{when}'),
-    'tuning_measurements': _failure_of(_probe_tuning_measurements),
-    'lazy_prefix_one_step': _failure_of(_probe_lazy_prefix_one_step),
-    'beam_search_reshape': _failure_of(_probe_beam_search_reshape),
+    'input_peeked_batch': _failure(_probe_input_peeked_batch, inputs, f'peek_{when}'),
+    'tuning_measurements': _failure(_probe_tuning_measurements),
+    'lazy_prefix_one_step': _failure(_probe_lazy_prefix_one_step),
+    'beam_search_reshape': _failure(_probe_beam_search_reshape),
   }
 
 
@@ -320,9 +322,9 @@ def _main(report):
   tfds.core.utils.gcs_utils._is_gcs_disabled = True
   with tempfile.TemporaryDirectory() as folder:
     inputs = _Inputs(folder)
-    before = _look(inputs, 'before')
+    before = _run_probes(inputs, 'before')
     applied = pax_fixes.apply()
-    after = _look(inputs, 'after')
+    after = _run_probes(inputs, 'after')
   attributes = dict(vars(seqio_input.SeqIOInput))
   again = pax_fixes.apply() == applied and dict(vars(seqio_input.SeqIOInput)) == attributes
   with open(report, 'w') as f:

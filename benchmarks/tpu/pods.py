@@ -45,7 +45,7 @@ def write_pods() -> int:
     (
       reports.report(getattr(configs, name)().on(pod))
       for pair in pairs()
-      for pod in search.slices_of(getattr(configs, pair[0])())
+      for pod in search.slices_to_compare(getattr(configs, pair[0])())
       for name in pair
     ),
   )

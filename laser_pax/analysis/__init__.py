@@ -1,1 +1,1 @@
-"""What runs say: loss curves and tables."""
+"""Analysis of finished runs: loss curves and pictures."""

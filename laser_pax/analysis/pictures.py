@@ -7,16 +7,16 @@ import numpy as np
 
 
 def plot_gradient(out: pathlib.Path, value: float = 6.0) -> None:
-  """Draws the gradient that reaches a logit against its attention probability, for two keys.
+  """Draws the gradient with respect to a logit against its attention probability, for two keys.
 
-  With s the probability of the first key, and values v1 = `value` and v2 = 0:
+  s is the probability of the first key. The values are v1 = `value` and v2 = 0. The gradients are:
 
       standard   do1/da11 = s (1 - s) (v1 - v2)
       LASER      do1/da11 = s (1 - s) (e^v1 - e^v2) / (s e^v1 + (1 - s) e^v2)
 
   Args:
-    out: A PNG or SVG file.
-    value: v1.
+    out: PNG or SVG file to write.
+    value: v1, the value of the first key.
   """
   import matplotlib
 

@@ -1,4 +1,4 @@
-"""Finished runs, from the progress.jsonl that `python -m laser_pax train` writes, and a plot."""
+"""Finished runs, read from the progress.jsonl of `python -m laser_pax train`, and their plot."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ class Run:
   """One run.
 
   Attributes:
-    name: To show.
-    train: Loss in nats a token, by step.
-    evaluations: Loss on the whole validation split, by step.
-    units_per_second: Tokens, or whatever training counts: the median over the run.
-    minutes: Of training and evaluations, imports and the first compile left out.
+    name: Name to show.
+    train: Training loss by step, in nats per token.
+    evaluations: Loss on the whole validation split by step, in nats per token.
+    units_per_second: Median number of units (tokens, images) per second.
+    minutes: Minutes of training and evaluations, without imports and the first compilation.
   """
 
   name: str
@@ -29,21 +29,21 @@ class Run:
 
   @property
   def test_loss(self) -> float:
-    """Loss on the validation split at the last evaluation."""
+    """Loss on the validation split at the last evaluation, in nats per token."""
     return self.evaluations[max(self.evaluations)]
 
 
 def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
-  """Reads a run's record.
+  """Reads a run from its progress.jsonl.
 
-  Of several records of one step, as a resumed run leaves them, the last holds.
+  A resumed run may have several records of one step. The last of them counts.
 
   Args:
-    name: To show.
-    job_log_dir: The run's folder.
+    name: Name to show.
+    job_log_dir: Folder of the run.
 
   Raises:
-    UserError: the folder holds no record, or none of an evaluation.
+    UserError: The folder has no progress.jsonl, or the file has no evaluation.
   """
   file = pathlib.Path(job_log_dir) / 'progress.jsonl'
   if not file.exists():
@@ -52,8 +52,8 @@ def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
   last_seconds = None
   for line in file.read_text().splitlines():
     record = json.loads(line)
-    # Each process counts its seconds from its own start; the first record comes when the step has
-    # compiled.
+    # Each process counts seconds from its own start, and writes its first record after the step has
+    # compiled. So the time before a process's first record does not count.
     if last_seconds is not None and record['seconds'] >= last_seconds:
       minutes += (record['seconds'] - last_seconds) / 60
     last_seconds = record['seconds']
@@ -70,7 +70,12 @@ def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
 
 
 def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[float]]:
-  """Returns steps, and the mean loss of the `window` steps up to each."""
+  """Returns the steps, and for each the mean loss of the last `window` steps.
+
+  Args:
+    losses: Loss by step. Steps whose loss is None are left out.
+    window: Number of steps in a mean.
+  """
   steps = sorted(step for step, loss in losses.items() if loss is not None)
   values = [losses[step] for step in steps]
   means = [statistics.fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
@@ -78,12 +83,14 @@ def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[
 
 
 def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) -> None:
-  """Draws the runs' losses, training as lines and evaluations as points, and their differences.
+  """Draws the losses of runs, and below them the differences from the first run.
+
+  Training losses are lines, and evaluations are points.
 
   Args:
-    runs: To draw; below, each but the first is drawn as its difference from the first.
-    unigram_entropy: Of the text, in nats a token: what knowing frequencies alone would reach.
-    out: A PNG or SVG file.
+    runs: One to four runs.
+    unigram_entropy: Loss of a model that knows only token frequencies, in nats per token.
+    out: PNG or SVG file to write.
   """
   import matplotlib
 

@@ -88,7 +88,7 @@ def _every_plan(overrides: dict) -> Iterator['Experiment']:
   for name in experiments.registered():
     experiment = _plan(name, None, overrides)
     if experiment.pod().chip.platform == 'tpu':
-      for pod in search.slices_of(experiment):
+      for pod in search.slices_to_compare(experiment):
         yield _plan(name, pod, overrides)
 
 

@@ -1,4 +1,4 @@
-"""The registered experiments. Importing this package registers them all with PAX.
+"""The registered experiments. Importing this package registers all of them with PAX.
 
 `python -m paxml.main --exp=laser_pax.configs.C4Laser2B` finds them here; `python -m laser_pax list`
 lists them.

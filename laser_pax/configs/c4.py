@@ -1,11 +1,12 @@
-"""Decoder language models on C4, each as a pair: standard attention and LASER.
+"""Decoder language models on C4, in pairs of standard attention and LASER.
 
-The paper's setting: 1024 sequences of 1024 tokens a step, 160,000 steps = 167.8B tokens, AdamW,
-linear warm-up and cosine decay to zero [paper]. Its hyperparameters were searched on a 16-layer
-model and moved unchanged to the larger ones [paper]; their values, precision, clipping, logit caps,
-tokeniser and mesh shapes are not known: here they are PAX's defaults or our choice [ours].
+The paper's setting is 160,000 steps of 1024 sequences of 1024 tokens, 167.8B tokens together. It
+uses AdamW, linear warm-up and cosine decay to zero [paper]. The paper searched its hyperparameters
+on a 16-layer model, and kept them for the larger ones [paper]. Their values are not known, nor are
+precision, clipping, logit caps, tokeniser and mesh shapes. Here they are PAX's defaults or our
+choice [ours].
 
-To scale a model, subclass a pair and change capitals:
+To scale a model, subclass a pair and change its capital attributes:
 
     @experiment_registry.register
     class MyStandard500M(C4Standard300M):
@@ -25,43 +26,47 @@ from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.laser import LaserMixin
 
 
-# 4 (4 x 128^2 + 2 x 128 x 256) + 4,096 x 128 = 1.05M parameters; 600 x 8 x 128 = 0.61M tokens: 0.6
-# a parameter; 6 N D = 3.9e12 FLOPs, minutes on two cores.
+# Parameters: 4 (4 x 128^2 + 2 x 128 x 256) + 4,096 x 128 = 1.05M. Tokens: 600 x 8 x 128 = 0.61M,
+# 0.6 per parameter. FLOPs: 6 x parameters x tokens = 3.9e12, minutes on two cores.
 @experiment_registry.register
 class C4StandardTiny(DecoderLM):
-  """Standard attention at the size a laptop trains, on the sample [ours].
+  """Standard attention at a size for laptops, on the sample [ours].
 
   1.05M parameters, 0.61M tokens, one device.
 
     python -m laser_pax train --exp=C4StandardTiny --job_log_dir=DIR
   """
 
-  NUM_LAYERS = 4  # [ours], as all of Tiny
+  NUM_LAYERS = 4  # [ours], like every number of Tiny
   MODEL_DIMS = 128
   HIDDEN_DIMS = 256
   DIMS_PER_HEAD = 32
   VOCAB_SIZE = 4_096
   FPROP_DTYPE = jnp.float32
-  # The fastest on a CPU: what is kept is written and read again.
+  # The fastest on a CPU, where writing and reading kept activations takes time.
   CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_ONLY
 
   GLOBAL_BATCH_SIZE = 8
   SEQ_LEN = 128
   NUM_TRAIN_STEPS = 600
   WARMUP_STEPS = 60
-  LEARNING_RATE = 8e-3  # The best of a grid on the standard twin: docs/quickstart.md.
+  LEARNING_RATE = 8e-3  # The best of a grid on the standard twin (docs/quickstart.md).
   SUMMARY_INTERVAL_STEPS = 10
   EVAL_INTERVAL_STEPS = 300
   CHECKPOINT_EVERY_N_STEPS = 300
 
   def source(self) -> sources.Source:
-    """Returns the sample that ships, unless the user names data and a vocabulary of his own."""
+    """Returns the sample that ships, unless the user names other data or another vocabulary.
+
+    Raises:
+      UserError: Data or vocabulary is missing, or does not fit VOCAB_SIZE.
+    """
     return sample.find_source_or_sample(self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
 
 @experiment_registry.register
 class C4LaserTiny(LaserMixin, C4StandardTiny):
-  """LASER at the size a laptop trains, on the sample [ours].
+  """LASER at a size for laptops, on the sample [ours].
 
   1.05M parameters, 0.61M tokens, one device.
 
@@ -69,14 +74,14 @@ class C4LaserTiny(LaserMixin, C4StandardTiny):
   """
 
 
-# 16 (4 x 1024^2 + 2 x 1024 x 4096) + 32,000 x 1024 = 234.1M parameters [derived]; 167.8B tokens:
-# 717 a parameter; 6 N D = 2.4e20 FLOPs.
+# Parameters: 16 (4 x 1024^2 + 2 x 1024 x 4096) + 32,000 x 1024 = 234.1M [derived]. Tokens: 167.8B,
+# 717 per parameter. FLOPs: 6 x parameters x tokens = 2.4e20.
 @experiment_registry.register
 class C4Standard234M(DecoderLM):
-  r"""Standard attention, 16 layers: the model of the search of hyperparameters [paper].
+  r"""Standard attention, 16 layers: the model of the hyperparameter search [paper].
 
-  234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours]. 24 layers of MLP hidden 2048
-  have the same count; which of the two the paper means is not known.
+  234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours]. A model of 24 layers with MLP
+  hidden 2048 has as many parameters. It is not known which of the two the paper means.
 
     python -m paxml.main --exp=laser_pax.configs.C4Standard234M --job_log_dir=DIR \
       --eval_on_test --jax_fully_async_checkpoint
@@ -99,8 +104,8 @@ class C4Laser234M(LaserMixin, C4Standard234M):
   """
 
 
-# 32 (4 x 1024^2 + 2 x 1024 x 2048) + 32,000 x 1024 = 301.2M parameters [derived]; 167.8B tokens:
-# 557 a parameter; 6 N D = 3.0e20 FLOPs.
+# Parameters: 32 (4 x 1024^2 + 2 x 1024 x 2048) + 32,000 x 1024 = 301.2M [derived]. Tokens: 167.8B,
+# 557 per parameter. FLOPs: 6 x parameters x tokens = 3.0e20.
 @experiment_registry.register
 class C4Standard300M(DecoderLM):
   r"""Standard attention, the base model [paper]. C4 test loss 2.641 [digest].
@@ -128,8 +133,8 @@ class C4Laser300M(LaserMixin, C4Standard300M):
   """
 
 
-# 32 (4 x 2048^2 + 2 x 2048 x 4096) + 32,000 x 2048 = 1.139B parameters [ours]; 167.8B tokens: 147 a
-# parameter; 6 N D = 1.1e21 FLOPs.
+# Parameters: 32 (4 x 2048^2 + 2 x 2048 x 4096) + 32,000 x 2048 = 1.139B [ours]. Tokens: 167.8B, 147
+# per parameter. FLOPs: 6 x parameters x tokens = 1.1e21.
 @experiment_registry.register
 class C4Standard1B(DecoderLM):
   r"""Standard attention at 1.1B [paper]. No result of this size is known.
@@ -157,8 +162,8 @@ class C4Laser1B(LaserMixin, C4Standard1B):
   """
 
 
-# 64 (4 x 2048^2 + 2 x 2048 x 4096) + 32,000 x 2048 = 2.213B parameters [ours]; 167.8B tokens: 76 a
-# parameter; 6 N D = 2.2e21 FLOPs.
+# Parameters: 64 (4 x 2048^2 + 2 x 2048 x 4096) + 32,000 x 2048 = 2.213B [ours]. Tokens: 167.8B, 76
+# per parameter. FLOPs: 6 x parameters x tokens = 2.2e21.
 @experiment_registry.register
 class C4Standard2B(DecoderLM):
   r"""Standard attention at 2.2B [paper]. Mean of 16 downstream tasks 62.34% [digest].
@@ -186,8 +191,9 @@ class C4Laser2B(LaserMixin, C4Standard2B):
   """
 
 
-# 36 (4 x 5120^2 + 2 x 5120 x 10240) + 32,000 x 5120 = 7.714B parameters [ours]; 44B tokens [digest]
-# / 1,048,576 = 41,962 steps [derived]: 5.7 tokens a parameter; 6 N D = 2.0e21 FLOPs.
+# Parameters: 36 (4 x 5120^2 + 2 x 5120 x 10240) + 32,000 x 5120 = 7.714B [ours]. Tokens: 44B
+# [digest], 5.7 per parameter. Steps: 44B / 1,048,576 = 41,962 [derived]. FLOPs: 6 x parameters x
+# tokens = 2.0e21.
 @experiment_registry.register
 class C4Standard7B(DecoderLM):
   r"""Standard attention at 7.7B [paper]. Mean of 11 downstream tasks 52.53% [digest].

@@ -1,1 +1,1 @@
-"""What an experiment costs on a slice: memory, sending, operations, by the compiler."""
+"""The costs of an experiment on a slice, by the compiler: memory, communication, operations."""

@@ -1,6 +1,6 @@
 """Compiles an experiment's real PAX steps for a slice that this machine does not have.
 
-The compiler is the TPU's own, the step and its shardings are those that paxml.main runs.
+The compiler is the TPU's own. The step and its shardings are those that paxml.main runs.
 """
 
 import dataclasses
@@ -23,16 +23,18 @@ from laser_pax.experiment.base import Experiment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """One compiled step.
+  """One compiled step. Bytes and operations are those of one chip.
+
+  The compiler gives up if the step does not fit. Then only `seconds` and `peak_bytes` are known.
 
   Attributes:
-    seconds: That tracing and compiling took.
-    state_bytes: Arguments of a chip: parameters, optimiser state, batch.
-    temporary_bytes: Of a chip; None where the compiler gave up, because it does not fit.
-    peak_bytes: State, temporaries, program, and outputs that do not replace arguments.
-    text: The compiled program; '' where the compiler gave up.
-    xla_flops: XLA's own count for one chip. It counts a scanned layer once.
-    xla_bytes: As XLA counts bytes accessed, with the same fault.
+    seconds: Time of tracing and compiling.
+    state_bytes: Bytes of the arguments: parameters, optimiser state, batch.
+    temporary_bytes: Bytes of temporaries, or None if the compiler gave up.
+    peak_bytes: Bytes of state, temporaries, program, and outputs that do not replace arguments.
+    text: The compiled program, or '' if the compiler gave up.
+    xla_flops: Operations as XLA counts them. It counts a scanned layer once.
+    xla_bytes: Bytes accessed as XLA counts them. It counts a scanned layer once.
   """
 
   seconds: float
@@ -45,7 +47,7 @@ class Step:
 
 
 def devices(pod: slices.Slice) -> list:
-  """Returns the slice's devices, which can be compiled for but not run on."""
+  """Returns the devices of a slice. Programs can be compiled for them, but cannot run on them."""
   if pod.topology is None:
     return jax.devices('cpu')[: pod.chips]
   return list(
@@ -59,7 +61,13 @@ def devices(pod: slices.Slice) -> list:
 
 
 def device_mesh(ici: Sequence[int], dcn: Sequence[int], chips: list) -> np.ndarray:
-  """Lays devices out as PAX does: [replica, data, mdl], slices along `dcn`."""
+  """Returns the devices in the mesh of PAX: an array of shape [replica, data, mdl].
+
+  Args:
+    ici: The mesh within a slice.
+    dcn: The mesh over slices.
+    chips: Devices of all slices.
+  """
   if int(np.prod(dcn)) > 1:
     return mesh_utils.create_hybrid_device_mesh(ici, dcn, devices=chips)
   return mesh_utils.create_device_mesh(ici, devices=chips)
@@ -67,13 +75,13 @@ def device_mesh(ici: Sequence[int], dcn: Sequence[int], chips: list) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traced:
-  """A step as PAX would run it, not yet compiled.
+  """A step that PAX would run, traced but not yet compiled.
 
   Attributes:
-    jitted: jax's traced function.
-    mesh: That it is for.
-    parameters: Trainable numbers of the model.
-    seconds: That tracing took.
+    jitted: Traced function of jax.
+    mesh: Mesh of the devices that the step runs on.
+    parameters: Number of the model's trainable parameters.
+    seconds: Time of tracing.
   """
 
   jitted: jax.stages.Traced
@@ -83,18 +91,18 @@ class Traced:
 
   @property
   def jaxpr(self) -> jax.extend.core.ClosedJaxpr:
-    """What is computed, over all chips."""
+    """The computation of the step, over all chips."""
     return self.jitted.jaxpr
 
 
 def trace_train(experiment: Experiment, pod: slices.Slice) -> Traced:
-  """Traces the train step, accumulation and all, of an experiment planned for `pod`."""
+  """Traces the train step of an experiment planned for `pod`, with all of its micro-batches."""
   step_fn = training.train_step(experiment.micro_batches())
   return trace(experiment, devices(pod), step_fn, experiment.GLOBAL_BATCH_SIZE, is_eval=False)
 
 
 def trace_eval(experiment: Experiment, pod: slices.Slice) -> Traced:
-  """Traces the step of an evaluation."""
+  """Traces the evaluation step of an experiment planned for `pod`."""
   step_fn = trainer_lib.eval_step_single_learner
   return trace(experiment, devices(pod), step_fn, experiment.eval_batch_size(), is_eval=True)
 
@@ -102,7 +110,15 @@ def trace_eval(experiment: Experiment, pod: slices.Slice) -> Traced:
 def trace(
   experiment: Experiment, chips: list, step_fn: Callable, batch_size: int, is_eval: bool
 ) -> Traced:
-  """Traces one of PAX's steps of a batch over given devices."""
+  """Traces one of PAX's steps.
+
+  Args:
+    experiment: Experiment of the step.
+    chips: Devices to trace for.
+    step_fn: Function of the step, of the form that PAX's `partitioner.partition` takes.
+    batch_size: Rows of the batch, over all devices.
+    is_eval: Whether the step is one of an evaluation.
+  """
   start = time.time()
   task_p = experiment.task()
   mesh = device_mesh(task_p.model.ici_mesh_shape, task_p.model.dcn_mesh_shape, chips)
@@ -115,14 +131,14 @@ def trace(
   metadata = partitioner.get_train_state_metadata(discard_opt_states=is_eval)
   step, input_specs = partitioner.partition(step_fn, specs, is_eval)
 
-  def placed(x, spec):
+  def shard(x, spec):
     sharding = NamedSharding(partitioner.global_mesh, spec)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   arguments = (
-    jax.tree.map(placed, metadata.padded_global_shapes, metadata.partition_specs),
-    placed(jax.ShapeDtypeStruct((2,), jnp.uint32), PartitionSpec()),
-    jax.tree.map(placed, specs, input_specs),
+    jax.tree.map(shard, metadata.padded_global_shapes, metadata.partition_specs),
+    shard(jax.ShapeDtypeStruct((2,), jnp.uint32), PartitionSpec()),
+    jax.tree.map(shard, specs, input_specs),
     trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=batch_size),
   )
   weights = jax.tree.leaves(metadata.unpadded_global_shapes.mdl_vars)
@@ -137,13 +153,13 @@ def trace(
 
 
 def compile_step(traced: Traced) -> Step:
-  """Compiles a traced step for the devices that it was traced for."""
+  """Compiles a traced step for the devices of its mesh."""
   start = time.time() - traced.seconds
   try:
     with traced.mesh:
       compiled = traced.jitted.lower().compile()
   except jax.errors.JaxRuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' not in str(e) or not (peak := _needed(str(e))):
+    if 'RESOURCE_EXHAUSTED' not in str(e) or not (peak := _required_bytes(str(e))):
       raise
     return Step(
       seconds=time.time() - start,
@@ -169,8 +185,11 @@ def compile_step(traced: Traced) -> Step:
   )
 
 
-def _needed(message: str) -> int | None:
-  """Bytes of a chip that a step needs which does not fit, or of a single array that does not."""
+def _required_bytes(message: str) -> int | None:
+  """Returns the bytes that an error message of the compiler asks of a chip, or None.
+
+  They are those of the whole step, or of a single array that is too large.
+  """
   if used := re.search(r'(?:Used|Requires) ([\d.]+)([KMGT]?)(?: of|, has)', message):
     return round(float(used[1]) * 2 ** (10 * ' KMGT'.index(used[2] or ' ')))
   single = re.search(r'Allocation \(size=(\d+)\) would exceed memory', message)

@@ -1,4 +1,4 @@
-"""Reports on the console: one, two side by side, or several layouts of one experiment, ranked."""
+"""Reports on the console: one report, two side by side, or a ranking of several layouts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,12 +15,12 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-  """A number of a report, and how it is written.
+  """A number of a report, and its format.
 
   Attributes:
-    name: What it is, with its unit.
-    value: Takes it from a report; None where there is none.
-    form: Of `format`.
+    name: Name of the number, with its unit.
+    value: Function that reads the number from a report. It returns None if there is no number.
+    form: Format specification, for the built-in `format`.
   """
 
   name: str
@@ -72,13 +72,17 @@ FIGURES = (
 
 
 def _unrolled(r: Report, name: str, unit: int) -> float | None:
-  """A cost that XLA counts right only where no loop is."""
+  """Returns a cost of XLA, or None if a loop makes XLA's count wrong."""
   value = getattr(r.train, name)
   return value / unit if r.is_unrolled and value else None
 
 
 def print_reports(shown: list[Report]) -> None:
-  """Prints one report, or two side by side with the ratio of each figure."""
+  """Prints one report, or two side by side with the ratio of each figure.
+
+  Args:
+    shown: One or two reports.
+  """
   console = Console()
   for r in shown:
     pod = r.pod
@@ -92,7 +96,7 @@ def print_reports(shown: list[Report]) -> None:
 
 
 def verdict(r: Report) -> str:
-  """Returns FITS or DOES NOT FIT, with the peak and the chip's memory."""
+  """Returns the verdict FITS or DOES NOT FIT, with the peak and the chip's memory."""
   limit = r.pod.chip.usable_hbm_bytes
   if limit is None:
     return f'no limit of memory is stated for {r.pod.chip.name}'
@@ -139,7 +143,7 @@ def print_ranked(ranked: list[Report]) -> None:
   """Prints reports of several layouts, the fastest that fits first.
 
   Args:
-    ranked: Of one experiment on one slice; the rule's own layout is the last.
+    ranked: Reports of one experiment on one slice. The layout of the rule is the last.
   """
   rule = ranked[-1]
   table = Table(box=None, header_style='', title=f'{rule.experiment} on {rule.pod.name}')

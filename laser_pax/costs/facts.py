@@ -1,4 +1,4 @@
-"""One experiment's facts, from its resolved config: no device, data or compile needed."""
+"""The facts of one experiment, read from its resolved config without device, data or compiler."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ class Parameter:
   """A variable of the model.
 
   Attributes:
-    name: Dotted.
-    shape: With the layers of a repeated stack first.
-    sharding: The mesh axis over which each dimension is split.
+    name: Dotted name.
+    shape: Shape of the variable. In a repeated stack the layers come first.
+    sharding: Mesh axis that splits each dimension.
   """
 
   name: str
@@ -29,18 +29,18 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What `show` prints.
+  """The facts that `show` prints.
 
   Attributes:
-    name: The experiment's.
-    parameters: Trainable numbers.
+    name: Name of the experiment.
+    parameters: Number of trainable parameters.
     units: Tokens, images or frames (the experiment's UNIT) of the whole training.
-    flops_per_step: Of the model's matrix multiplications in one step, forward and backward, without
-      rematerialisation, attention over all pairs of positions (the causal half is not taken off).
-    state_bytes_per_device: Parameters and optimiser moments, padded as PAX pads them.
-    devices: That the mesh asks for.
-    mesh: [replica, data, mdl].
-    variables: The parameters, one by one.
+    flops_per_step: Operations of the model's matrix products in one step, forward and backward,
+      without rematerialisation. Attention counts all pairs of positions, causal or not.
+    state_bytes_per_device: Bytes of parameters and optimiser moments, padded as PAX pads them.
+    devices: Number of devices of the mesh.
+    mesh: Devices along [replica, data, mdl].
+    variables: The model's variables.
   """
 
   name: str
@@ -54,13 +54,13 @@ class Facts:
 
 
 def _parts(spec: PartitionSpec | None, axes: dict[str, int]) -> int:
-  """Into how many parts a sharding splits an array."""
+  """Returns the number of parts into which a sharding splits an array."""
   names = jax.tree.leaves(tuple(spec or ()))
   return math.prod(axes[name] for name in names)
 
 
 def _names(tree) -> list[str]:
-  """Dotted names of a tree's leaves."""
+  """Returns the dotted names of a tree's leaves."""
   paths = jax.tree_util.tree_flatten_with_path(tree)[0]
   return [
     '.'.join(str(getattr(key, 'key', getattr(key, 'name', key))) for key in path)
@@ -72,7 +72,7 @@ def facts(experiment: Experiment) -> Facts:
   """Returns an experiment's facts.
 
   Raises:
-    UserError: its sizes do not fit each other.
+    UserError: Its sizes do not fit each other.
   """
   task = base_hyperparams.instantiate(experiment.task())
   specs = experiment.input_specs(experiment.GLOBAL_BATCH_SIZE)

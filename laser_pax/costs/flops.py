@@ -1,6 +1,6 @@
-"""What a train step computes, in floating-point operations, and how long that must take.
+"""The floating-point operations of a train step.
 
-The formulas are in docs/pods.md. One multiply-add is two operations.
+docs/pods.md has the formulas. One multiply-add is two operations.
 """
 
 import dataclasses
@@ -17,12 +17,14 @@ class Flops:
   """Operations of one train step over all chips.
 
   Attributes:
-    weights: 6 a weight and token: forward, and backward to inputs and to weights.
-    attention: 12 T D a layer and token, over all T positions: the causal half is not taken off.
-    rematerialisation: What is computed a second time for the backward pass, by fused attention's
-      own kernels too, over all T positions as well.
-    skipped: Of attention and its rematerialisation, what fused kernels leave out, because it lies
-      above the causal diagonal.
+    weights: Operations of the weights: 6 for each weight and token. They cover the forward pass,
+      and the backward pass to inputs and to weights.
+    attention: Operations of attention: 12 T N H for each layer and token. They cover all T
+      positions, causal or not.
+    rematerialisation: Operations that the backward pass computes a second time, also in the kernels
+      of fused attention. They cover all T positions.
+    skipped: Operations of attention and its rematerialisation that fused kernels leave out, because
+      they lie above the causal diagonal.
   """
 
   weights: int
@@ -32,28 +34,30 @@ class Flops:
 
   @property
   def model(self) -> int:
-    """What MFU counts: weights and attention."""
+    """Operations that MFU counts: weights and attention."""
     return self.weights + self.attention
 
   @property
   def total(self) -> int:
-    """All that is computed in matrix products."""
+    """Operations of all matrix products that run."""
     return self.model + self.rematerialisation - self.skipped
 
 
 def step_flops(
   experiment: Experiment, parameters: int, jaxpr: jax.extend.core.ClosedJaxpr
 ) -> Flops:
-  """Itemises one step.
+  """Returns the operations of one step, item by item.
+
+  The products of the traced step are counted as often as they run. The experiment's formulas give
+  weights and attention; the rest is rematerialisation.
 
   Args:
-    experiment: Whose step it is.
-    parameters: Its number of weights.
-    jaxpr: The traced step, of which each product is counted as often as it runs. What the
-      experiment's formulas do not account for is rematerialisation.
+    experiment: The experiment.
+    parameters: Number of the model's weights.
+    jaxpr: The traced step.
   """
   formulas = experiment.model_flops(parameters)
-  plain, in_kernels = counted(jaxpr)
+  plain, in_kernels = count_products(jaxpr)
   return Flops(
     weights=formulas.weights,
     attention=formulas.attention,
@@ -62,15 +66,18 @@ def step_flops(
   )
 
 
-def counted(jaxpr: jax.extend.core.ClosedJaxpr) -> tuple[int, int]:
-  """Operations of all matrix products of a traced function, without those whose result is unused.
+def count_products(jaxpr: jax.extend.core.ClosedJaxpr) -> tuple[int, int]:
+  """Counts the operations of all matrix products of a traced function.
 
-  Scans count as often as they run, and of a conditional the cheaper branch. Loops of a length that
-  is not known beforehand count as never run: LASER's are for columns of values that are very wide
-  (docs/numerics.md).
+  Products whose result is unused do not count. The body of a scan counts as often as it runs, and a
+  conditional counts as its cheaper branch. Loops of unknown length count as never run: LASER has
+  them for columns with a very wide range of values (docs/numerics.md).
+
+  Args:
+    jaxpr: The traced function.
 
   Returns:
-    Those of the function itself, and those in fused kernels, with all their blocks.
+    The operations of the function itself, and those of all blocks of its fused kernels.
   """
   used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
   return _count(used)
@@ -87,13 +94,13 @@ def _count(jaxpr) -> tuple[int, int]:
       continue
     if name == 'dot_general':
       plain += _dot(equation)
-    inner = [_count(j) for j in jax.core.jaxprs_in_params(params)]
+    bodies = [_count(j) for j in jax.core.jaxprs_in_params(params)]
     if name == 'cond':
-      inner = [min(inner, key=sum)]
-    # What is divided by hand is written for one device.
+      bodies = [min(bodies, key=sum)]
+    # The body of a shard_map is the computation of one device.
     times = {'scan': params.get('length'), 'shard_map': _devices(params)}.get(name, 1)
-    plain += times * sum(p for p, _ in inner)
-    in_kernels += times * sum(k for _, k in inner)
+    plain += times * sum(p for p, _ in bodies)
+    in_kernels += times * sum(k for _, k in bodies)
   return plain, in_kernels
 
 
@@ -102,7 +109,7 @@ def _devices(params: dict) -> int:
 
 
 def _in_block(jaxpr) -> int:
-  """Operations that a kernel does for one block; its branches are steps that some blocks have."""
+  """Returns the operations of a kernel for one block. All branches of conditionals count."""
   total = 0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params

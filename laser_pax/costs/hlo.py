@@ -1,7 +1,7 @@
-"""The compiler's own text of a program (HLO): its instructions, and what chips send each other.
+"""The compiler's text of a program (HLO): its instructions, and its collectives.
 
-The body of a loop stands in the text once; here it counts as often as it runs. A collective that
-goes on under products stands in each fusion that it passes through; here it counts once.
+The text has the body of a loop once; here the body counts as often as it runs. A collective that
+overlaps products appears in each fusion that it spans; here it counts once.
 """
 
 import collections
@@ -30,11 +30,11 @@ class Instruction:
   """One line of a program.
 
   Attributes:
-    name: Of its result.
-    shape: Of its result, with dtypes and layouts: 'f32[8,128]{1,0}', or a tuple of them.
-    opcode: 'fusion', 'all-reduce-start' and so on.
-    rest: What follows the opcode's bracket: operands, then attributes.
-    is_root: Whether it is what its computation returns.
+    name: Name of the result.
+    shape: Shape of the result with dtype and layout, such as 'f32[8,128]{1,0}', or a tuple of them.
+    opcode: Operation, such as 'fusion' or 'all-reduce-start'.
+    rest: Text after the opcode's opening bracket: operands, then attributes.
+    is_root: Whether its computation returns the result.
   """
 
   name: str
@@ -45,7 +45,7 @@ class Instruction:
 
   @property
   def operands(self) -> tuple[str, ...]:
-    """The names of its operands."""
+    """Names of the operands."""
     return tuple(re.findall(r'%([\w.\-]+)', self.rest.split('), ')[0]))
 
 
@@ -54,8 +54,8 @@ class Program:
   """A compiled program.
 
   Attributes:
-    computations: The instructions of each, by name.
-    entry: The name of the one that runs.
+    computations: Instructions of each computation, by the computation's name.
+    entry: Name of the computation that the program starts with.
   """
 
   computations: dict[str, list[Instruction]]
@@ -63,10 +63,10 @@ class Program:
 
 
 def parse(text: str) -> Program:
-  """Reads a program.
+  """Parses the text of a compiled program.
 
   Args:
-    text: `compiled.as_text()`.
+    text: Result of `compiled.as_text()`.
   """
   computations, entry, current = {}, '', []
   for line in text.splitlines():
@@ -81,19 +81,22 @@ def parse(text: str) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """The collectives of one kind and size of group in one step.
+  """The collectives of one step that have the same kind, group size and number of slices.
 
-  With R the bytes of a chip's result and n the chips of a group, a chip sends at least
-  R (n-1)/n in an all-gather, 2R (n-1)/n in an all-reduce, R (n-1) in a reduce-scatter,
-  R (n-1)/n in an all-to-all, and R in a permutation.
+  R is the bytes of a chip's result, and n the number of chips in a group. A chip sends at least:
+
+      R (n - 1) / n     in an all-gather or an all-to-all
+      2 R (n - 1) / n   in an all-reduce
+      R (n - 1)         in a reduce-scatter
+      R                 in a permutation
 
   Attributes:
-    kind: 'all-reduce' and so on.
-    group: n.
-    count: How many run.
-    result_bytes: R, summed over them.
-    sent_bytes: What one chip sends, summed over them.
-    slices: That the chips of one group lie in.
+    kind: Kind of the collectives, such as 'all-reduce'.
+    group: n, the number of chips in a group.
+    count: Number of collectives that run.
+    result_bytes: R, summed over the collectives.
+    sent_bytes: Bytes that one chip sends, summed over the collectives.
+    slices: Number of slices that hold the chips of one group.
   """
 
   kind: str
@@ -105,9 +108,10 @@ class Collective:
 
   @property
   def sent_between_slices(self) -> float:
-    """Bytes that a chip sends to other slices, where each slice first reduces or gathers its own.
+    """Bytes that a chip sends to other slices.
 
-    The same formula over the slices, for the chip's share of the result in its own slice.
+    Each slice first reduces or gathers within itself. Then each chip exchanges its share of the
+    slice's result with other slices, by the same formula.
     """
     if self.slices == 1:
       return 0.0
@@ -116,31 +120,33 @@ class Collective:
     return whole / within * _sent(self.kind, 1, self.slices)
 
 
-def collectives(text: str, chips: int, slice_of: Sequence[int] | None = None) -> list[Collective]:
+def collectives(
+  text: str, chips: int, chip_slices: Sequence[int] | None = None
+) -> list[Collective]:
   """Counts the collectives of a compiled program.
 
   Args:
-    text: `compiled.as_text()`.
-    chips: That the program runs on.
-    slice_of: The slice of each of them, in the order of the program's mesh; None: there is one.
+    text: Result of `compiled.as_text()`.
+    chips: Number of chips that the program runs on.
+    chip_slices: Slice of each chip, in the order of the program's mesh. None stands for one slice.
 
   Returns:
-    One entry a kind, size of group and number of slices, the greatest sender first.
+    One entry for each kind, group size and number of slices. Those that send most come first.
   """
-  slice_of = np.zeros(chips, int) if slice_of is None else np.asarray(slice_of)
+  chip_slices = np.zeros(chips, int) if chip_slices is None else np.asarray(chip_slices)
   totals = collections.defaultdict(lambda: [0, 0, 0])
   for kind, instruction, runs in _collective_runs(parse(text)):
-    group, spanned = _group(instruction.rest, slice_of)
+    group, slices = _group_size(instruction.rest, chip_slices)
     if group == 1 and kind != 'collective-permute':
       continue
     result = _result_bytes(kind, instruction, group)
-    total = totals[kind, group, spanned]
+    total = totals[kind, group, slices]
     total[0] += runs
     total[1] += runs * result
     total[2] += runs * _sent(kind, result, group)
   summed = [
-    Collective(kind, group, count, round(result), round(sent), spanned)
-    for (kind, group, spanned), (count, result, sent) in totals.items()
+    Collective(kind, group, count, round(result), round(sent), slices)
+    for (kind, group, slices), (count, result, sent) in totals.items()
   ]
   return sorted(summed, key=lambda c: (-c.sent_bytes, c.kind, c.group))
 
@@ -161,13 +167,13 @@ def _collective_runs(program: Program) -> Iterator[tuple[str, Instruction, int]]
         if channel[1] in channels:
           continue
         channels.add(channel[1])
-      # As the TPU's compiler writes it: an all-reduce, of which each chip keeps its share.
+      # The TPU's compiler writes a reduce-scatter as an all-reduce in a computation of this name.
       is_scattered = name.startswith('all-reduce-scatter')
       yield 'reduce-scatter' if is_scattered else kind, instruction, times
 
 
 def _fused(computations: dict[str, list[Instruction]]) -> set[str]:
-  """Returns the computations that are the inside of a fusion."""
+  """Returns the names of the computations that fusions call."""
   return {
     callee
     for instructions in computations.values()
@@ -180,7 +186,7 @@ def _fused(computations: dict[str, list[Instruction]]) -> set[str]:
 def _count_runs(
   computations: dict[str, list[Instruction]], name: str, times: int, runs: collections.Counter
 ) -> None:
-  """Adds to `runs` how often each computation runs when `name` runs so many times."""
+  """Adds to `runs` how often each computation runs if `name` runs `times` times."""
   runs[name] += times
   for i in computations[name]:
     loops = _trip_count(computations, i.rest) if i.opcode == 'while' else 1
@@ -193,9 +199,9 @@ def _count_runs(
 
 
 def _trip_count(computations: dict[str, list[Instruction]], line: str) -> int:
-  """Returns how often a loop runs: as the compiler notes it, or its condition's bound."""
-  if noted := _TRIP_COUNT.search(line):
-    return int(noted[1])
+  """Returns how often a loop runs: the compiler's own number, else its condition's bound."""
+  if trip_count := _TRIP_COUNT.search(line):
+    return int(trip_count[1])
   condition = re.search(r'condition=%?([\w.\-]+)', line)[1]
   bounds = [
     int(i.rest.split(')')[0])
@@ -205,18 +211,18 @@ def _trip_count(computations: dict[str, list[Instruction]], line: str) -> int:
   return max(bounds, default=1)
 
 
-def _group(line: str, slice_of: np.ndarray) -> tuple[int, int]:
-  """Chips of one group, and slices that they lie in."""
-  ids = np.arange(len(slice_of))
-  if listed := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', line):
-    ids = np.array([int(i) for i in listed[1].split(',')])
+def _group_size(line: str, chip_slices: np.ndarray) -> tuple[int, int]:
+  """Returns the number of chips in one group, and the number of slices that hold them."""
+  ids = np.arange(len(chip_slices))
+  if id_list := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', line):
+    ids = np.array([int(i) for i in id_list[1].split(',')])
   elif iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
     ids = _first_group(iota)
-  return len(ids), len(set(slice_of[ids]))
+  return len(ids), len(set(chip_slices[ids]))
 
 
 def _first_group(iota: re.Match) -> np.ndarray:
-  """The first of groups that are written as a range, reshaped and transposed."""
+  """Returns the first group of groups written as a reshaped and transposed range."""
   dims = [int(n) for n in iota[3].split(',')]
   ids = np.arange(np.prod(dims)).reshape(dims)
   if iota[4]:
@@ -231,14 +237,19 @@ def _result_bytes(kind: str, instruction: Instruction, group: int) -> float:
     return total / group
   if not instruction.opcode.endswith('-start'):
     return total
-  # The shape of what starts a collective has its operand too.
+  # The shape of a '-start' instruction includes the operand.
   if kind == 'all-gather':
     return total * group / (group + 1)
   return total / 2 if kind == 'collective-permute' else total
 
 
 def array_bytes(dtype: str, dims: str) -> int:
-  """Bytes of an array, from its type and its sizes as the text has them."""
+  """Returns the bytes of an array.
+
+  Args:
+    dtype: Type in the program's text, such as 'bf16'.
+    dims: Sizes in the program's text, such as '8,128'.
+  """
   count = 1
   for n in dims.split(','):
     count *= int(n) if n else 1
@@ -247,7 +258,7 @@ def array_bytes(dtype: str, dims: str) -> int:
 
 
 def _sent(kind: str, result: float, n: int) -> float:
-  """Bytes that a chip must send for a result of `result` bytes."""
+  """Returns the least bytes that a chip sends (see `Collective`), for R `result` and n `n`."""
   if kind == 'collective-permute':
     return result
   if kind == 'reduce-scatter':

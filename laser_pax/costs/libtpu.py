@@ -1,7 +1,8 @@
 """The TPU compiler, libtpu, in a cache folder of its own.
 
-Where libtpu can be imported and there is no TPU, jax hangs for minutes as it looks for one. So it
-is never installed beside what trains, and only a process that compiles for a TPU knows its path.
+If libtpu can be imported on a machine without a TPU, jax hangs for minutes while it looks for one.
+So libtpu is not installed in the environment that trains. Only a process that compiles for a TPU
+knows its path.
 """
 
 import os
@@ -15,19 +16,19 @@ import tempfile
 from laser_pax import folders
 from laser_pax.errors import UserError
 
-VERSION = '0.0.11.4'  # Of jax 0.5.3, as requirements-tpu.txt has it.
+VERSION = '0.0.11.4'  # The version for jax 0.5.3, the same as in requirements-tpu.txt.
 _SHA256 = 'cc18baad71d303737b2fe60cc1d6e50857119cb7ce6fab0b74eb102b3bded94e'
 _MEGABYTES = 131
 
 
 def library() -> pathlib.Path:
-  """Returns where libtpu.so is: TPU_LIBRARY_PATH, or the cache's.
+  """Returns the path of libtpu.so: TPU_LIBRARY_PATH, else the file in the cache.
 
   Raises:
-    UserError: it is not there.
+    UserError: The file does not exist.
   """
-  named = os.environ.get('TPU_LIBRARY_PATH')
-  path = pathlib.Path(named) if named else _folder() / 'libtpu' / 'libtpu.so'
+  variable = os.environ.get('TPU_LIBRARY_PATH')
+  path = pathlib.Path(variable) if variable else _folder() / 'libtpu' / 'libtpu.so'
   if not path.is_file():
     raise UserError(
       f'the TPU compiler is not on this machine ({path}); fetch it once, {_MEGABYTES} MB, into a '
@@ -40,7 +41,7 @@ def fetch() -> pathlib.Path:
   """Downloads libtpu with pip into the cache, unless it is there, and returns its path.
 
   Raises:
-    UserError: pip could not get it.
+    UserError: pip could not download it.
   """
   target = _folder()
   if (target / 'libtpu' / 'libtpu.so').is_file():
@@ -53,25 +54,29 @@ def fetch() -> pathlib.Path:
     command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
     command += ['--no-deps', '--require-hashes', '--no-compile', '--target', str(new)]
     command += ['--requirement', str(requirement)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-      reason = re.findall(r'ERROR: (.*)', done.stderr) or done.stderr.strip().splitlines()[-1:]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    if pip.returncode:
+      reason = re.findall(r'ERROR: (.*)', pip.stderr) or pip.stderr.strip().splitlines()[-1:]
       raise UserError(f'pip could not fetch libtpu {VERSION}: {" ".join(reason)}')
-    shutil.rmtree(target, ignore_errors=True)  # Half a folder, of a fetch that was cut off.
+    shutil.rmtree(target, ignore_errors=True)  # An interrupted download may have left a part.
     new.rename(target)
   return library()
 
 
 def use() -> None:
-  """Lets this process, which must not have used jax yet, compile for TPUs; it runs on the CPU.
+  """Lets this process compile for TPUs. Its own computations run on the CPU.
+
+  Call it before the process uses jax.
 
   Raises:
     UserError: libtpu is not on this machine.
   """
   path = library()
   os.environ['TPU_LIBRARY_PATH'] = str(path)
-  os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # Not on a TPU machine: there is no metadata to ask for.
-  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # No chip is held, so others may compile as well.
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # This is no TPU machine, so it has no metadata server.
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = (
+    '1'  # No chip is in use, so several processes may compile.
+  )
   os.environ['JAX_PLATFORMS'] = 'cpu'
 
 

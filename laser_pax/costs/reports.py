@@ -1,4 +1,4 @@
-"""What the TPU compiler says of an experiment on a slice: memory, collectives, bounds of its speed.
+"""Reports by the compiler on an experiment and a slice: memory, collectives, bounds of speed.
 
 docs/pods.md has the formulas.
 """
@@ -17,13 +17,13 @@ class Times:
   """Least seconds of one step, item by item, at the chip's published rates.
 
   Attributes:
-    weights: Of the model's matrix products, forward and backward.
-    attention: Of attention's two products.
-    rematerialisation: Of what is computed twice.
-    skipped: Of what fused attention leaves out of the two, to be taken off.
-    ici: Of what a chip sends within its slice.
-    dcn: Of what it sends to other slices.
-    memory: Of the update, and of what layers keep, in a chip's memory.
+    weights: Time of the weights' matrix products, forward and backward.
+    attention: Time of attention's two products, forward and backward.
+    rematerialisation: Time of products that are computed a second time.
+    skipped: Time of products that fused attention leaves out. It is subtracted from the sum.
+    ici: Time of sending to chips of the same slice.
+    dcn: Time of sending to other slices.
+    memory: Time of memory traffic, for the update and for activations that layers keep.
   """
 
   weights: float
@@ -41,17 +41,17 @@ class Times:
 
   @property
   def overlapped(self) -> float:
-    """The roofline: computing, sending and the memory's work at the same time."""
+    """Seconds by the roofline: computing, sending and memory traffic at the same time."""
     return max(self.compute, self.ici, self.dcn, self.memory)
 
   @property
   def in_turn(self) -> float:
-    """One after the other."""
+    """Seconds of computing, sending and memory traffic, one after the other."""
     return self.compute + self.ici + self.dcn + self.memory
 
   @property
   def mfu_bound(self) -> float:
-    """The greatest share of the peak rate that the model's own products can have."""
+    """Greatest possible MFU: the share of the peak rate that the model's own products reach."""
     return (self.weights + self.attention) / self.overlapped
 
 
@@ -60,17 +60,18 @@ class Report:
   """An experiment compiled for a slice.
 
   Attributes:
-    experiment: Its name.
+    experiment: Name of the experiment.
     pod: The slice.
-    parameters: Trainable numbers.
-    layout: The mesh and the rest.
-    estimated_bytes: Peak of a chip by the rule's own estimate.
-    train: The train step, compiled.
-    evaluation: The evaluation's step, compiled; None where it was not asked for.
-    collectives: Of the train step; none where the compiler gave up.
-    flops: Of the train step, over all chips.
-    times: None where the chip's rates are not known, or the compiler gave up.
-    is_unrolled: Whether no loop over layers hides costs from XLA's own counts.
+    parameters: Number of trainable parameters.
+    layout: Layout of the step on the slice.
+    estimated_bytes: Peak of a chip, by the estimate of the layout rule.
+    train: The compiled train step.
+    evaluation: The compiled evaluation step, or None if it was not requested.
+    collectives: Collectives of the train step. The list is empty if the compiler gave up.
+    flops: Operations of the train step, over all chips.
+    times: Times of the train step, or None if the chip's rates are not known or the compiler gave
+      up.
+    is_unrolled: Whether the step has no loop, which would hide costs from XLA's own counts.
   """
 
   experiment: str
@@ -87,18 +88,18 @@ class Report:
 
   @property
   def fits(self) -> bool:
-    """Whether the train step's and the evaluation's peak are within what a chip has."""
+    """Whether the peaks of the train step and the evaluation fit a chip's memory."""
     limit = self.pod.chip.usable_hbm_bytes
     steps = [step for step in (self.train, self.evaluation) if step]
     return all(s.temporary_bytes is not None and s.peak_bytes <= (limit or math.inf) for s in steps)
 
   @property
   def sent_bytes(self) -> int | None:
-    """What a chip sends in one step; None where the compiler gave up."""
+    """Bytes that a chip sends in one step, or None if the compiler gave up."""
     return sum(c.sent_bytes for c in self.collectives) if self.train.text else None
 
   def to_json(self) -> dict:
-    """Returns the report as JSON's types; bytes are of one chip."""
+    """Returns the report in types of JSON. Bytes are those of one chip."""
     fields = {
       'experiment': self.experiment,
       'pod': self.pod.name,
@@ -137,10 +138,10 @@ class DoesNotFit(UserError):
 
 
 def check_room(experiment: Experiment) -> None:
-  """Checks, before anything is compiled, that the state alone leaves room on a chip.
+  """Checks that the state alone fits a chip, before anything is compiled.
 
   Raises:
-    DoesNotFit: it does not; the message has the smallest slice that should do.
+    DoesNotFit: It does not; the message has the smallest slices that fit by the estimate.
   """
   pod, layout = experiment.pod(), experiment.layout()
   limit = pod.chip.usable_hbm_bytes
@@ -154,11 +155,11 @@ def check_room(experiment: Experiment) -> None:
 
 
 def advice(experiment: Experiment) -> str:
-  """Says what would fit by the estimate: another layout of the same slice, else another slice."""
-  pod, sizes, tried = experiment.pod(), experiment.sizes(), experiment.layout()
-  free = layouts.choose(sizes, pod)
-  if free != tried and layouts.fits(sizes, free, pod):
-    return f'By the estimate, this fits: {describe(free)}'
+  """Returns advice: a layout of the same slice that fits by the estimate, else another slice."""
+  pod, sizes = experiment.pod(), experiment.sizes()
+  best = layouts.choose(sizes, pod)
+  if best != experiment.layout() and layouts.fits(sizes, best, pod):
+    return f'By the estimate, this fits: {describe(best)}'
   if lean := _leaner(experiment):
     return f'Next best: {describe(lean)}'
   if names := _smallest(sizes, pod):
@@ -167,7 +168,7 @@ def advice(experiment: Experiment) -> str:
 
 
 def _leaner(experiment: Experiment) -> layouts.Layout | None:
-  """Returns the layout with twice the micro-batches, if the batch can be divided so."""
+  """Returns the layout with twice the micro-batches, or None if that cannot help."""
   pod, layout = experiment.pod(), experiment.layout()
   replica, data, _ = layout.mesh()
   parts = 2 * layout.micro_batches
@@ -178,20 +179,20 @@ def _leaner(experiment: Experiment) -> layouts.Layout | None:
 
 
 def _smallest(sizes: layouts.Sizes, tried: slices.Slice) -> str:
-  """Names the smallest slice of each kind of chip that the estimate says will do."""
-  by_chip = {}
+  """Returns the names of the smallest slices that fit by the estimate, one a kind of chip."""
+  smallest = {}
   for name in slices.names():
     if name == tried.name:
       continue
     pod = slices.find(name)
-    shared = pod.chip.platform == 'tpu' and sizes.global_batch_size % pod.chips == 0
-    if shared and layouts.fits(sizes, layouts.choose(sizes, pod), pod):
-      by_chip.setdefault(pod.chip.name, name)  # Names come smaller ones first.
-  return ', '.join(by_chip.values())
+    is_candidate = pod.chip.platform == 'tpu' and sizes.global_batch_size % pod.chips == 0
+    if is_candidate and layouts.fits(sizes, layouts.choose(sizes, pod), pod):
+      smallest.setdefault(pod.chip.name, name)  # The smaller slices come first.
+  return ', '.join(smallest.values())
 
 
 def describe(layout: layouts.Layout) -> str:
-  """A layout as the attributes that set it."""
+  """Returns a layout in words: the attributes of an experiment that set it."""
   text = f'ICI_MESH_SHAPE={list(layout.ici_mesh_shape)}'
   if math.prod(layout.dcn_mesh_shape) > 1:
     text += f' DCN_MESH_SHAPE={list(layout.dcn_mesh_shape)}'
@@ -200,25 +201,25 @@ def describe(layout: layouts.Layout) -> str:
 
 
 def report(experiment: Experiment, *, evaluation: bool = True) -> Report:
-  """Compiles an experiment for the slice that it is planned for, and reports.
+  """Compiles an experiment for the slice that it is planned for, and returns the report.
 
   Args:
-    experiment: Planned by `on`.
-    evaluation: Whether to compile the step of an evaluation too.
+    experiment: Experiment whose slice was set by `on`.
+    evaluation: Whether to compile the evaluation step too.
 
   Raises:
-    UserError: its sizes do not fit each other.
-    DoesNotFit: its state alone does not fit a chip.
+    UserError: The experiment's sizes do not fit each other or the slice.
+    DoesNotFit: The state alone does not fit a chip.
   """
   experiment.check()
   experiment.check_pod()
   check_room(experiment)
   pod, layout = experiment.pod(), experiment.layout()
   traced = compiler.trace_train(experiment, pod)
-  counted = flops.step_flops(experiment, traced.parameters, traced.jaxpr)
+  operations = flops.step_flops(experiment, traced.parameters, traced.jaxpr)
   train = compiler.compile_step(traced)
-  slice_of = [getattr(device, 'slice_index', 0) for device in traced.mesh.devices.flat]
-  sent = hlo.collectives(train.text, pod.chips, slice_of) if train.text else []
+  chip_slices = [getattr(device, 'slice_index', 0) for device in traced.mesh.devices.flat]
+  collectives = hlo.collectives(train.text, pod.chips, chip_slices) if train.text else []
   traffic = layouts.memory_traffic(experiment.sizes(), layout)
   return Report(
     experiment=type(experiment).__name__,
@@ -228,31 +229,33 @@ def report(experiment: Experiment, *, evaluation: bool = True) -> Report:
     estimated_bytes=layouts.peak_bytes(experiment.sizes(), layout),
     train=train,
     evaluation=compiler.compile_step(compiler.trace_eval(experiment, pod)) if evaluation else None,
-    collectives=sent,
-    flops=counted,
-    times=_times(counted, sent, traffic, pod) if train.text else None,
+    collectives=collectives,
+    flops=operations,
+    times=_times(operations, collectives, traffic, pod) if train.text else None,
     is_unrolled=not experiment.USE_REPEATED_LAYER and layout.micro_batches == 1,
   )
 
 
 def _times(
-  counted: flops.Flops, sent: list[hlo.Collective], traffic: int, pod: slices.Slice
+  operations: flops.Flops, collectives: list[hlo.Collective], traffic: int, pod: slices.Slice
 ) -> Times | None:
-  """Divides each item by its rate."""
+  """Returns each item divided by its rate, or None if the chip's rates are not known."""
   chip = pod.chip
   if not (chip.peak_bf16_tflops and chip.ici_gbps and chip.hbm_gbps):
     return None
   rate = pod.chips * chip.peak_bf16_tflops * 1e12
-  between = sum(c.sent_between_slices for c in sent)
-  if between and not chip.dcn_gbps_per_host:
+  sent_between_slices = sum(c.sent_between_slices for c in collectives)
+  if sent_between_slices and not chip.dcn_gbps_per_host:
     raise UserError(f'{chip.name} has no dcn_gbps_per_host: add it to its file in configs/pods')
-  dcn = between / (chip.dcn_gbps_per_host * 1e9 / chip.chips_per_host) if between else 0.0
+  dcn = 0.0
+  if sent_between_slices:
+    dcn = sent_between_slices / (chip.dcn_gbps_per_host * 1e9 / chip.chips_per_host)
   return Times(
-    weights=counted.weights / rate,
-    attention=counted.attention / rate,
-    rematerialisation=counted.rematerialisation / rate,
-    skipped=counted.skipped / rate,
-    ici=sum(c.sent_bytes for c in sent) / (chip.ici_gbps * 1e9),
+    weights=operations.weights / rate,
+    attention=operations.attention / rate,
+    rematerialisation=operations.rematerialisation / rate,
+    skipped=operations.skipped / rate,
+    ici=sum(c.sent_bytes for c in collectives) / (chip.ici_gbps * 1e9),
     dcn=dcn,
     memory=traffic / (chip.hbm_gbps * 1e9),
   )

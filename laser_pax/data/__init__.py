@@ -1,1 +1,1 @@
-"""Where examples come from: source files, prepared data sets, vocabularies and PAX inputs."""
+"""The source of examples: source files, prepared data sets, vocabularies and PAX inputs."""

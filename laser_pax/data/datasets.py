@@ -1,18 +1,18 @@
-"""The data sets, one `DatasetSpec` each."""
+"""The data sets, each described by one `DatasetSpec`."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-  """A data set as TFDS lays it out.
+  """A data set in the layout of TFDS.
 
   Attributes:
-    name: TFDS's name of it, 'c4', which is also that of the command that prepares it.
-    config: TFDS's config, 'en'.
-    version: Of the layout, '3.0.1'.
-    splits: The training split first.
-    features: Fields of a record, all text.
+    name: Name of the data set in TFDS, such as 'c4'. `prepare` takes the same name.
+    config: Config of the data set in TFDS, such as 'en'.
+    version: Version of the layout, such as '3.0.1'.
+    splits: Names of the splits, the training split first.
+    features: Names of a record's fields. All fields are text.
   """
 
   name: str
@@ -23,16 +23,16 @@ class DatasetSpec:
 
   @property
   def tfds_name(self) -> str:
-    """The name under which TFDS and seqio load it. With the version they take any such folder."""
+    """The name under which TFDS and seqio load the data set, for example 'c4/en:3.0.1'."""
     return f'{self.name}/{self.config}:{self.version}'
 
   @property
   def folder(self) -> str:
-    """Its folder under the data folder."""
+    """The folder of the data set, relative to the data folder."""
     return f'{self.name}/{self.config}/{self.version}'
 
   def prepare_command(self, data_dir: str) -> str:
-    """Returns the command that prepares it in `data_dir`."""
+    """Returns the command that prepares the data set in `data_dir`."""
     return f'python -m laser_pax prepare {self.name} SOURCE... --out {data_dir}'
 
 

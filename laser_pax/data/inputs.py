@@ -1,6 +1,6 @@
 """PAX inputs over seqio tasks: a training stream that resumes where it stopped, and evaluations.
 
-What a batch holds is the business of a family's own file, such as text_lm.py.
+The content of a batch is defined in a family's own file, such as text_lm.py.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Input = pax_fiddle.Config[seqio_input.SeqIOInput]
 
 
 class GlobalStreamInput(seqio_input.SeqIOInput):
-  """One stream of rows for all hosts, of which each host takes its share of every batch.
+  """One stream of rows for all hosts. Each host takes its share of every batch.
 
-  SeqIOInput deals files out to the hosts, so that another number of hosts trains on other batches.
-  Here every host runs the whole pipeline: the batch of a step holds the same rows on any number of
-  hosts, and all hosts' positions are one position, which the first host saves for all.
+  SeqIOInput divides the files among the hosts, so the batches depend on the number of hosts. Here
+  every host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
+  All hosts have the same position in the stream, and the first host saves it for all.
   """
 
   _restored: bool = dataclasses.field(init=False, repr=False, default=False)
@@ -36,7 +36,8 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
     """Returns the global batches: [hosts x B, T]."""
     whole = seqio.ShardInfo(index=0, num_shards=1)
     rows = self._get_backing_ds(shuffle=self.should_shuffle, num_epochs=-1, shard_info=whole)
-    # Not shared out before this point: what tf.data buffers is saved with its position.
+    # Hosts take their share later, in get_next: tf.data saves its buffers with the position, so the
+    # buffers must be equal on all hosts.
     rows = self._pad_to_batch_size(rows)
     return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
 
@@ -46,38 +47,42 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
     return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
 
   def save(self, checkpoint_path: epath.PathLike) -> None:
-    """Writes the position, which all hosts share, once."""
+    """Writes the position. The first host writes it for all hosts.
+
+    Args:
+      checkpoint_path: File to write.
+    """
     if jax.process_index() == 0:
       epath.Path(checkpoint_path).write_bytes(self.get_state())
 
   def restore(self, checkpoint_path: epath.PathLike) -> None:
-    """Goes on behind the batches that were read when the checkpoint was saved.
+    """Continues after the batches that had been read when the checkpoint was saved.
 
     Args:
-      checkpoint_path: The position, or the name that PAX gives it for this host and number of
-        hosts, beside which the first host's lies.
+      checkpoint_path: File of the position. PAX names it by this host and the number of hosts. If
+        it does not exist, the first host's file in the same folder is read.
 
     Raises:
-      UserError: no position is there.
+      UserError: The folder holds no position.
     """
     path = epath.Path(checkpoint_path)
     saved = [path] if path.exists() else sorted(path.parent.glob('process_*'))
     if not saved:
       raise UserError(
         f'the position in the training data should be in {path.parent}, and is not: copy the '
-        f'whole of that checkpoint, or remove the checkpoint to resume from the one before'
+        f'whole of that checkpoint, or remove the checkpoint to resume from the previous one'
       )
-    logging.info('The training data go on from %s.', saved[0])
+    logging.info('The training data continue from %s.', saved[0])
     self.set_state(saved[0].read_bytes())
     self._restored = True
 
   def go_to(self, step: int) -> None:
-    """Reads on to the batch of a step, unless a checkpoint's position was restored.
+    """Reads forward to the batch of a step, unless a checkpoint's position was restored.
 
-    PAX begins the data anew, and tells nobody, where a checkpoint has parameters but no position.
+    PAX silently starts the data from the beginning if a checkpoint has parameters but no position.
 
     Args:
-      step: Batches that were trained on before.
+      step: Number of batches that were trained on before.
     """
     if step and not self._restored:
       logging.warning('No position in the data was saved: reading %d batches again.', step)
@@ -94,20 +99,20 @@ def train_input(
   seed: int,
   name: str,
 ) -> pax_fiddle.Config[GlobalStreamInput]:
-  """Endless rows of a task's train split, epoch after epoch, in an order given by the seed.
+  """Returns the endless input of a task's train split, epoch after epoch.
 
   The rows of a step's batch, over all hosts, do not depend on the number of hosts.
 
-  Its state can be saved and restored by PAX's input checkpoints (`enable_input_checkpointing`): the
-  next batch is then the one that would have come.
+  PAX's input checkpoints (`enable_input_checkpointing`) save and restore the position. The next
+  batch after a restart is the one that an uninterrupted run would have read.
 
   Args:
-    task: seqio's name of the task.
-    lengths: Of each of the task's features.
-    converter: Of the task's features to a batch, a seqio feature converter.
-    batch_size: B, rows per host.
-    seed: Of the order of files and rows.
-    name: Of the input, in PAX's logs.
+    task: Name of the task in seqio.
+    lengths: Length of each of the task's features.
+    converter: Feature converter of seqio, from the task's features to a batch.
+    batch_size: B, the rows per host.
+    seed: Seed of the order of files and rows.
+    name: Name of the input in PAX's logs.
   """
   return _input(
     GlobalStreamInput,
@@ -119,8 +124,8 @@ def train_input(
     name=name,
     is_training=True,
     input_random_seed=seed,
-    # Symbolic checkpoints, PAX's default, do not know rebatch, and with what could replace it a run
-    # of 8 s was not done after ten minutes. An explicit one holds the shuffle's rows (40 MB).
+    # PAX's default, symbolic checkpoints, cannot save rebatch. With a replacement for rebatch, a
+    # run of 8 s did not end in ten minutes. An explicit checkpoint saves the shuffled rows (40 MB).
     enable_symbolic_checkpointing=False,
   )
 
@@ -134,17 +139,17 @@ def eval_input(
   batch_size: int,
   name: str,
 ) -> Input:
-  """The whole of a split, once at each evaluation, in order.
+  """Returns the input of a whole split, read once and in order at each evaluation.
 
   The rows that fill the last batch have weight 0.
 
   Args:
-    task: seqio's name of the task.
-    split: Of the task.
-    lengths: Of each of the task's features.
-    converter: Of the task's features to a batch, a seqio feature converter.
-    batch_size: B, rows per host.
-    name: Of the input, in PAX's logs.
+    task: Name of the task in seqio.
+    split: Split of the task.
+    lengths: Length of each of the task's features.
+    converter: Feature converter of seqio, from the task's features to a batch.
+    batch_size: B, the rows per host.
+    name: Name of the input in PAX's logs.
   """
   return _input(
     seqio_input.SeqIOInput,
@@ -173,8 +178,9 @@ def _input(
     mixture_name=task,
     task_feature_lengths=dict(lengths),
     feature_converter=converter,
-    # All for exact resumption: a cache is no part of an iterator's saved state, and neither is the
-    # order of files in the epochs to come, so it stays that of the first (rows are shuffled anew).
+    # Exact resumption needs these settings. An iterator's saved state has no cache in it. It has no
+    # order of files for later epochs either, so each epoch reads the files in the same order. Rows
+    # are still shuffled anew.
     read_config=pax_fiddle.Config(
       tfds.ReadConfig, try_autocache=False, shuffle_reshuffle_each_iteration=False
     ),

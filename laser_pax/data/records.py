@@ -1,4 +1,4 @@
-"""Reading a prepared data set outside PAX: texts, and the unigram baseline."""
+"""A prepared data set read without PAX: its texts, and the unigram baseline."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from laser_pax.data.datasets import C4
 
 
 def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
-  """Streams the documents of a split, 16 shards at a time, in a fixed order.
+  """Yields the documents of a split in a fixed order. It reads 16 shards at a time.
 
   Args:
-    data_dir: folder that holds `c4/en/3.0.1`.
+    data_dir: Folder that holds `c4/en/3.0.1`.
     split: 'train' or 'validation'.
   """
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(f'{data_dir}/{C4.folder}')
-  # The order of the shards is shuffled, so that the first documents represent the whole.
+  # The shards come in a shuffled order, so that the first documents represent the whole split.
   config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False)
   for record in builder.as_dataset(split=split, shuffle_files=True, read_config=config):
     yield record['text'].numpy().decode()
 
 
 def unigram_entropy(source: sources.Source, *, documents: int = 10_000) -> float:
-  """The loss of a model that knows how frequent each token is, and nothing else.
+  """Returns the loss of a model that knows only how frequent each token is [ours].
 
-  `-1/M sum_j log q(y_j)` over the M tokens y of the validation split, with
-  `q(w) = (c_w + 1) / (N + V)` from the counts c of the N tokens of the train split; V is the size
-  of the vocabulary. Each document ends with EOS. [ours]
+  The loss is `-1/M sum_j log q(y_j)`, and the model `q(w) = (c_w + 1) / (N + V)`. The validation
+  split has the M tokens y. The train split has N tokens, and c_w of them are w. V is the size of
+  the vocabulary. Each document ends with EOS.
 
   Args:
-    source: data and vocabulary.
-    documents: at most this many of each split are read.
+    source: Data and vocabulary.
+    documents: Greatest number of documents to read from each split.
 
   Returns:
-    Nats per token.
+    The loss in nats per token.
   """
   processor = sentencepiece.SentencePieceProcessor(model_file=source.vocab)
   size = processor.vocab_size()

@@ -1,8 +1,8 @@
-"""Where data and vocabulary are: one rule, checked in milliseconds, before TensorFlow is imported.
+"""One rule for the places of data and vocabulary, checked before TensorFlow is imported.
 
 Data: PAX's flag `--tfds_data_dir`, else the attribute `DATA_DIR`, else `LASER_PAX_DATA_DIR`, else
 `~/.cache/laser_pax/data`. Vocabulary: the attribute `VOCAB`, else `LASER_PAX_VOCAB`, else an error.
-Where neither is named, the Tiny experiments take the sample that ships (sample/).
+If none of these is set, the Tiny experiments use the sample that ships (sample/).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ VOCAB_VARIABLE = 'LASER_PAX_VOCAB'
 
 
 class Source(NamedTuple):
-  """Data and vocabulary that exist and fit each other and the model.
+  """A data folder and a vocabulary that exist and fit the model.
 
   Attributes:
-    data_dir: folder that holds the data set's own, local or in a bucket.
+    data_dir: Folder that contains the data set's folder, local or in a bucket.
     vocab: SentencePiece model, local or in a bucket.
   """
 
@@ -37,10 +37,10 @@ class Source(NamedTuple):
 
 
 class _Named(NamedTuple):
-  """A path, and who named it."""
+  """A path, and the flag, attribute or variable that named it."""
 
   path: str
-  by: str
+  named_by: str
 
 
 def find_source(
@@ -49,14 +49,14 @@ def find_source(
   """Finds the data and the vocabulary by the rule of this module, and checks both.
 
   Args:
-    dataset: the data set.
-    data_dir: the experiment's own data folder, or None.
-    vocab: the experiment's own SentencePiece model, or None.
-    vocab_size: number of pieces V that the model expects.
+    dataset: The data set.
+    data_dir: The experiment's own data folder, or None.
+    vocab: The experiment's own SentencePiece model, or None.
+    vocab_size: V, the number of pieces that the model expects.
 
   Raises:
-    UserError: if the data or the vocabulary is missing, or the vocabulary has not V pieces. The
-      message says what was looked for, where, and the command that makes it.
+    UserError: The data or the vocabulary is missing, or the vocabulary does not have V pieces. The
+      message names the missing file, where it was looked for, and the command that makes it.
   """
   data = _name_data(data_dir) or _Named(str(default_data_dir()), 'the default')
   model = _name_vocab(vocab)
@@ -71,11 +71,11 @@ def find_source(
 
 
 def is_named(data_dir: str | None, vocab: str | None) -> bool:
-  """Whether anyone names data or a vocabulary: an attribute, a flag, or the environment.
+  """Returns whether an attribute, a flag or the environment names data or a vocabulary.
 
   Args:
-    data_dir: As in `find_source`, like vocab.
-    vocab: The experiment's own.
+    data_dir: The experiment's own data folder, or None.
+    vocab: The experiment's own SentencePiece model, or None.
   """
   return bool(_name_data(data_dir) or _name_vocab(vocab))
 
@@ -83,16 +83,21 @@ def is_named(data_dir: str | None, vocab: str | None) -> bool:
 def check_vocab(source: Source, vocab_size: int) -> None:
   """Checks that a vocabulary exists and has as many pieces as the model.
 
+  Args:
+    source: Data and vocabulary.
+    vocab_size: V, the number of pieces that the model expects.
+
   Raises:
-    UserError: it is missing, or has not V pieces; the message has the command that makes one.
+    UserError: The vocabulary is missing, or does not have V pieces. The message has the command
+      that makes one.
   """
   _check_vocab(_Named(source.vocab, 'the sample'), source.data_dir, vocab_size)
 
 
 def default_data_dir() -> Path:
-  """Returns `LASER_PAX_DATA_DIR`, else `~/.cache/laser_pax/data`: where `prepare` writes."""
-  if named := os.environ.get(DATA_DIR_VARIABLE):
-    return Path(named).expanduser()
+  """Returns the folder that `prepare` writes: `LASER_PAX_DATA_DIR`, else the cache's `data`."""
+  if folder := os.environ.get(DATA_DIR_VARIABLE):
+    return Path(folder).expanduser()
   return folders.cache_dir() / 'data'
 
 
@@ -102,7 +107,7 @@ def vocab_command(data_dir: str, vocab: str, size: int) -> str:
 
 
 def _name_data(attribute: str | None) -> _Named | None:
-  # seqio obeys this flag of paxml.main above all else, so the check must look where it points.
+  # For seqio this flag of paxml.main comes before all else, so the check must use its folder.
   flag = flags.FLAGS['tfds_data_dir'].value if 'tfds_data_dir' in flags.FLAGS else None
   return _first(
     _Named(flag, '--tfds_data_dir'),
@@ -116,9 +121,9 @@ def _name_vocab(attribute: str | None) -> _Named | None:
 
 
 def _first(*candidates: _Named) -> _Named | None:
-  for path, by in candidates:
+  for path, named_by in candidates:
     if path:
-      return _Named(os.fspath(epath.Path(path).expanduser()), by)
+      return _Named(os.fspath(epath.Path(path).expanduser()), named_by)
   return None
 
 
@@ -129,27 +134,31 @@ def _check_data(dataset: DatasetSpec, data: _Named) -> None:
   except FileNotFoundError as e:
     raise UserError(
       f'no prepared data: looked for {dataset.folder}/dataset_info.json in {data.path} '
-      f'(named by {data.by}); make it with: {dataset.prepare_command(data.path)}'
+      f'(named by {data.named_by}); make it with: {dataset.prepare_command(data.path)}'
     ) from e
   except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f'{info}: cannot be read as a TFDS data set ({e!r})') from e
+    raise UserError(
+      f'{info}: cannot be read as a TFDS data set ({e!r}); remove its folder and make it again '
+      f'with: {dataset.prepare_command(data.path)}'
+    ) from e
   if missing := set(dataset.splits) - splits:
     raise UserError(
       f'{info.parent}: expected the splits {" and ".join(dataset.splits)}, lacks '
-      f'{", ".join(sorted(missing))}'
+      f'{", ".join(sorted(missing))}; remove this folder and make it again with: '
+      f'{dataset.prepare_command(data.path)}'
     )
 
 
 def _check_vocab(model: _Named, data_dir: str, vocab_size: int) -> None:
   if not epath.Path(model.path).exists():
     raise UserError(
-      f'no vocabulary: looked for a SentencePiece model at {model.path} (named by {model.by}); '
-      f'make it with: {vocab_command(data_dir, model.path, vocab_size)}'
+      f'no vocabulary: looked for a SentencePiece model at {model.path} (named by '
+      f'{model.named_by}); make it with: {vocab_command(data_dir, model.path, vocab_size)}'
     )
   size = vocabulary.vocabulary_size(model.path)
   if size != vocab_size:
     raise UserError(
-      f'{model.path} (named by {model.by}) has {size} pieces, but the model has VOCAB_SIZE = '
+      f'{model.path} (named by {model.named_by}) has {size} pieces, but the model has VOCAB_SIZE = '
       f'{vocab_size}: set VOCAB_SIZE = {size}, or make another vocabulary with: '
       f'{vocab_command(data_dir, "OTHER.model", vocab_size)}'
     )

@@ -1,10 +1,10 @@
-"""Text for language models: documents, tokenised and packed to rows of one length.
+"""Text for language models: tokenised documents, packed into rows of one length.
 
-A batch holds, with B rows per host of T tokens:
+A batch has B rows per host, of T tokens each, in these fields:
 
 | field | dtype, shape | |
 |---|---|---|
-| ids | int32 [B, T] | the labels moved right by one, 0 first |
+| ids | int32 [B, T] | the labels, moved right by one, with 0 first |
 | labels | int32 [B, T] | the tokens |
 | weights | float32 [B, T] | 1 for a token, 0 for padding |
 | paddings | float32 [B, T] | 1 - weights |
@@ -30,26 +30,31 @@ from laser_pax import pax_fixes
 from laser_pax.data import inputs
 from laser_pax.data.datasets import C4, DatasetSpec
 
-# Rows among which the next one is drawn: 40 MB at 1,024 tokens.
+# The next row is drawn from a buffer of this many rows: 40 MB at 1,024 tokens.
 SHUFFLE_ROWS = 10_000
 
 
 class EpochTask(seqio.Task):
   """A task that shuffles within epochs.
 
-  seqio repeats first and shuffles then: its buffer of rows mixes one epoch into the next, and a
-  small data set is drawn from almost with replacement. Here no row comes again before all came.
+  seqio first repeats the rows and then shuffles them, so its buffer mixes one epoch into the next.
+  From a small data set it draws almost with replacement. Here every row comes once in each epoch.
   """
 
   def get_dataset(self, *args, num_epochs: int | None = 1, **kwargs) -> tf.data.Dataset:
-    """As `seqio.Task.get_dataset`, with the repetition last."""
+    """Returns the data set of `seqio.Task.get_dataset`, but repeats after shuffling."""
     with pax_fixes.without_autograph():
       epoch = super().get_dataset(*args, num_epochs=1, **kwargs)
     return epoch if num_epochs == 1 else epoch.repeat(num_epochs)
 
 
 def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
-  """Returns the shapes and dtypes of a training batch, without opening the data."""
+  """Returns the shapes and dtypes of a training batch, without opening the data.
+
+  Args:
+    batch_size: B, the rows.
+    seq_len: T, the tokens per row.
+  """
   shape = (batch_size, seq_len)
   integer, real = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
   return py_utils.NestedMap(
@@ -72,16 +77,16 @@ def train_input(
   name: str = 'train',
   dataset: DatasetSpec = C4,
 ) -> pax_fiddle.Config[inputs.GlobalStreamInput]:
-  """Endless full rows of the train split, as `inputs.train_input`.
+  """Returns the endless input of full rows of the train split (see `inputs.train_input`).
 
   Args:
-    data_dir: Folder that holds the data set's own.
+    data_dir: Folder that contains the data set's folder.
     vocab: SentencePiece model of T5's layout.
-    batch_size: B, rows per host.
-    seq_len: T, tokens a row.
-    seed: Of the order of files and rows.
-    name: Of the input, in PAX's logs.
-    dataset: Of text.
+    batch_size: B, the rows per host.
+    seq_len: T, the tokens per row.
+    seed: Seed of the order of files and rows.
+    name: Name of the input in PAX's logs.
+    dataset: Data set of texts.
   """
   task = text_task(dataset, 'train', data_dir=data_dir, vocab=vocab, seq_len=seq_len)
   return inputs.train_input(
@@ -103,18 +108,18 @@ def validation_input(
   name: str = 'validation',
   dataset: DatasetSpec = C4,
 ) -> inputs.Input:
-  """The whole validation split, once at each evaluation, in order.
+  """Returns the input of the whole validation split, read once and in order at each evaluation.
 
-  The weights over all batches and hosts sum to the number of tokens of the split: the padding of
-  the last row, and the rows that fill the last batch, have weight 0.
+  The weights over all batches and hosts sum to the number of tokens of the split. The padding of
+  the last row has weight 0, and so have the rows that fill the last batch.
 
   Args:
-    data_dir: Folder that holds the data set's own.
+    data_dir: Folder that contains the data set's folder.
     vocab: SentencePiece model of T5's layout.
-    batch_size: B, rows per host.
-    seq_len: T, tokens a row.
-    name: Of the input, in PAX's logs.
-    dataset: Of text.
+    batch_size: B, the rows per host.
+    seq_len: T, the tokens per row.
+    name: Name of the input in PAX's logs.
+    dataset: Data set of texts.
   """
   task = text_task(dataset, 'validation', data_dir=data_dir, vocab=vocab, seq_len=seq_len)
   return inputs.eval_input(
@@ -143,21 +148,21 @@ def _converter() -> pax_fiddle.Config[TextFeatures]:
 def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, seq_len: int) -> str:
   """Registers the task for a split of `data_dir`, once, and returns its name.
 
-  The documents are tokenised, an EOS is appended to each, and their concatenation, in order, is
-  cut into rows of `seq_len` tokens, as T5 and PAX do for language models on C4. A row's positions
-  and attention run across documents. For training the last, shorter row of an epoch is left out
-  (of each host's, where several share the work); for validation it is kept, and padded.
+  The documents are tokenised, and each gets an EOS. Then they are concatenated in order and cut
+  into rows of `seq_len` tokens, as T5 and PAX do for language models on C4. A row's positions and
+  attention run across documents. The last row of an epoch may be shorter: training leaves it out,
+  and validation pads it.
 
   Args:
-    dataset: Of text, in the field `text`.
-    split: Of the data set.
-    data_dir: Folder that holds the data set's own.
+    dataset: Data set of texts, in the field `text`.
+    split: Split of the data set.
+    data_dir: Folder that contains the data set's folder.
     vocab: SentencePiece model of T5's layout.
-    seq_len: T, tokens a row.
+    seq_len: T, the tokens per row.
 
   Returns:
-    The name under which seqio knows the task; it differs wherever an argument differs. Its one
-    feature is `targets`, int32 of shape [T].
+    The name of the task in seqio. Tasks of other arguments have other names. The task has one
+    feature, `targets`, int32 of shape [T].
   """
   key = hashlib.sha256(repr((data_dir, vocab)).encode()).hexdigest()[:8]
   name = f'laser_pax_{dataset.name}_{split}_{seq_len}_{key}'
@@ -166,7 +171,7 @@ def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, se
   seqio.TaskRegistry.add(
     name,
     task_cls=EpochTask,
-    # read_only: never look for the data set in a bucket, and never build it.
+    # read_only: seqio must not look for the data set in a bucket, and must not build it.
     source=seqio.TfdsDataSource(
       dataset.tfds_name, tfds_data_dir=data_dir, splits=[split], read_only=True
     ),
@@ -187,13 +192,14 @@ def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, se
 def concatenate_and_cut(
   dataset: tf.data.Dataset, sequence_length: Mapping[str, int], *, drop_remainder: bool
 ) -> tf.data.Dataset:
-  """Cuts the concatenation of all documents, in order, into rows of T tokens.
+  """Concatenates all documents in order and cuts the result into rows of T tokens.
 
-  T5's own pair of preprocessors does so for 128 documents at a time, each with a shorter last row.
+  T5's own pair of preprocessors cuts 128 documents at a time, and each time gives a shorter last
+  row.
 
   Args:
-    dataset: elements `{'targets': int32 [tokens of a document]}`.
+    dataset: Elements `{'targets': int32 [tokens of a document]}`.
     sequence_length: `{'targets': T}`.
-    drop_remainder: whether to leave out the last row where it is shorter than T.
+    drop_remainder: Whether to leave out a last row that is shorter than T.
   """
   return dataset.rebatch(sequence_length['targets'], drop_remainder=drop_remainder)

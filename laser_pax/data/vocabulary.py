@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies of T5's layout: training one, and reading a model's size."""
+"""SentencePiece vocabularies of T5's layout: how to train one, and how to read its size."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from laser_pax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
-# SentencePiece leaves longer sentences out of the training without an error.
+# SentencePiece silently leaves longer sentences out of the training.
 MAX_SENTENCE_BYTES = 4192
 
 
 def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: int) -> None:
   """Trains a unigram SentencePiece model with T5's ids: pad 0, eos 1, unk 2, and no bos.
 
-  The result depends on the texts and the size alone (one machine or another, one run or another).
+  The model depends only on the texts, the size and the number of sentences. Every run on every
+  machine gives the same model.
 
   Args:
-    texts: documents; each is cut at white space into sentences of at most `MAX_SENTENCE_BYTES`.
-    out: the file to write; it appears only when complete.
-    size: number of pieces V, control pieces included.
-    sentences: at most this many sentences are used, the first ones.
+    texts: Documents. Each is cut at white space into sentences of at most `MAX_SENTENCE_BYTES`.
+    out: File to write. It appears only when it is complete.
+    size: V, the number of pieces, including control pieces.
+    sentences: Greatest number of sentences to train on. The first ones are used.
 
   Raises:
-    UserError: if `out` exists or cannot be written, or the texts hold too few distinct pieces.
+    UserError: `out` exists or cannot be written, or the texts hold too few distinct pieces.
   """
   check_new_file(out)
   model = io.BytesIO()
@@ -46,22 +47,25 @@ def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: i
       unk_id=UNK_ID,
       bos_id=-1,
       max_sentence_length=MAX_SENTENCE_BYTES,
-      num_threads=16,  # Fixed, as it orders the sums of the EM steps and so the scores.
+      num_threads=16,  # Fixed: the number changes the order of sums, and so the scores.
       minloglevel=2,
     )
   except RuntimeError as e:
     raise UserError(_explain(str(e), size)) from e
   partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
   partial.write_bytes(model.getvalue())
-  check_new_file(out)  # Another process may have made it meanwhile.
+  check_new_file(out)  # Another process may have made the file meanwhile.
   partial.rename(out)
 
 
 def vocabulary_size(path: str | Path) -> int:
-  """Number of pieces V of a SentencePiece model, checked to have T5's layout.
+  """Returns V, the number of pieces of a SentencePiece model, after checking its layout.
+
+  Args:
+    path: File of the model, local or in a bucket.
 
   Raises:
-    UserError: if the file is not a SentencePiece model, or its pad, eos or unk ids differ.
+    UserError: The file is not a SentencePiece model, or its pad, eos or unk ids are not T5's.
   """
   from etils import epath
 
@@ -69,7 +73,9 @@ def vocabulary_size(path: str | Path) -> int:
   try:
     processor.LoadFromSerializedProto(epath.Path(path).read_bytes())
   except (RuntimeError, OSError) as e:
-    raise UserError(f'{path}: not a SentencePiece model ({e})') from e
+    raise UserError(
+      f'{path}: not a SentencePiece model ({e}); train one with: python -m laser_pax vocab'
+    ) from e
   ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
   if ids != (PAD_ID, EOS_ID, UNK_ID):
     raise UserError(
@@ -80,7 +86,11 @@ def vocabulary_size(path: str | Path) -> int:
 
 
 def check_new_file(out: Path) -> None:
-  """Raises UserError unless `out` is a new file in a folder that can be written."""
+  """Checks that `out` is a new file in a folder that can be written.
+
+  Raises:
+    UserError: It is not.
+  """
   if out.exists():
     raise UserError(f'{out}: exists already and is never overwritten; name another file')
   folders.make_folder(out.parent)
@@ -93,13 +103,13 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(line: str) -> Iterator[str]:
-  """Cuts a line at spaces into pieces short enough for SentencePiece; no character is lost."""
+  """Yields a line's pieces, cut at spaces, of at most MAX_SENTENCE_BYTES each."""
   data = line.encode()
   while len(data) > MAX_SENTENCE_BYTES:
     end = data.rfind(b' ', 1, MAX_SENTENCE_BYTES)
     if end < 0:
       end = MAX_SENTENCE_BYTES
-      while data[end] & 0xC0 == 0x80:  # Not inside a UTF-8 character.
+      while data[end] & 0xC0 == 0x80:  # Inside a UTF-8 character.
         end -= 1
     yield data[:end].decode()
     data = data[end:].lstrip(b' ')
@@ -119,5 +129,8 @@ def _explain(message: str, size: int) -> str:
       f'give --size {limit[1]} or less, or more text'
     )
   if floor := re.search(r'smaller than required_chars\. (\d+) vs (\d+)', message):
-    return f'a vocabulary of {floor[1]} cannot hold the {floor[2]} characters of this text'
+    return (
+      f'a vocabulary of {floor[1]} cannot hold the {floor[2]} characters of this text; give --size '
+      f'{floor[2]} or more'
+    )
   return f'SentencePiece could not train a vocabulary of {size}: {message}'

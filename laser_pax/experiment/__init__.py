@@ -1,1 +1,1 @@
-"""What experiments are made of: families, the slice, the layout, checks, job folders, the step."""
+"""The parts of an experiment: families, slice, layout, checks, job folders, the train step."""

@@ -1,4 +1,4 @@
-"""What every experiment has: overrides, a slice, a layout, checks before the start, its programs.
+"""The base of every experiment: overrides, slice, layout, checks before the start, programs.
 
 A family of experiments, such as the decoders of decoder.py, is a subclass of `Experiment` that adds
 the members of `Family`. Tools know an experiment by these two alone.
@@ -19,7 +19,7 @@ from praxis import base_input, layers, pax_fiddle, py_utils
 from laser_pax.errors import UserError
 from laser_pax.experiment import checks, jobs, layouts, slices, training
 
-# An attribute in capitals of a class of these packages is read by its code.
+# These packages read the capital attributes of their own classes.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
 
 Task = pax_fiddle.Config[tasks_lib.SingleTask]
@@ -31,9 +31,9 @@ class Metric:
   """The figure that a run is judged by.
 
   Attributes:
-    name: PAX's name of it in an evaluation's metrics, 'log_pplx'.
-    label: Its name on the console and in progress.jsonl, 'loss'.
-    derived: Further figures to show, by label, each computed from this one.
+    name: The name that PAX gives it in an evaluation's metrics, such as 'log_pplx'.
+    label: The name on the console and in progress.jsonl, such as 'loss'.
+    derived: Further figures to show. A label maps to the function that computes it from this one.
   """
 
   name: str
@@ -45,9 +45,12 @@ class ModelFlops(NamedTuple):
   """Floating-point operations of one train step, over all chips, as MFU counts them.
 
   Attributes:
-    weights: 6 a weight and position: forward, and backward to inputs and to weights.
-    attention: Of attention's two products, forward and backward, over all pairs of positions.
-    attended_share: The share of these pairs that a fused kernel computes: below 1 if causal.
+    weights: Operations of the weights: 6 for each weight and position. They cover the forward pass,
+      and the backward pass to inputs and to weights.
+    attention: Operations of attention's two products, forward and backward, over all pairs of
+      positions.
+    attended_share: Share of these pairs that a fused kernel computes. It is below 1 if the model is
+      causal.
   """
 
   weights: int
@@ -56,11 +59,11 @@ class ModelFlops(NamedTuple):
 
 
 class Family(abc.ABC):
-  """The protocol of a family: what it adds to `Experiment`, and all that tools know of it.
+  """The protocol of a family: its own members beside `Experiment`. Tools know no others.
 
   Attributes:
-    METRIC: What a run is judged by.
-    UNIT: What training counts, in the plural: 'tokens', 'images', 'frames'.
+    METRIC: The figure that a run is judged by.
+    UNIT: The unit in which training is counted, in the plural: 'tokens', 'images', 'frames'.
   """
 
   METRIC: Metric
@@ -76,11 +79,11 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
-    """Returns the shapes and dtypes of a batch of so many rows, without opening the data."""
+    """Returns the shapes and dtypes of a batch of `batch_size` rows, without opening the data."""
 
   @abc.abstractmethod
   def sizes(self) -> layouts.Sizes:
-    """Returns what the rule of the layout must know of the model and its batch."""
+    """Returns the sizes that the layout rule needs: those of the model and of its batch."""
 
   @abc.abstractmethod
   def units_per_step(self) -> int:
@@ -88,23 +91,35 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def model_flops(self, parameters: int) -> ModelFlops:
-    """Returns the operations of one train step of a model with so many weights."""
+    """Returns the operations of one train step, over all chips.
+
+    Args:
+      parameters: Number of the model's weights.
+    """
 
   @abc.abstractmethod
   def describe(self) -> dict[str, str]:
-    """Returns the family's rows of `show`, by name, and among them 'global batch'."""
+    """Returns the family's rows of `show`, by name. One of them is 'global batch'."""
 
   @abc.abstractmethod
   def check(self) -> None:
-    """Checks the sizes against each other; raises UserError with the fix."""
+    """Checks the sizes against each other.
+
+    Raises:
+      UserError: They do not fit; the message has the fix.
+    """
 
   @abc.abstractmethod
   def check_data(self) -> None:
-    """Checks that the data are there and fit the model; raises UserError with the fix."""
+    """Checks that the data exist and fit the model.
+
+    Raises:
+      UserError: They do not; the message has the fix.
+    """
 
 
 class BatchSpecs(base_input.BaseInputSpecsProvider):
-  """PAX's provider of a batch's shapes, which are known beforehand.
+  """A provider, in PAX's sense, of batch shapes that are already known.
 
   Attributes:
     specs: A `jax.ShapeDtypeStruct` for each array of the batch.
@@ -118,24 +133,27 @@ class BatchSpecs(base_input.BaseInputSpecsProvider):
 
 
 class Experiment(base_experiment.BaseExperiment, Family):
-  """An experiment that is planned for a slice, laid out by a rule, and checked before it starts.
+  """An experiment with a planned slice, a layout by rule, and checks before it starts.
 
-  Attributes in capitals can be overridden from the command line, in PAX's own way:
+  Capital attributes can be overridden from the command line, in PAX's own way:
   `--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2`. Experiments of this package are
-  registered as laser_pax.configs.<Name>, whichever file they stand in. A subclass has the members
-  of `Family`.
+  registered as laser_pax.configs.<Name>, whichever file defines them. A subclass implements the
+  members of `Family`.
+
+  The next attributes may be None: ICI_MESH_SHAPE, DCN_MESH_SHAPE, CHECKPOINT_POLICY and
+  MICRO_BATCHES. The rule of laser_pax/experiment/layouts.py then chooses them, from the sizes and
+  the chips.
 
   Attributes:
-    GLOBAL_BATCH_SIZE: Rows of one step, over all devices, however many there are.
+    GLOBAL_BATCH_SIZE: Rows of one step, over all devices. It does not depend on their number.
     NUM_TRAIN_STEPS: Steps of the whole training.
-    POD: The slice that the experiment is planned for. `show` and `aot` report on it. Training runs
-      on any other too, with the same global batch.
-    ICI_MESH_SHAPE: [replica, data, mdl] within a slice. None, as for the next three: by the rule of
-      laser_pax/experiment/layouts.py, from the sizes and the chips.
-    DCN_MESH_SHAPE: The same over slices.
-    CHECKPOINT_POLICY: What the layers keep for the backward pass.
-    MICRO_BATCHES: Parts of the batch, computed one after another.
-    USE_REPEATED_LAYER: Whether layers run in a loop, which compiles once for all of them.
+    POD: The slice that the experiment is planned for. `show` and `aot` report on it. Training also
+      runs on any other slice, with the same global batch.
+    ICI_MESH_SHAPE: The mesh [replica, data, mdl] within a slice.
+    DCN_MESH_SHAPE: The mesh over slices, in the same order.
+    CHECKPOINT_POLICY: The activations that layers keep for the backward pass.
+    MICRO_BATCHES: Number of parts of the batch. The parts are computed one after another.
+    USE_REPEATED_LAYER: Whether layers run in a loop. A loop is compiled once for all of them.
   """
 
   GLOBAL_BATCH_SIZE: int
@@ -148,10 +166,10 @@ class Experiment(base_experiment.BaseExperiment, Family):
   MICRO_BATCHES: int | None = None
   USE_REPEATED_LAYER = True  # [ours]
 
-  SUMMARY_INTERVAL_STEPS = 100  # [ours], as the next three
-  EVAL_INTERVAL_STEPS = 2_500
-  CHECKPOINT_EVERY_N_STEPS = 2_500
-  CHECKPOINT_MAX_TO_KEEP = 10
+  SUMMARY_INTERVAL_STEPS = 100  # [ours]
+  EVAL_INTERVAL_STEPS = 2_500  # [ours]
+  CHECKPOINT_EVERY_N_STEPS = 2_500  # [ours]
+  CHECKPOINT_MAX_TO_KEEP = 10  # [ours]
 
   _pod: slices.Slice | None = None
 
@@ -161,23 +179,23 @@ class Experiment(base_experiment.BaseExperiment, Family):
     super().__init_subclass__(**kwargs)
 
   def on(self, pod: str | None = None) -> Self:
-    """Plans this experiment for a slice in place of this job's devices, and returns it.
+    """Plans this experiment for a slice, not for this job's devices, and returns the experiment.
 
     Args:
-      pod: A file of configs/pods; None: POD.
+      pod: Name of a slice, which is a file of configs/pods. None stands for POD.
 
     Raises:
-      UserError: there is no such slice.
+      UserError: There is no such slice.
     """
     self._pod = slices.find(pod or self.POD)
     return self
 
   def pod(self) -> slices.Slice:
-    """Returns the slice that this experiment is planned for, else the one that this job is on."""
+    """Returns the slice that `on` set; without one, the slice that this job runs on."""
     return self._pod if self._pod is not None else _slice_of_this_job()
 
   def layout(self) -> layouts.Layout:
-    """Returns mesh, policy and micro-batches: named by this experiment, else by the rule."""
+    """Returns mesh, policy and micro-batches. The rule chooses those that are None here."""
     return layouts.choose(
       self.sizes(),
       self.pod(),
@@ -188,26 +206,26 @@ class Experiment(base_experiment.BaseExperiment, Family):
     )
 
   def use_layout(self, layout: layouts.Layout) -> None:
-    """Names a layout, all of it, in place of the rule."""
+    """Sets all four attributes of the layout, so that the rule chooses none."""
     self.ICI_MESH_SHAPE = list(layout.ici_mesh_shape)
     self.DCN_MESH_SHAPE = list(layout.dcn_mesh_shape)
     self.CHECKPOINT_POLICY = layout.checkpoint_policy
     self.MICRO_BATCHES = layout.micro_batches
 
   def mesh(self) -> list[int]:
-    """Returns the devices along [replica, data, mdl], over all slices."""
+    """Returns the number of devices along [replica, data, mdl], over all slices."""
     return self.layout().mesh()
 
   def micro_batches(self) -> int:
-    """Returns the number of parts that a step's batch is computed in."""
+    """Returns the number of parts in which a step's batch is computed."""
     return self.layout().micro_batches
 
   def eval_batch_size(self) -> int:
-    """Returns the rows of one evaluation step: as many as the train step holds at once."""
+    """Returns the rows of one evaluation step: as many as one part of a train step has."""
     return self.GLOBAL_BATCH_SIZE // self.micro_batches()
 
   def units(self) -> int:
-    """Returns how many units (tokens, images) the whole training counts."""
+    """Returns the number of units (tokens, images) of the whole training."""
     return self.NUM_TRAIN_STEPS * self.units_per_step()
 
   def get_input_specs_provider_params(self) -> pax_fiddle.Config[BatchSpecs]:
@@ -220,10 +238,10 @@ class Experiment(base_experiment.BaseExperiment, Family):
     return [training.TrainProgram(self.micro_batches())]
 
   def validate(self) -> None:
-    """Checks overrides, sizes, devices and data, before anything is compiled.
+    """Checks overrides, sizes, devices and data before anything is compiled.
 
     Raises:
-      UserError: something does not fit or is missing; the message has the fix.
+      UserError: A value does not fit or is missing; the message has the fix.
     """
     super().validate()
     self.check_overrides()
@@ -234,24 +252,24 @@ class Experiment(base_experiment.BaseExperiment, Family):
     self._claim_job_folder()
 
   def check_layout(self, dims: Mapping[str, int]) -> None:
-    """Checks that the mesh can share out the batch and the model.
+    """Checks that the mesh can divide the batch and the model.
 
     Args:
-      dims: Sizes of the model by name, as `checks.check_mesh` takes them.
+      dims: Sizes of the model by name, in the form of `checks.check_mesh`.
 
     Raises:
-      UserError: it cannot; the message has the fix.
+      UserError: It cannot; the message has the fix.
     """
     checks.check_batch(self.GLOBAL_BATCH_SIZE, math.prod(self.mesh()), num_processes=1)
     checks.check_mesh(self.mesh(), dims)
     checks.check_micro_batches(self.micro_batches(), self.GLOBAL_BATCH_SIZE, self.mesh())
 
   def check_pod(self) -> None:
-    """Checks the mesh against the chips that there are, or that this is planned for.
+    """Checks the mesh against the chips of the slice.
 
     Raises:
-      UserError: it has another number of chips, or cannot be laid out on them, or jax found only
-        the processor of a machine that should have accelerators.
+      UserError: The mesh has another number of chips, or cannot be laid out on them. Or jax found
+        only a CPU where the experiment is planned for accelerators.
     """
     layout, pod, planned = self.layout(), self.pod(), slices.find(self.POD)
     if pod.chip.platform == 'cpu' != planned.chip.platform and self._pod is None:
@@ -263,16 +281,16 @@ class Experiment(base_experiment.BaseExperiment, Family):
     if not pod.can_lay_out(layout.ici_mesh_shape):
       raise UserError(
         f'jax cannot lay the mesh {list(layout.ici_mesh_shape)} out on {pod.topology} chips: each '
-        'of its numbers must be the product of whole axes of that topology, each used once. Leave '
-        'ICI_MESH_SHAPE and DCN_MESH_SHAPE None for a mesh by the rule'
+        'of its numbers must be the product of whole axes of that topology, each used once. Set '
+        'ICI_MESH_SHAPE and DCN_MESH_SHAPE to None, and the rule chooses a mesh'
       )
 
   def check_overrides(self) -> None:
-    """Checks that each overridden attribute exists: PAX would set any other and ignore it.
+    """Checks that each overridden attribute exists. PAX would set any other and ignore it.
 
     Raises:
-      UserError: an override from the command line names no attribute, or a subclass has one that is
-        nearly another's name.
+      UserError: An override from the command line names no attribute. Or a subclass sets an
+        attribute whose name is nearly that of a known one.
     """
     known, added = set(), set()
     for cls in type(self).__mro__:
@@ -280,24 +298,26 @@ class Experiment(base_experiment.BaseExperiment, Family):
       (known if cls.__module__.split('.')[0] in _LIBRARIES else added).update(names)
     for name in vars(self):
       if not name.startswith('_') and name not in known | added:
-        near = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
-        raise UserError(f'{type(self).__name__} has no {name}; did you mean {", ".join(near)}?')
-    for name in added - known:
-      if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        suggestions = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
         raise UserError(
-          f'{type(self).__name__} sets {name}, which nothing reads; did you mean {near[0]}?'
+          f'{type(self).__name__} has no {name}; did you mean {", ".join(suggestions)}?'
+        )
+    for name in added - known:
+      if suggestions := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        raise UserError(
+          f'{type(self).__name__} sets {name}, which nothing reads; did you mean {suggestions[0]}?'
         )
 
   def job_mark(self) -> str:
-    """Returns what marks a job's folder as this run's."""
+    """Returns the text that marks a job's folder as this run's."""
     overrides = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
     return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', overrides)
 
   def _claim_job_folder(self) -> None:
-    """Marks paxml's --job_log_dir as this experiment's, which PAX itself does not.
+    """Marks the folder of paxml's --job_log_dir as this experiment's. PAX itself does not.
 
     Raises:
-      UserError: the folder holds checkpoints of another experiment.
+      UserError: The folder holds checkpoints of another experiment.
     """
     folder = flags.FLAGS['job_log_dir'].value if 'job_log_dir' in flags.FLAGS else None
     if folder is not None:
@@ -306,11 +326,11 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
 
 def _slice_of_this_job() -> slices.Slice:
-  """Returns the slice whose devices jax found, named or not."""
+  """Returns the slice of the devices that jax sees; it need not be one of configs/pods."""
   devices = jax.devices()
   coordinates = [device.coords for device in devices if getattr(device, 'coords', None)]
   sizes = [str(max(axis) + 1) for axis in zip(*coordinates, strict=True)]
-  return slices.like(
+  return slices.from_devices(
     platform=devices[0].platform,
     device_kind=devices[0].device_kind,
     chips=len(devices),

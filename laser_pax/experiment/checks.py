@@ -1,6 +1,6 @@
-"""What an experiment's numbers must satisfy, each told with the fix.
+"""Checks of an experiment's numbers. Each error message has the fix.
 
-Pure arithmetic: no devices, no files.
+The checks are arithmetic alone: they use no devices and no files.
 """
 
 import math
@@ -10,16 +10,21 @@ from laser_pax.errors import UserError
 
 
 def _nearest(number: int, divisor: int) -> str:
-  """The positive multiples of divisor around number, in words."""
+  """Returns, in words, the positive multiples of `divisor` next to `number`."""
   below = max(number, 0) // divisor * divisor
   return f'{below} or {below + divisor}' if below else str(divisor)
 
 
+def _divisors(number: int) -> list[int]:
+  """Returns the positive divisors of `number`, in ascending order."""
+  return [k for k in range(1, number + 1) if number % k == 0]
+
+
 def check_heads(model_dims: int, num_heads: int, dims_per_head: int) -> None:
-  """Heads must share out the model's width without rest.
+  """Checks that the heads together are exactly as wide as the model.
 
   Raises:
-    UserError: they do not.
+    UserError: They are not.
   """
   if num_heads * dims_per_head != model_dims:
     fix = (
@@ -34,15 +39,15 @@ def check_heads(model_dims: int, num_heads: int, dims_per_head: int) -> None:
 
 
 def check_mesh(mesh: Sequence[int], dims: dict[str, int]) -> None:
-  """A mesh is [replica, data, mdl]; what an axis splits must be divisible by it.
+  """Checks that a mesh is [replica, data, mdl], and that its axes divide the model's sizes.
 
   Args:
     mesh: Devices along replica, data and mdl, over all slices.
-    dims: Sizes by name; names in capitals that start with MODEL_ are split by data, all others by
-      mdl.
+    dims: Sizes of the model by name. The axis data splits those whose name starts with MODEL_; the
+      axis mdl splits all others.
 
   Raises:
-    UserError: the mesh has another form, or a size is not divisible.
+    UserError: The mesh has another form, or its axis does not divide a size.
   """
   if len(mesh) != 3 or any(n < 1 for n in mesh):
     raise UserError(
@@ -58,28 +63,27 @@ def check_mesh(mesh: Sequence[int], dims: dict[str, int]) -> None:
 
 
 def check_devices(mesh: Sequence[int], num_devices: int) -> None:
-  """The mesh must use every device.
+  """Checks that the mesh uses every device.
 
   Raises:
-    UserError: it does not.
+    UserError: It does not.
   """
-  wanted = math.prod(mesh)
-  if wanted != num_devices:
+  mesh_devices = math.prod(mesh)
+  if mesh_devices != num_devices:
     replica, _, mdl = mesh
     fits = num_devices % (replica * mdl) == 0
-    like = [replica, num_devices // (replica * mdl), mdl] if fits else [1, num_devices, 1]
+    fix = [replica, num_devices // (replica * mdl), mdl] if fits else [1, num_devices, 1]
     raise UserError(
-      f'the mesh {list(mesh)} needs {wanted} devices; this job has {num_devices}. '
-      f'Run on {wanted}, or set ICI_MESH_SHAPE (times DCN_MESH_SHAPE, for several slices) to {like}'
+      f'the mesh {list(mesh)} needs {mesh_devices} devices; this job has {num_devices}. Run on '
+      f'{mesh_devices}, or set ICI_MESH_SHAPE (times DCN_MESH_SHAPE, for several slices) to {fix}'
     )
 
 
 def check_batch(global_batch_size: int, num_devices: int, num_processes: int) -> None:
-  """The global batch must share out over devices, each of which PAX feeds rows of its own.
+  """Checks that the devices divide the global batch: PAX feeds each device its own rows.
 
   Raises:
-    UserError: it does not. PAX alone would pad the batch, and so train another one than was asked
-      for.
+    UserError: They do not. Without this check PAX would pad the batch and so change the training.
   """
   parts = math.lcm(num_devices, num_processes)
   if global_batch_size < 1 or global_batch_size % parts:
@@ -91,20 +95,20 @@ def check_batch(global_batch_size: int, num_devices: int, num_processes: int) ->
 
 
 def check_micro_batches(micro_batches: int, global_batch_size: int, mesh: Sequence[int]) -> None:
-  """Each part of the batch must share out over the devices that have rows of their own.
+  """Checks that the devices along replica and data divide each part of the batch.
 
   Args:
-    micro_batches: Parts of the batch.
+    micro_batches: Number of parts of the batch.
     global_batch_size: Sequences of one step.
     mesh: Devices along replica, data and mdl, over all slices.
 
   Raises:
-    UserError: it does not.
+    UserError: They do not.
   """
   replica, data, _ = mesh
   if micro_batches < 1 or global_batch_size % (micro_batches * replica * data):
-    most = global_batch_size // (replica * data)
-    fits = [k for k in range(1, most + 1) if most % k == 0]
+    rows_per_device = global_batch_size // (replica * data)
+    fits = _divisors(rows_per_device)
     raise UserError(
       f'MICRO_BATCHES = {micro_batches}, times the {replica * data} device(s) along replica and '
       f'data, must divide GLOBAL_BATCH_SIZE = {global_batch_size}: set it to one of {fits}'
@@ -112,29 +116,28 @@ def check_micro_batches(micro_batches: int, global_batch_size: int, mesh: Sequen
 
 
 def check_block(layers_per_block: int, num_layers: int, is_repeated: bool) -> None:
-  """Blocks of layers must share out the layers, and be repeated.
+  """Checks that the size of a block divides the layers, and that blocks run in a loop.
 
   Raises:
-    UserError: they do not, or are not.
+    UserError: It does not, or they do not.
   """
   if layers_per_block < 1 or num_layers % layers_per_block:
-    fits = [k for k in range(1, num_layers + 1) if num_layers % k == 0]
     raise UserError(
       f'LAYERS_PER_BLOCK = {layers_per_block} must divide NUM_LAYERS = {num_layers}: set it to one '
-      f'of {fits}'
+      f'of {_divisors(num_layers)}'
     )
   if layers_per_block > 1 and not is_repeated:
     raise UserError(
-      f'LAYERS_PER_BLOCK = {layers_per_block} is of a loop over layers, and USE_REPEATED_LAYER is '
-      'False: set it to True, or LAYERS_PER_BLOCK to 1'
+      f'LAYERS_PER_BLOCK = {layers_per_block} needs a loop over layers, but USE_REPEATED_LAYER is '
+      'False: set USE_REPEATED_LAYER to True, or LAYERS_PER_BLOCK to 1'
     )
 
 
 def check_schedule(warmup_steps: int, num_train_steps: int) -> None:
-  """The warm-up must end before the training does.
+  """Checks that the warm-up ends before the training does.
 
   Raises:
-    UserError: it does not.
+    UserError: It does not.
   """
   if not 0 <= warmup_steps < num_train_steps:
     raise UserError(

@@ -15,7 +15,7 @@ from laser_pax.experiment.optimizers import set_adamw
 from laser_pax.layers import LeanSharedEmbeddingSoftmax, use_fused, use_rows_einsum
 from laser_pax.ops import fused
 
-# exp overflows a float beyond this.
+# math.exp overflows above about this value.
 _MAX_LOG_PERPLEXITY = 700.0
 
 
@@ -26,24 +26,26 @@ def _perplexity(log_perplexity: float) -> float:
 class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
   """A decoder-only language model on packed text, trained by AdamW.
 
-  The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, ReLU MLP
-  of two matrices, input and output embedding tied. Attributes not named here are that class's, or
-  `Experiment`'s. On a TPU its attention is a fused kernel's (docs/fused.md).
+  The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, an MLP
+  of two matrices with ReLU, and tied input and output embeddings. That class or `Experiment`
+  defines the attributes that are not listed here. On a TPU a fused kernel computes the attention
+  (docs/fused.md).
 
   Attributes:
-    DATASET: What it trains on.
-    DATA_DIR: Folder of the prepared data (`python -m laser_pax prepare c4`). None:
+    DATASET: Data set that the model trains on.
+    DATA_DIR: Folder of the prepared data (`python -m laser_pax prepare c4`). None stands for
       LASER_PAX_DATA_DIR.
-    VOCAB: SentencePiece model (`python -m laser_pax vocab`). None: LASER_PAX_VOCAB.
-    SEQ_LEN: Tokens of one sequence, a row of the batch.
-    NUM_TRAIN_STEPS: Steps; the learning rate reaches zero at the last.
+    VOCAB: SentencePiece model (`python -m laser_pax vocab`). None stands for LASER_PAX_VOCAB.
+    SEQ_LEN: Tokens of one sequence, which is a row of the batch.
+    NUM_TRAIN_STEPS: Steps of the training. The learning rate reaches zero at the last.
     WARMUP_STEPS: Steps of linear warm-up.
-    LEARNING_RATE: The peak.
-    WEIGHT_DECAY: Decoupled.
-    DATA_SEED: Of the order of the training data.
-    LAYERS_PER_BLOCK: Layers of one turn of the loop over layers. What CHECKPOINT_POLICY does not
-      keep is computed again a block at a time, from the block's input. docs/pods.md tells where 2
-      take less memory than 1. A checkpoint holds layers by block, and fits no other number.
+    LEARNING_RATE: Peak of the learning rate.
+    WEIGHT_DECAY: Decoupled weight decay.
+    DATA_SEED: Seed of the order of the training data.
+    LAYERS_PER_BLOCK: Layers of one turn of the loop over layers. The backward pass computes again
+      the activations that CHECKPOINT_POLICY does not keep, block by block, from the block's input.
+      docs/pods.md shows where 2 layers take less memory than 1. A checkpoint stores layers by
+      block, so it can only be restored with the same number.
   """
 
   METRIC = base.Metric(name='log_pplx', label='loss', derived={'perplexity': _perplexity})
@@ -77,7 +79,11 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     return self.NUM_HEADS or self.MODEL_DIMS // self.DIMS_PER_HEAD
 
   def task(self) -> base.Task:
-    """Returns the task: PAX's decoder, with AdamW and this experiment's schedule."""
+    """Returns the task: PAX's decoder with AdamW and this experiment's schedule.
+
+    Raises:
+      UserError: The sizes do not fit each other.
+    """
     self.check()
     layout = self.layout()
     task_p = super().task()
@@ -102,12 +108,12 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     )
     # A resumed run continues with the next batch.
     task_p.train.enable_input_checkpointing = True
-    # PAX would evaluate one training batch at each evaluation, which tells nothing that is needed.
+    # Otherwise PAX evaluates one training batch at each evaluation, and nothing reads the result.
     task_p.train.eval_skip_train = True
     return task_p
 
   def _set_layers(self, lm: pax_fiddle.Config, layout: layouts.Layout) -> None:
-    """Sets the lean loss, projections that are fast on a CPU, and what layers keep."""
+    """Sets the lean loss, projections that are fast on a CPU, and the checkpoint policy."""
     softmax, stack = lm.softmax_tpl, lm.stacked_transformer_tpl
     if fiddle.get_callable(softmax) is layers.SharedEmbeddingSoftmax:
       pax_fiddle.update_callable(softmax, LeanSharedEmbeddingSoftmax)
@@ -117,19 +123,23 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     if self.USE_REPEATED_LAYER:
       stack.block.num_layers = self.LAYERS_PER_BLOCK
       stack.x_times = self.NUM_LAYERS // self.LAYERS_PER_BLOCK
-    else:  # PAX itself then ignores the policy.
+    else:  # Without a loop PAX ignores the policy unless remat is set.
       stack.remat = True
 
   def source(self) -> sources.Source:
-    """Returns the data and the vocabulary of this experiment, which exist.
+    """Returns the data and the vocabulary of this experiment, after checking both.
 
     Raises:
-      UserError: one is missing, or the vocabulary does not fit VOCAB_SIZE.
+      UserError: One is missing, or the vocabulary does not fit VOCAB_SIZE.
     """
     return sources.find_source(self.DATASET, self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
   def datasets(self) -> base.Inputs:
-    """Returns the training split, and the whole of the validation split."""
+    """Returns the inputs of the training split and of the whole validation split.
+
+    Raises:
+      UserError: As for `source`.
+    """
     source, processes = self.source(), jax.process_count()
     common = dict(
       dataset=self.DATASET, data_dir=source.data_dir, vocab=source.vocab, seq_len=self.SEQ_LEN
@@ -142,11 +152,11 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     ]
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
-    """Returns the shapes and dtypes of a batch of so many sequences."""
+    """Returns the shapes and dtypes of a batch of `batch_size` sequences."""
     return text_lm.batch_specs(batch_size, self.SEQ_LEN)
 
   def sizes(self) -> transformer.TransformerSizes:
-    """Returns what the rule of the layout takes."""
+    """Returns the sizes that the layout rule needs."""
     return transformer.TransformerSizes(
       num_layers=self.NUM_LAYERS,
       model_dims=self.MODEL_DIMS,
@@ -164,9 +174,10 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     return self.GLOBAL_BATCH_SIZE * self.SEQ_LEN
 
   def model_flops(self, parameters: int) -> base.ModelFlops:
-    """Returns the operations of one step: 6 a weight and token, 12 T N H a layer and token.
+    """Returns the operations of one step, over all chips.
 
-    Biases and scales, a thousandth of the whole, are counted as if they were matrices.
+    They are 6 for each weight and token, and 12 T N H for each layer and token. Biases and scales,
+    a thousandth of the whole, count as if they were matrices.
     """
     attention = 12 * self.SEQ_LEN * self.num_heads() * self.DIMS_PER_HEAD * self.NUM_LAYERS
     return base.ModelFlops(
@@ -197,7 +208,7 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """Checks the sizes against each other.
 
     Raises:
-      UserError: heads, mesh, blocks or schedule do not fit; the message has the fix.
+      UserError: Heads, mesh, blocks or schedule do not fit; the message has the fix.
     """
     checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
     checks.check_block(self.LAYERS_PER_BLOCK, self.NUM_LAYERS, self.USE_REPEATED_LAYER)
@@ -212,9 +223,9 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     )
 
   def check_data(self) -> None:
-    """Checks that data and vocabulary are there, and that the vocabulary fits VOCAB_SIZE.
+    """Checks that data and vocabulary exist, and that the vocabulary fits VOCAB_SIZE.
 
     Raises:
-      UserError: one is missing or does not fit; the message has the command that makes it.
+      UserError: One is missing or does not fit; the message has the command that makes it.
     """
     self.source()

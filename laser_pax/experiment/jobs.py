@@ -1,6 +1,7 @@
-"""Job folders: the mark that says whose run a folder holds, and how a run ends.
+"""Job folders: the mark that names the run of a folder, and the exit code of a saved run.
 
-The mark is the file experiment.txt: the experiment's full name, then its overrides, one a line.
+The mark is the file experiment.txt. Its first line is the experiment's full name; each line after
+it is an override.
 """
 
 import os
@@ -12,11 +13,12 @@ from laser_pax.errors import UserError
 
 MARK = 'experiment.txt'
 
-# The exit code of a run that SIGTERM ended after it had saved a checkpoint: run it again. The name
-# in sysexits.h is EX_TEMPFAIL.
+# A run ends with this exit code when SIGTERM stopped it and it saved a checkpoint. The same command
+# then continues it. The name of the code in sysexits.h is EX_TEMPFAIL.
 SAVED_ON_DEMAND = 75
 
-# Overrides of where and how a step is computed. A run may go on under others, on other chips.
+# These overrides say where and how a step is computed. A run may continue with other values of
+# them, on other chips.
 _LAYOUT = ('POD', 'ICI_MESH_SHAPE', 'DCN_MESH_SHAPE', 'CHECKPOINT_POLICY', 'MICRO_BATCHES')
 
 
@@ -24,40 +26,40 @@ def mark_text(experiment: str, overrides: Iterable[str]) -> str:
   """Returns the mark of a run, without the overrides that only lay it out on chips.
 
   Args:
-    experiment: The full name.
-    overrides: `NAME=VALUE` of each.
+    experiment: Full name of the experiment.
+    overrides: One `NAME=VALUE` for each override.
   """
   kept = sorted(f'fdl.{o}' for o in overrides if o.partition('=')[0] not in _LAYOUT)
   return '\n'.join([experiment, *kept])
 
 
 def check_run(folder: os.PathLike | str, mark: str) -> None:
-  """Checks that a folder holds checkpoints of no other run.
+  """Checks that a folder holds no checkpoints of another run.
 
   Args:
-    folder: The job's folder.
-    mark: Of the run that is to use it, by `mark_text`.
+    folder: Folder of the job.
+    mark: Mark of the run that is to use the folder, from `mark_text`.
 
   Raises:
-    UserError: it holds another run.
+    UserError: The folder holds checkpoints of another run.
   """
   owner = _owner(folder, mark)
   if owner != mark:
     raise UserError(
       f'{folder} holds a run of {" ".join(owner.split())}, not of {" ".join(mark.split())}: name '
-      f'another --job_log_dir, or, to go on from there nevertheless, edit {_file(folder)}'
+      f'another --job_log_dir; to continue from its checkpoints nevertheless, edit {_file(folder)}'
     )
 
 
 def check_experiment(folder: os.PathLike | str, mark: str) -> None:
-  """Checks that a folder holds checkpoints of no other experiment, whatever the overrides.
+  """Checks that a folder holds no checkpoints of another experiment. Overrides may differ.
 
   Args:
-    folder: The job's folder.
-    mark: As in `check_run`.
+    folder: Folder of the job.
+    mark: Mark of the run that is to use the folder, from `mark_text`.
 
   Raises:
-    UserError: it holds another experiment.
+    UserError: The folder holds checkpoints of another experiment.
   """
   owner, name = (text.split()[0] for text in (_owner(folder, mark), mark))
   if owner != name:
@@ -65,16 +67,16 @@ def check_experiment(folder: os.PathLike | str, mark: str) -> None:
 
 
 def write_mark(folder: os.PathLike | str, mark: str) -> None:
-  """Marks a folder as this run's; the first of several processes does so, once.
+  """Marks a folder as this run's. Only the first of several processes writes the mark.
 
-  A folder without checkpoints belongs to nobody. A mark beside checkpoints stays: other processes
-  may be reading it.
+  A folder without checkpoints belongs to no run, so its mark is replaced. A mark beside checkpoints
+  stays as it is: other processes may be reading it.
 
   Args:
-    folder: The job's folder, made if missing.
-    mark: As in `check_run`.
+    folder: Folder of the job, made if missing.
+    mark: Mark of this run, from `mark_text`.
   """
-  import jax  # Here: who only asks for the exit code need not wait for it.
+  import jax  # Imported here, so that a program that needs only the exit code starts fast.
 
   if jax.process_index() > 0:
     return
@@ -94,6 +96,6 @@ def _has_checkpoints(folder: os.PathLike | str) -> bool:
 
 
 def _owner(folder: os.PathLike | str, mark: str) -> str:
-  """Returns the mark of the run whose checkpoints the folder holds; `mark` if it has none."""
+  """Returns the mark of the run whose checkpoints are in the folder, else `mark`."""
   file = _file(folder)
   return file.read_text().strip() if _has_checkpoints(folder) and file.exists() else mark

@@ -1,17 +1,17 @@
-"""LASER for any experiment: one mixin over the standard twin."""
+"""LASER for any experiment: one mixin in front of the standard twin."""
 
 from laser_pax.layers import use_laser
 
 
 class LaserMixin:
-  """Makes a standard experiment its LASER twin: the same but for the attention.
+  """Turns a standard experiment into its LASER twin, which differs in the attention alone.
 
   `class C4Laser2B(LaserMixin, C4Standard2B)` replaces every attention of the model by its LASER
-  form, with the same variables, so that checkpoints are interchangeable.
+  form. The variables are the same, so the twins can load each other's checkpoints.
 
   Attributes:
-    NUMERICS: How LASER is computed: 'exact', which is accurate in bfloat16 for values of any size,
-      or 'paper', its Algorithm 1 to the letter (docs/numerics.md).
+    NUMERICS: The way in which LASER is computed (docs/numerics.md). 'exact' is accurate in bfloat16
+      for values of any size. 'paper' is the paper's Algorithm 1 to the letter.
   """
 
   NUMERICS = 'exact'  # [ours]

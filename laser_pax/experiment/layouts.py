@@ -1,8 +1,8 @@
-"""How an experiment is laid out on the chips it gets: the rule, and its arithmetic.
+"""The rule that lays an experiment out on its chips, and the arithmetic of the rule.
 
-Of all layouts that fit by the estimate of memory, the rule takes the one with the least estimated
-time of a step. What the experiment names itself is kept. docs/pods.md compares both estimates with
-the TPU compiler's figures.
+The rule keeps the layouts whose estimated memory fits a chip. From these it takes the one with the
+least estimated time of a step. Attributes that the experiment sets itself stay as they are.
+docs/pods.md compares both estimates with the TPU compiler's figures.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from laser_pax.experiment import checks, slices
 
 Policy = layers.AutodiffCheckpointType
 
-# What a layer keeps for its backward pass. To the policies a fused kernel is no product, so that on
-# a TPU SAVE_DOT_ONLY keeps what SAVE_DOT_WITH_NO_BATCH_DIM does (docs/fused.md).
+# The rule chooses among these policies. SAVE_DOT_ONLY is not among them, because on a TPU it keeps
+# the same activations as SAVE_DOT_WITH_NO_BATCH_DIM. The reason: a policy does not count a fused
+# kernel as a product (docs/fused.md).
 POLICIES = (Policy.SAVE_DOT_WITH_NO_BATCH_DIM, Policy.SAVE_QKV_OUT_PROJ, Policy.SAVE_NOTHING)
 
 # The share of a chip's memory that the estimate may fill.
@@ -31,11 +32,12 @@ class Layout:
   """Where and how a step is computed.
 
   Attributes:
-    ici_mesh_shape: [replica, data, mdl] within a slice. Weights are whole on each chip along
-      replica, split along data (and gathered for use), split along mdl (and used split).
-    dcn_mesh_shape: The same over slices.
-    checkpoint_policy: What the layers keep for the backward pass.
-    micro_batches: Parts of the batch, computed one after another.
+    ici_mesh_shape: The mesh [replica, data, mdl] within a slice. Along replica each chip holds all
+      weights. Along data the weights are split, and gathered before use. Along mdl they are split,
+      and used without gathering.
+    dcn_mesh_shape: The mesh over slices, in the same order.
+    checkpoint_policy: The activations that layers keep for the backward pass.
+    micro_batches: Number of parts of the batch. The parts are computed one after another.
   """
 
   ici_mesh_shape: tuple[int, int, int]
@@ -49,17 +51,17 @@ class Layout:
 
 
 class Sizes(Protocol):
-  """What the estimates must know of a model, a stack of layers with a head, and of its batch.
+  """The sizes that the estimates need: of a model, a stack of layers with a head, and its batch.
 
-  transformer.py has it for stacks of Transformer layers.
+  transformer.py implements this protocol for stacks of Transformer layers.
 
   Attributes:
     global_batch_size: Rows of one step.
     seq_len: Positions of one row.
-    num_layers: L.
-    layers_per_block: Layers whose activations are computed again together: k.
-    model_dims: D, which `data` splits.
-    activation_bytes: a, of one activation.
+    num_layers: L, the number of layers.
+    layers_per_block: k, the layers whose activations are computed again together.
+    model_dims: D, the width of the model. The axis data splits it.
+    activation_bytes: a, the bytes of one activation.
   """
 
   global_batch_size: int
@@ -70,40 +72,44 @@ class Sizes(Protocol):
   activation_bytes: int
 
   def weights(self) -> int:
-    """Returns W, the weights of the model's matrices."""
+    """Returns W, the number of weights of all matrices."""
 
   def layer_weights(self) -> int:
-    """Returns w, the weights of one layer's matrices."""
+    """Returns w, the number of weights of one layer's matrices."""
 
-  def kept(self, policy: Policy) -> int:
-    """Returns the activations of a position and layer that are kept for the backward pass."""
+  def kept_activations(self, policy: Policy) -> int:
+    """Returns how many activations are kept for the backward pass, per position and layer."""
 
-  def computed_again(self, policy: Policy) -> int:
-    """Returns those that a block's backward pass computes again, of a position and layer."""
+  def recomputed_activations(self, policy: Policy) -> int:
+    """Returns how many activations a block's backward pass recomputes, per position and layer."""
 
   def backward_width(self) -> int:
-    """Returns the activations of a position that one layer's backward pass holds, over 4."""
+    """Returns a quarter of the activations per position that a layer's backward pass holds."""
 
   def head_bytes(self, tokens: int) -> int:
-    """Returns the bytes that the loss holds for so many positions of a chip."""
+    """Returns the bytes that the loss holds on a chip with `tokens` positions."""
 
   def step_flops(self, policy: Policy, platform: str) -> int:
-    """Returns the operations of one step, what is computed again included."""
+    """Returns the operations of one step, including those that are computed again."""
 
 
-def policy(name: str) -> Policy:
-  """Returns a checkpoint policy by its name or value, in either case.
+def find_policy(name: Policy | str) -> Policy:
+  """Returns a checkpoint policy.
+
+  Args:
+    name: A policy, or the name or value of one, in upper or lower case.
 
   Raises:
-    UserError: there is none of that name.
+    UserError: No policy has that name.
   """
   if isinstance(name, Policy):
     return name
-  by_name = {key.lower(): p for p in Policy for key in (p.name, p.value)}
-  if found := by_name.get(str(name).lower()):
-    return found
-  near = difflib.get_close_matches(str(name).lower(), by_name, n=3) or sorted(by_name)
-  raise UserError(f'unknown CHECKPOINT_POLICY {name!r}; did you mean {", ".join(near)}?')
+  policies = {key.lower(): p for p in Policy for key in (p.name, p.value)}
+  key = str(name).lower()
+  if key in policies:
+    return policies[key]
+  suggestions = difflib.get_close_matches(key, policies, n=3) or sorted(policies)
+  raise UserError(f'unknown CHECKPOINT_POLICY {name!r}; did you mean {", ".join(suggestions)}?')
 
 
 def choose(
@@ -115,44 +121,42 @@ def choose(
   checkpoint_policy: Policy | str | None = None,
   micro_batches: int | None = None,
 ) -> Layout:
-  """Returns the layout with the least estimated time of those that fit.
+  """Returns the layout that has the least estimated time among those that fit.
 
-  Where none fits, it is the one with the least memory; where the chip's memory or rates are not
-  known, all chips go along data, nothing is kept, and the batch is not divided.
+  If no layout fits, the result is the one with the least estimated memory. If the chip's memory or
+  rates are not known, all chips go along data, nothing is kept, and the batch is not divided.
+
+  The last four arguments are attributes of `Layout`. Those that are given stay as they are, and the
+  rule chooses the others.
 
   Args:
-    sizes: Of the model and its batch.
+    sizes: Sizes of the model and its batch.
     pod: The chips.
-    ici_mesh_shape: Kept, if named, as the next three.
-    dcn_mesh_shape: Otherwise slices are replicas.
-    checkpoint_policy: See `Layout`.
-    micro_batches: See `Layout`.
+    ici_mesh_shape: The mesh within a slice.
+    dcn_mesh_shape: The mesh over slices. Without one, slices are replicas.
+    checkpoint_policy: A policy, or its name.
+    micro_batches: Number of parts of the batch.
 
   Raises:
-    UserError: there is no such policy, or a mesh or number of parts is none.
+    UserError: There is no such policy, or a mesh or number of parts is not valid.
   """
   dcn = tuple(dcn_mesh_shape or (pod.slices, 1, 1))
-  for named_mesh in filter(None, (ici_mesh_shape, dcn)):
-    checks.check_mesh(named_mesh, {})
+  for mesh in filter(None, (ici_mesh_shape, dcn)):
+    checks.check_mesh(mesh, {})
   if micro_batches is not None and micro_batches < 1:
     raise UserError(f'MICRO_BATCHES must be at least 1; got {micro_batches}')
   if checkpoint_policy is not None:
-    checkpoint_policy = policy(checkpoint_policy)
-  chip = pod.chip
-  if not (chip.usable_hbm_bytes and chip.peak_bf16_tflops and chip.hbm_gbps and chip.ici_gbps):
-    return Layout(
-      ici_mesh_shape=tuple(ici_mesh_shape or (1, pod.chips_per_slice, 1)),
-      dcn_mesh_shape=dcn,
-      checkpoint_policy=checkpoint_policy or Policy.SAVE_NOTHING,
-      micro_batches=1 if micro_batches is None else micro_batches,
-    )
-  named = Layout(
+    checkpoint_policy = find_policy(checkpoint_policy)
+  requested = Layout(
     ici_mesh_shape=tuple(ici_mesh_shape or ()),
     dcn_mesh_shape=dcn,
     checkpoint_policy=checkpoint_policy,
     micro_batches=micro_batches,
   )
-  candidates = list(_candidates(sizes, pod, named))
+  chip = pod.chip
+  if not (chip.usable_hbm_bytes and chip.peak_bf16_tflops and chip.hbm_gbps and chip.ici_gbps):
+    return _plain_layout(pod, requested)
+  candidates = list(_candidates(sizes, pod, requested))
   fitting = [c for c in candidates if fits(sizes, c, pod)]
   if fitting:
     return min(fitting, key=lambda c: (step_seconds(sizes, c, pod), state_bytes(sizes, c)))
@@ -160,76 +164,88 @@ def choose(
 
 
 def fits(sizes: Sizes, layout: Layout, pod: slices.Slice) -> bool:
-  """Whether the estimate fills less than FILL of a chip's memory."""
+  """Returns whether the estimated peak is at most the share FILL of a chip's memory."""
   return peak_bytes(sizes, layout) <= FILL * pod.chip.usable_hbm_bytes
 
 
-def _candidates(sizes: Sizes, pod: slices.Slice, named: Layout) -> Iterator[Layout]:
-  """All layouts that the sizes allow, and that have what is named."""
+def _plain_layout(pod: slices.Slice, requested: Layout) -> Layout:
+  """Returns the requested attributes, with a fixed value for each that is not set."""
+  return Layout(
+    ici_mesh_shape=requested.ici_mesh_shape or (1, pod.chips_per_slice, 1),
+    dcn_mesh_shape=requested.dcn_mesh_shape,
+    checkpoint_policy=requested.checkpoint_policy or Policy.SAVE_NOTHING,
+    micro_batches=1 if requested.micro_batches is None else requested.micro_batches,
+  )
+
+
+def _candidates(sizes: Sizes, pod: slices.Slice, requested: Layout) -> Iterator[Layout]:
+  """Yields all layouts that the sizes allow and that have the requested attributes."""
   chips = pod.chips_per_slice
   data_axes = [d for d in range(1, chips + 1) if chips % d == 0 and sizes.model_dims % d == 0]
   meshes = [(chips // d, d, 1) for d in data_axes if pod.can_lay_out((chips // d, d, 1))]
-  if named.ici_mesh_shape:
-    meshes = [named.ici_mesh_shape]
-  policies = [named.checkpoint_policy] if named.checkpoint_policy else POLICIES
+  if requested.ici_mesh_shape:
+    meshes = [requested.ici_mesh_shape]
+  policies = [requested.checkpoint_policy] if requested.checkpoint_policy else POLICIES
   for mesh, policy in itertools.product(meshes, policies):
     rows = max(1, sizes.global_batch_size * mesh[2] // pod.chips)
     divisors = [k for k in range(1, rows + 1) if rows % k == 0]
-    for k in divisors if named.micro_batches is None else [named.micro_batches]:
+    for k in divisors if requested.micro_batches is None else [requested.micro_batches]:
       yield Layout(
         ici_mesh_shape=mesh,
-        dcn_mesh_shape=named.dcn_mesh_shape,
+        dcn_mesh_shape=requested.dcn_mesh_shape,
         checkpoint_policy=policy,
         micro_batches=k,
       )
 
 
 def state_bytes(sizes: Sizes, layout: Layout) -> int:
-  """Estimates a chip's state: weights and two moments in float32."""
+  """Returns the estimated bytes of a chip's state: weights and two moments in float32."""
   _, data, mdl = layout.mesh()
   return 12 * sizes.weights() // (data * mdl)
 
 
 def peak_bytes(sizes: Sizes, layout: Layout) -> int:
-  """Estimates a chip's peak: state, gradients, what layers keep, a layer, and the loss.
+  """Returns the estimated peak of a chip's memory, in bytes.
 
-  With W weights, w of a layer, d and m the mesh's data and mdl, t positions of a chip's
-  micro-batch, a bytes of an activation:
+  W is the number of weights and w that of one layer. d and m are the mesh's data and mdl. A chip's
+  micro-batch has t positions, and an activation a bytes. The peak is the sum of:
 
-      12 W / (d m)            state
-      (4 + a) W / (d m)       gradients, as computed and in float32
-      4 a w / m               a layer's weights, gathered before they are used (0 for d = 1)
-      t L a kept(policy) / m
-      4 a t width / m         what one layer's backward pass holds
-      (k - 1) t a again / m   what the other layers of its block computed again
-      head(t) / m             the loss
+      12 W / (d m)                state
+      (4 + a) W / (d m)           gradients, as computed and in float32
+      4 a w / m                   one layer's weights, gathered before use (0 for d = 1)
+      t L a kept / m              activations that all layers keep
+      4 a t width / m             activations that one layer's backward pass holds
+      (k - 1) t a recomputed / m  activations that its block's other layers computed again
+      head(t) / m                 the loss
 
-  The model's own terms (kept, width, again, head) are methods of `Sizes`. Against 44 compiled
-  layouts of the C4 experiments with k = 1, the estimate was 0.90 to 1.51 of the compiler's figure;
-  against three with k > 1, 0.88 to 1.43.
+  Methods of `Sizes` give the model's own terms: kept, width, recomputed and head. The estimate was
+  0.90 to 1.51 of the compiler's figure in 44 layouts of the C4 experiments with k = 1. In three
+  layouts with k > 1 it was 0.88 to 1.43.
   """
   _, data, mdl = layout.mesh()
   policy, a, t = layout.checkpoint_policy, sizes.activation_bytes, _tokens(sizes, layout)
   gradients = (4 + a) * sizes.weights() // (data * mdl)
   gathered = 4 * a * sizes.layer_weights() // mdl if data > 1 else 0
   layer = 4 * a * t * sizes.backward_width() // mdl
-  layer += (sizes.layers_per_block - 1) * t * (a * sizes.computed_again(policy) // mdl)
+  layer += (sizes.layers_per_block - 1) * t * (a * sizes.recomputed_activations(policy) // mdl)
   head = sizes.head_bytes(t) // mdl
   kept = _kept_bytes(sizes, layout)
   return state_bytes(sizes, layout) + gradients + gathered + kept + layer + head
 
 
 def _kept_bytes(sizes: Sizes, layout: Layout) -> int:
-  """Bytes that a chip keeps for the backward pass of one micro-batch."""
+  """Returns the bytes that a chip keeps for the backward pass of one micro-batch."""
   _, _, mdl = layout.mesh()
-  of_a_token = sizes.activation_bytes * sizes.kept(layout.checkpoint_policy) // mdl
-  return _tokens(sizes, layout) * sizes.num_layers * of_a_token
+  activations = sizes.kept_activations(layout.checkpoint_policy)
+  bytes_per_token = sizes.activation_bytes * activations // mdl
+  return _tokens(sizes, layout) * sizes.num_layers * bytes_per_token
 
 
 def step_seconds(sizes: Sizes, layout: Layout, pod: slices.Slice) -> float:
-  """Estimates a step's time: computing, sending and what passes through memory, in turn.
+  """Returns the estimated seconds of one step.
 
-  What is sent is sent for each micro-batch.
+  They are the sum of the times of computing, of sending between chips, and of memory traffic. Each
+  micro-batch sends anew.
   """
   mdl = layout.mesh()[2]
   flops = sizes.step_flops(layout.checkpoint_policy, pod.chip.platform)
@@ -242,12 +258,14 @@ def step_seconds(sizes: Sizes, layout: Layout, pod: slices.Slice) -> float:
 
 
 def _sent_per_weight(layout: Layout, pod: slices.Slice) -> float:
-  """Bytes that a chip sends a weight, to sum gradients and to gather weights, in bfloat16.
+  """Returns the bytes that a chip sends per weight, in bfloat16.
 
-  Read off compiled steps. Weights are gathered twice, forward and backward. Gradients are summed so
-  that each chip keeps its share, and the shares once more over the replicas. But where all chips of
-  a slice lie along data, each chip gets the whole sum; and if they are a three-dimensional torus,
-  weights are gathered by adding up zeros, which sends twice as much.
+  The numbers were read off compiled steps. Weights are gathered twice, forward and backward.
+  Gradients are summed over data, where each chip keeps its share, and then over the replicas.
+
+  Slices whose chips all lie along data differ in two ways. Each chip gets the whole sum of the
+  gradients. On a three-dimensional torus the compiler gathers weights by adding zeros, which sends
+  twice as much.
   """
   replica, data, _ = layout.ici_mesh_shape
   if data == 1:
@@ -260,10 +278,10 @@ def _sent_per_weight(layout: Layout, pod: slices.Slice) -> float:
 
 
 def memory_traffic(sizes: Sizes, layout: Layout) -> int:
-  """Bytes of a step that must pass through a chip's memory, the products' own not counted.
+  """Returns the bytes of a step that pass through a chip's memory outside matrix products.
 
-  28 a weight that the chip updates (weight and moments read and written, gradient read), and what
-  layers keep, written and read again.
+  A chip moves 28 bytes for each weight that it updates: weight and moments are read and written,
+  and the gradient is read. The activations that layers keep are written once and read once.
   """
   _, data, mdl = layout.mesh()
   update = 28 * sizes.weights() // (data * mdl)
@@ -271,6 +289,6 @@ def memory_traffic(sizes: Sizes, layout: Layout) -> int:
 
 
 def _tokens(sizes: Sizes, layout: Layout) -> int:
-  """Positions of a micro-batch on a chip (on a group of chips, along mdl)."""
+  """Returns the positions of a micro-batch per chip; the chips along mdl share theirs."""
   replica, data, _ = layout.mesh()
   return sizes.global_batch_size * sizes.seq_len // (replica * data * layout.micro_batches)

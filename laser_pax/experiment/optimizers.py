@@ -1,4 +1,4 @@
-"""Optimisers and schedules, as PAX's own."""
+"""Optimisers and schedules, built from those of PAX."""
 
 from praxis import optimizers, pax_fiddle, schedules
 
@@ -19,28 +19,24 @@ def set_adamw(
 ) -> None:
   """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
 
-  With t the number of updates done, W warmup_steps and T num_train_steps:
-
-      lr(t) = learning_rate t / W                                     for t < W
-      lr(t) = learning_rate (1 + cos(pi (t - W) / (T - W))) / 2       after
-
-  The trajectory is optax.adamw's. Two things that PAX's Adam does besides are switched off: it caps
-  each update's root mean square at 1, and replaces infinite gradients by zeros. Layer norms are not
-  decayed, as Praxis marks them; all else is.
+  At update t the learning rate is lr(t) = learning_rate x schedule(t), with the schedule of
+  `warmup_cosine`. The trajectory is that of optax.adamw. PAX's Adam also caps each update's root
+  mean square at 1, and replaces infinite gradients by zeros: both are switched off. All weights
+  decay but those of layer norms, which Praxis marks.
 
   Args:
     task_p: The task to change.
-    learning_rate: The peak.
-    weight_decay: Decoupled; multiplied by lr(t).
+    learning_rate: Peak of the learning rate.
+    weight_decay: Decoupled weight decay; it is multiplied by lr(t).
     beta1: Decay of the first moment.
     beta2: Decay of the second moment.
     epsilon: Added to the root of the second moment.
-    clip_gradient_norm: Gradients of a greater global norm are scaled down to it; 0 for no clipping.
-    warmup_steps: W.
-    num_train_steps: T, set on the task as well.
+    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
+    warmup_steps: Steps of linear warm-up.
+    num_train_steps: Steps of the whole training. The number is also set on the task.
 
   Raises:
-    UserError: the warm-up does not end before the training.
+    UserError: The warm-up does not end before the training.
   """
   checks.check_schedule(warmup_steps, num_train_steps)
   task_p.train.num_train_steps = num_train_steps
@@ -57,12 +53,27 @@ def set_adamw(
     decoupled_weight_decay=weight_decay,
     clip_gradient_norm_to_value=clip_gradient_norm,
     learning_rate=learning_rate,
-    lr_schedule=pax_fiddle.Config(
-      schedules.LinearRampupCosineDecay,
-      warmup_steps=warmup_steps,
-      decay_start=warmup_steps,
-      decay_end=num_train_steps,
-      min_ratio=0.0,
-      max=1.0,
-    ),
+    lr_schedule=warmup_cosine(warmup_steps, num_train_steps),
+  )
+
+
+def warmup_cosine(warmup_steps: int, num_train_steps: int) -> pax_fiddle.Config:
+  """Returns the schedule of linear warm-up and cosine decay to zero.
+
+  t is the number of updates so far, W is warmup_steps, and T is num_train_steps:
+
+      schedule(t) = t / W                                     for t < W
+      schedule(t) = (1 + cos(pi (t - W) / (T - W))) / 2       after
+
+  Args:
+    warmup_steps: W, the steps of linear warm-up.
+    num_train_steps: T, the steps of the whole training.
+  """
+  return pax_fiddle.Config(
+    schedules.LinearRampupCosineDecay,
+    warmup_steps=warmup_steps,
+    decay_start=warmup_steps,
+    decay_end=num_train_steps,
+    min_ratio=0.0,
+    max=1.0,
   )

@@ -1,6 +1,6 @@
-"""TPU slices, from configs/pods: a file a slice, a file a kind of chip.
+"""TPU slices, read from configs/pods: one file for each slice, and one for each kind of chip.
 
-This module imports nothing of the package but its error, so that the experiments can read it too.
+This module imports only the package's error, so every other module can import it.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ _DEFAULT_FOLDER = pathlib.Path(__file__).parents[2] / 'configs' / 'pods'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """A kind of chip. Rates are published peaks of one chip; None where none is stated.
+  """A kind of chip. Rates are published peaks of one chip, or None if none is published.
 
   Attributes:
-    name: As slices name it, 'v5p'.
-    platform: jax's, 'tpu' or 'cpu'.
-    device_kinds: jax's names for it, by which a running job recognises its chips.
+    name: Name in the slices' files, such as 'v5p'.
+    platform: Platform in jax's terms, 'tpu' or 'cpu'.
+    device_kinds: Names that jax gives the chip. A running job recognises its chips by them.
     chips_per_host: Chips of one virtual machine.
-    source: Where the figures are from.
-    compiler_name: libtpu's, 'v5p'.
-    host_bounds: How a host's chips lie in the topology.
-    peak_bf16_tflops: 1e12 floating-point operations a second.
-    hbm_gib: Memory as published, GiB.
-    usable_hbm_gib: Memory that the compiler lets a program use, GiB.
-    hbm_gbps: Its bandwidth, 1e9 bytes a second.
-    ici_gbps: Bandwidth to the other chips of the slice, all links, one way, 1e9 bytes a second.
-    dcn_gbps_per_host: Bandwidth between slices, one way, 1e9 bytes a second and host.
-    runtime_version: Google Cloud's software of the virtual machines.
+    source: Source of the figures.
+    compiler_name: Name that libtpu gives the chip, such as 'v5p'.
+    host_bounds: Shape of one host's chips in the topology.
+    peak_bf16_tflops: Peak speed in bfloat16, in 1e12 floating-point operations a second.
+    hbm_gib: Published memory, in GiB.
+    usable_hbm_gib: Memory that the compiler lets a program use, in GiB.
+    hbm_gbps: Bandwidth of the memory, in 1e9 bytes a second.
+    ici_gbps: Bandwidth to other chips of the slice over all links, one way, in 1e9 bytes a second.
+    dcn_gbps_per_host: Bandwidth of a host to other slices, one way, in 1e9 bytes a second.
+    runtime_version: Version of Google Cloud's software for the virtual machines.
   """
 
   name: str
@@ -56,22 +56,22 @@ class Chip:
 
   @property
   def usable_hbm_bytes(self) -> int | None:
-    """Bytes that a program may use; None where no limit is stated."""
+    """Bytes of memory that a program may use, or None if no limit is stated."""
     return None if self.usable_hbm_gib is None else round(self.usable_hbm_gib * 2**30)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-  """Chips that one job runs on: one slice, or several of the same form.
+  """The chips of one job: one slice, or several of the same shape.
 
   Attributes:
-    name: The file's, 'v5p-256chips'.
-    chip: Their kind.
-    chips: Over all slices.
-    slices: How many there are.
-    hosts: Over all slices.
-    topology: Of one slice, '4x8x8'; None for the local machine.
-    accelerator_type: Google Cloud's name of one slice.
+    name: Name of the slice's file, such as 'v5p-256chips'.
+    chip: Kind of the chips.
+    chips: Number of chips, over all slices.
+    slices: Number of slices.
+    hosts: Number of hosts, over all slices.
+    topology: Topology of one slice, such as '4x8x8'. None stands for the local machine.
+    accelerator_type: Name that Google Cloud gives one slice.
   """
 
   name: str
@@ -84,24 +84,27 @@ class Slice:
 
   @property
   def chips_per_slice(self) -> int:
-    """Chips of one slice."""
+    """Number of chips of one slice."""
     return self.chips // self.slices
 
   def can_lay_out(self, mesh: Sequence[int]) -> bool:
-    """Whether jax can lay a mesh out on one slice.
+    """Returns whether jax can lay a mesh out on one slice.
 
-    It takes the mesh's axes from the last to the first, and each must be the product of whole axes
-    of the topology that are left. A topology that is not known takes any mesh of its size.
+    jax takes the mesh's axes from the last to the first. Each must be the product of whole axes of
+    the topology that no earlier one took. If the topology is not known, any mesh of its size fits.
+
+    Args:
+      mesh: Devices along replica, data and mdl within one slice.
     """
     if math.prod(mesh) != self.chips_per_slice:
       return False
-    left = [int(n) for n in self.topology.split('x')] if self.topology else []
-    for size in reversed(mesh if left else ()):
-      subsets = (s for n in (3, 2, 1) for s in itertools.combinations(range(len(left)), n))
-      taken = next((s for s in subsets if math.prod(left[i] for i in s) == size), None)
+    free_axes = [int(n) for n in self.topology.split('x')] if self.topology else []
+    for size in reversed(mesh if free_axes else ()):
+      subsets = (s for n in (3, 2, 1) for s in itertools.combinations(range(len(free_axes)), n))
+      taken = next((s for s in subsets if math.prod(free_axes[i] for i in s) == size), None)
       if taken is None and size > 1:
         return False
-      left = [n for i, n in enumerate(left) if i not in (taken or ())]
+      free_axes = [n for i, n in enumerate(free_axes) if i not in (taken or ())]
     return True
 
 
@@ -112,58 +115,59 @@ def folder() -> pathlib.Path:
 
 def names() -> list[str]:
   """Returns the names of all slices, smaller ones first."""
-  found = [path.stem for path in folder().glob('*.toml')]
-  return sorted(found, key=lambda name: (find(name).chip.name, find(name).chips, name))
+  stems = [path.stem for path in folder().glob('*.toml')]
+  return sorted(stems, key=lambda name: (find(name).chip.name, find(name).chips, name))
 
 
 def find(name: str) -> Slice:
   """Returns a slice by name.
 
   Raises:
-    UserError: there is none of that name, or its file is not as expected.
+    UserError: No slice has that name, or its file is wrong.
   """
   path = folder() / f'{name}.toml'
   if not path.is_file():
     known = names()
-    near = [n for n in known if find(n).accelerator_type == name]
-    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+    suggestions = [n for n in known if find(n).accelerator_type == name]
+    suggestions = suggestions or difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
     raise UserError(
-      f'unknown pod {name!r}; did you mean {" or ".join(near)}? Pods are named by chips (Google '
-      f"Cloud's v5p-512 counts cores: it is v5p-256chips); to add one, add a file to {folder()}"
+      f'unknown pod {name!r}; did you mean {" or ".join(suggestions)}? Pods are named by chips '
+      "(Google Cloud's v5p-512 counts cores: it is v5p-256chips); to add one, add a file to "
+      f'{folder()}'
     )
   fields = _read(path)
   chip_path = folder() / 'chips' / f'{fields.get("chip")}.toml'
   if not chip_path.is_file():
     raise UserError(f'{path} has chip = {fields.get("chip")!r}, but there is no {chip_path}')
   chip_fields = _read(chip_path)
-  for listed in {'host_bounds', 'device_kinds'} & chip_fields.keys():
-    chip_fields[listed] = tuple(chip_fields[listed])
+  for field in {'host_bounds', 'device_kinds'} & chip_fields.keys():
+    chip_fields[field] = tuple(chip_fields[field])
   fields['chip'] = _make(Chip, chip_fields, chip_path)
-  found = _make(Slice, {'name': name, **fields}, path)
-  _check(found, path)
-  return found
+  pod = _make(Slice, {'name': name, **fields}, path)
+  _check(pod, path)
+  return pod
 
 
-def like(
+def from_devices(
   *, platform: str, device_kind: str, chips: int, slices: int, topology: str | None
 ) -> Slice:
-  """Returns the slice that a running job is on, named or not.
+  """Returns the slice of a running job: that of configs/pods which matches, else a new one.
 
   Args:
-    platform: jax's, 'tpu', 'gpu' or 'cpu'.
-    device_kind: jax's.
-    chips: Devices of the job.
-    slices: Slices that they are spread over.
-    topology: Of one slice; None where devices have no place.
+    platform: Platform of jax, 'tpu', 'gpu' or 'cpu'.
+    device_kind: Name that jax gives the chip.
+    chips: Number of devices of the job.
+    slices: Number of slices of the job.
+    topology: Topology of one slice. None stands for devices without coordinates.
   """
   known = [find(name) for name in names()]
-  alike = [pod for pod in known if device_kind in pod.chip.device_kinds]
-  for pod in alike:
-    same_form = _form(pod.topology) == _form(topology)
-    if (pod.chips, pod.slices) == (chips, slices) and same_form:
+  same_kind = [pod for pod in known if device_kind in pod.chip.device_kinds]
+  for pod in same_kind:
+    same_topology = _trim_ones(pod.topology) == _trim_ones(topology)
+    if (pod.chips, pod.slices) == (chips, slices) and same_topology:
       return pod
-  if alike:
-    chip = alike[0].chip
+  if same_kind:
+    chip = same_kind[0].chip
   else:
     chip = Chip(
       name=device_kind,
@@ -183,8 +187,8 @@ def like(
   )
 
 
-def _form(topology: str | None) -> str:
-  """A topology without axes of one chip at its end: jax says 8x8x1 where Google says 8x8."""
+def _trim_ones(topology: str | None) -> str:
+  """Returns a topology without axes of one chip at its end: jax writes 8x8x1, Google 8x8."""
   return re.sub(r'(x1)+$', '', topology or '')
 
 
@@ -196,35 +200,36 @@ def _read(path: pathlib.Path) -> dict:
 
 
 def _make(cls: type, fields: dict, path: pathlib.Path):
-  """Makes a Chip or Slice of a file's fields, which must be its attributes."""
+  """Returns a Chip or Slice made from a file's fields, whose names must be its attributes."""
   attributes = {field.name: field for field in dataclasses.fields(cls)}
   for name in fields:
     if name not in attributes:
-      near = difflib.get_close_matches(name, attributes, n=1) or sorted(attributes)
-      raise UserError(f'{path} has {name}, which nothing reads; did you mean {", ".join(near)}?')
+      suggestions = difflib.get_close_matches(name, attributes, n=1) or sorted(attributes)
+      raise UserError(
+        f'{path} has {name}, which nothing reads; did you mean {", ".join(suggestions)}?'
+      )
   for name, field in attributes.items():
     if name not in fields and field.default is dataclasses.MISSING:
-      raise UserError(f'{path} lacks {name}')
+      raise UserError(f'{path} lacks {name}: add {name} = VALUE to it')
   return cls(**fields)
 
 
-def _check(found: Slice, path: pathlib.Path) -> None:
-  """Counts of chips must agree with each other."""
-  if found.chips != found.hosts * found.chip.chips_per_host:
+def _check(pod: Slice, path: pathlib.Path) -> None:
+  """Checks that the counts of chips agree with each other."""
+  if pod.chips != pod.hosts * pod.chip.chips_per_host:
     raise UserError(
-      f'{path}: {found.hosts} hosts of {found.chip.chips_per_host} chips each are not '
-      f'{found.chips} chips'
+      f'{path}: {pod.hosts} hosts of {pod.chip.chips_per_host} chips each are not {pod.chips} chips'
     )
-  if found.chips % found.slices:
-    raise UserError(f'{path}: {found.chips} chips cannot be {found.slices} equal slices')
-  if found.topology is None:
+  if pod.chips % pod.slices:
+    raise UserError(f'{path}: {pod.chips} chips cannot be {pod.slices} equal slices')
+  if pod.topology is None:
     return
   try:
-    chips = math.prod(int(n) for n in found.topology.split('x'))
+    chips = math.prod(int(n) for n in pod.topology.split('x'))
   except ValueError:
-    raise UserError(f'{path}: topology must be like 4x8x8, got {found.topology!r}') from None
-  if chips != found.chips_per_slice:
+    raise UserError(f'{path}: topology must be like 4x8x8, got {pod.topology!r}') from None
+  if chips != pod.chips_per_slice:
     raise UserError(
-      f'{path}: topology {found.topology} has {chips} chips, but one of {found.slices} slice(s) of '
-      f'{found.chips} chips has {found.chips_per_slice}'
+      f'{path}: topology {pod.topology} has {chips} chips, but one of {pod.slices} slice(s) of '
+      f'{pod.chips} chips has {pod.chips_per_slice}'
     )

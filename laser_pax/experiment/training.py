@@ -1,7 +1,7 @@
-"""One training step whose batch is computed in parts, and PAX's train program for it.
+"""One training step whose batch is computed in parts, and a PAX train program that runs it.
 
-PAX's own accumulation, ShardedStaticAccumulator, takes a step for each part, so that steps, the
-learning rate's schedule and clipping all change their meaning. Here a step stays a step.
+PAX's own accumulation, ShardedStaticAccumulator, counts each part as a step. So the number of
+steps, the learning rate's schedule and clipping change their meaning. Here they do not change.
 """
 
 import functools
@@ -15,19 +15,22 @@ from praxis import base_layer, py_utils, trees
 
 from laser_pax import pax_fixes
 
-# Metrics that count, and so are summed; all others are means, with their weights.
+# These metrics are counts, so the parts are summed. All others are weighted means.
 _COUNTS = ('num_predictions',)
 
 NestedMap = py_utils.NestedMap
-# (loss_fn, learner, mdl_vars, inputs, prng_key) -> ((loss, GradAuxInfo), gradients), as PAX has it.
+# PAX's GradFnProtocol:
+# (loss_fn, learner, mdl_vars, inputs, prng_key) -> ((loss, GradAuxInfo), gradients)
 GradFn = Callable[..., tuple[Any, Any]]
 
 
 def train_step(micro_batches: int) -> Callable[..., tuple[Any, trainer_lib.StepFnOutput]]:
-  """Returns the function of one step, to be given to PAX's `partitioner.partition`.
+  """Returns the function of one step, for PAX's `partitioner.partition`.
+
+  The step computes the same as one on the whole batch, up to rounding.
 
   Args:
-    micro_batches: K, the parts; the step is that of the whole batch, to rounding. 1: PAX's own.
+    micro_batches: K, the number of parts. For 1 the function is PAX's own.
   """
   if micro_batches == 1:
     return trainer_lib.train_step_single_learner
@@ -44,20 +47,20 @@ def _train_step(
   var_weight_hparams: Any,
   static_args: Any = None,
 ) -> tuple[Any, trainer_lib.StepFnOutput]:
-  """As PAX's train_step_single_learner, in `micro_batches` parts."""
+  """Runs PAX's train_step_single_learner with gradients summed over the parts."""
   masks = trainer_lib.get_excluded_var_masks(var_weight_hparams, task.learners[0])
   grad_fn = accumulate(
     pax_fixes.default_grad_fn(*masks),
     micro_batches,
-    functools.partial(_like_variables, task.model, var_weight_hparams, masks),
+    functools.partial(_shard_as_variables, task.model, var_weight_hparams, masks),
   )
   return trainer_lib.train_step_single_learner(
     task, state, prng_key, inputs, fprop_dtype, var_weight_hparams, static_args, grad_fn=grad_fn
   )
 
 
-def _like_variables(model: Any, hparams: Any, masks: tuple[Any, Any], gradients: Any) -> Any:
-  """Asks that each gradient be spread over the devices as its variable is."""
+def _shard_as_variables(model: Any, hparams: Any, masks: tuple[Any, Any], gradients: Any) -> Any:
+  """Constrains each gradient to the sharding of its variable."""
   if model.ici_mesh_shape is None:
     return gradients
   specs = base_layer.var_partition_specs(hparams, model.ici_mesh_shape, model.mesh_axis_names)
@@ -70,21 +73,22 @@ def accumulate(
 ) -> GradFn:
   """Returns a gradient function that calls `grad_fn` on one part of the rows after another.
 
-  With w_k the loss's weight in part k (its tokens) and g_k its gradient, the gradient is
-  sum_k w_k g_k / sum_k w_k, summed in float32; likewise the loss and every weighted scalar.
+  Part k has the loss weight w_k (its number of tokens) and the gradient g_k. The gradient of the
+  whole is sum_k w_k g_k / sum_k w_k, summed in float32. The loss and every weighted scalar have the
+  same form.
 
   Args:
-    grad_fn: Of PAX's GradFnProtocol.
-    micro_batches: K; the rows of the batch must be divisible by it.
-    constrain: Applied to the sum of gradients after each part, for its sharding.
+    grad_fn: A gradient function by PAX's GradFnProtocol.
+    micro_batches: K, the number of parts. It must divide the rows of the batch.
+    constrain: Function that sets the sharding of the summed gradients. It runs after each part.
   """
 
   def micro_grad_fn(loss_fn, learner, mdl_vars, inputs, prng_key):
-    def of_part(part, key):
+    def part_gradient(part, key):
       return grad_fn(loss_fn=loss_fn, learner=learner, mdl_vars=mdl_vars, inputs=part, prng_key=key)
 
     def add(total, part_and_key):
-      ((loss, info), gradients) = of_part(*part_and_key)
+      ((loss, info), gradients) = part_gradient(*part_and_key)
       weight = jnp.asarray(1.0 if info.loss_weight is None else info.loss_weight, jnp.float32)
       weighted = jax.tree.map(lambda t, g: t + weight * g.astype(t.dtype), total, gradients)
       return constrain(weighted), (loss, weight, info.aux_info)
@@ -92,7 +96,7 @@ def accumulate(
     parts = jax.tree.map(functools.partial(_split_rows, micro_batches), inputs)
     keys = jax.random.split(prng_key, micro_batches)
     first = jax.tree.map(lambda x: x[0], (parts, keys))
-    _, shapes = jax.eval_shape(of_part, *first)
+    _, shapes = jax.eval_shape(part_gradient, *first)
     zeros = constrain(jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes))
     total, (losses, weights, aux) = jax.lax.scan(add, zeros, (parts, keys))
     weight = weights.sum()
@@ -104,15 +108,15 @@ def accumulate(
 
 
 def _split_rows(micro_batches: int, x: jax.Array) -> jax.Array:
-  """[B, ...] to [K, B / K, ...], part k having the rows k, k + K, ...
+  """Reshapes [B, ...] to [K, B / K, ...], where part k has the rows k, k + K, ...
 
-  A device that holds neighbouring rows then holds its share of each part, and sends none.
+  A device that holds neighbouring rows then holds its share of each part, so it sends no row.
   """
   return jnp.moveaxis(x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]), 1, 0)
 
 
 def _join_rows(x: jax.Array) -> jax.Array:
-  """[K, B / K, ...] back to [B, ...]."""
+  """Reshapes [K, B / K, ...] back to [B, ...]."""
   return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
@@ -121,16 +125,16 @@ def _positive(weight: jax.Array) -> jax.Array:
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """The weighted mean over the parts: values [K, ...], weights [K]."""
+  """Returns the weighted mean over the parts: values [K, ...] and weights [K] give [...]."""
   dtype, values = values.dtype, values.astype(jnp.float32)
   return (jnp.tensordot(weights, values, axes=1) / _positive(weights.sum())).astype(dtype)
 
 
 def _merge(aux: tuple[Any, ...], weights: jax.Array) -> tuple[Any, ...]:
-  """What PAX's loss function gives beside the loss, of the whole batch: leaves [K, ...] to [...].
+  """Merges the parts' second results of PAX's loss function: leaves [K, ...] become [...].
 
-  Summaries and the model's own updates (of moving averages, say) are means over the parts, or the
-  last part's where they are no real numbers.
+  Summaries and the model's own updates, such as moving averages, become means over the parts. If
+  they are not floating-point numbers, the last part's are taken.
   """
   mean_loss, scalars, updated_vars, summaries, per_example, clu_metrics = aux
 
@@ -155,21 +159,25 @@ def _merge(aux: tuple[Any, ...], weights: jax.Array) -> tuple[Any, ...]:
 
 
 class TrainProgram(programs.SingleTaskTrainProgram):
-  """PAX's train program, whose step may be computed in parts, and whose data never start anew."""
+  """PAX's train program with a step in parts, and with data that continue after a restart."""
 
   def __init__(self, micro_batches: int = 1):
-    """Takes the number of parts of a step's batch."""
+    """Makes the program.
+
+    Args:
+      micro_batches: Number of parts of a step's batch.
+    """
     super().__init__()
     self._micro_batches = micro_batches
 
   def setup(self, task, train_input, *args, **kwargs) -> None:
-    """Sets the program up; the data go on where training does."""
+    """Sets the program up, and moves the data to the step where training continues."""
     super().setup(task, train_input, *args, **kwargs)
     if hasattr(train_input, 'go_to'):
       train_input.go_to(self._initial_step)
 
   def _get_train_step(self, inputs):
-    """Compiles the step at the first call, as the method that it replaces."""
+    """Compiles the step at the first call, like the method that it overrides."""
     if not self._train_step_created:
       self._train_step_fn, self._train_step_input_partition_spec = self._partitioner.partition(
         train_step(self._micro_batches), trees.get_shape_dtype(inputs), is_eval=False

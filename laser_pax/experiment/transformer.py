@@ -1,4 +1,4 @@
-"""The arithmetic of a stack of Transformer layers, for the rule of the layout."""
+"""The sizes of a stack of Transformer layers, for the layout rule."""
 
 import dataclasses
 
@@ -13,15 +13,15 @@ class TransformerSizes:
   """The sizes of a causal Transformer over a vocabulary, with a tied embedding: `layouts.Sizes`.
 
   Attributes:
-    num_layers: L.
-    model_dims: D.
-    hidden_dims: F, of the MLP.
-    attention_dims: N x H.
-    vocab_size: V.
-    seq_len: T.
-    global_batch_size: B.
-    activation_bytes: a, of one activation.
-    layers_per_block: Layers whose activations are computed again together: k.
+    num_layers: L, the number of layers.
+    model_dims: D, the width of the model.
+    hidden_dims: F, the width of the MLP's hidden layer.
+    attention_dims: N H, the width of all heads together.
+    vocab_size: V, the size of the vocabulary.
+    seq_len: T, the positions of one row.
+    global_batch_size: B, the rows of one step.
+    activation_bytes: a, the bytes of one activation.
+    layers_per_block: k, the layers whose activations are computed again together.
   """
 
   num_layers: int
@@ -35,45 +35,59 @@ class TransformerSizes:
   layers_per_block: int = 1
 
   def layer_weights(self) -> int:
-    """Returns the weights of one layer's matrices: 4 D N H + 2 D F."""
+    """Returns the number of weights of one layer's matrices: 4 D N H + 2 D F."""
     return self.model_dims * (4 * self.attention_dims + 2 * self.hidden_dims)
 
   def weights(self) -> int:
-    """Returns the weights of the model's matrices, whose embedding is tied."""
+    """Returns the number of weights of all matrices. The tied embedding counts once."""
     return self.num_layers * self.layer_weights() + self.vocab_size * self.model_dims
 
-  def kept(self, policy: Policy) -> int:
-    """Returns what is kept of a token and layer: its share of a block's input, and what is saved.
+  def kept_activations(self, policy: Policy) -> int:
+    """Returns how many activations are kept for the backward pass, per token and layer.
 
-    Queries, keys and values count five widths, not three: the compiler keeps some in two layouts.
+    They are a layer's share of its block's input, and those that the policy saves.
     """
     return self.model_dims // self.layers_per_block + self._saved(policy)
 
-  def computed_again(self, policy: Policy) -> int:
-    """Returns what a block's backward pass computes again, of a token and layer."""
+  def recomputed_activations(self, policy: Policy) -> int:
+    """Returns how many activations a block's backward pass recomputes, per token and layer."""
     return self.model_dims + self._activations() - self._saved(policy)
 
   def backward_width(self) -> int:
-    """Returns 2 N H + F + D, a quarter of what one layer's backward pass holds of a token."""
+    """Returns a quarter of the activations per token that a layer's backward pass holds.
+
+    It is 2 N H + F + D.
+    """
     return 2 * self.attention_dims + self.hidden_dims + self.model_dims
 
   def head_bytes(self, tokens: int) -> int:
-    """Returns ((4 + a) D + 8 C) V: W's gradient in float32, W, and logits of C tokens."""
+    """Returns the bytes that the loss holds for `tokens` tokens: ((4 + a) D + 8 C) V.
+
+    They are the embedding's gradient in float32, the embedding, and the logits of C tokens. C is
+    the chunk of tokens that the loss computes at once.
+    """
     chunk = min(tokens, ops.TOKENS_PER_CHUNK)
     return ((4 + self.activation_bytes) * self.model_dims + 8 * chunk) * self.vocab_size
 
   def step_flops(self, policy: Policy, platform: str) -> int:
-    """Returns a step's operations: 6 a weight and token, attention, and what is computed again."""
+    """Returns the operations of one step.
+
+    They are 6 for each weight and token, those of attention, and those that are computed again.
+
+    Args:
+      policy: Checkpoint policy of the layers.
+      platform: Platform of jax. On 'tpu' a fused kernel computes the attention.
+    """
     weights = 6 * self.weights() * self._tokens()
     return weights + self.attention_flops(policy, platform) + self.recomputed_flops(policy)
 
   def attention_flops(self, policy: Policy, platform: str) -> int:
-    """Returns the operations of the attention's products, with those that are computed again.
+    """Returns the operations of attention's products, including those that are computed again.
 
-    A product over T positions takes 2 T N H a layer and token. There are two forward, and under a
-    policy that does not keep what they give, the two are computed again. Backward there are five,
-    as the logits are computed anew. On a TPU there are seven: each of the two fused kernels
-    computes the logits and their gradient. Blocks wholly above the causal diagonal are left out.
+    A product over T positions takes 2 T N H for each layer and token. The forward pass has two
+    products. Policies that do not keep their results compute these two again. The backward pass has
+    five, because it computes the logits anew. On a TPU it has seven: both of its fused kernels
+    compute the logits and their gradient. Blocks wholly above the causal diagonal are left out.
     """
     on_tpu = platform == 'tpu'
     products = 2 + (7 if on_tpu else 5) + (2 if policy in layouts.POLICIES else 0)
@@ -82,25 +96,28 @@ class TransformerSizes:
     return round(share * products * product)
 
   def recomputed_flops(self, policy: Policy) -> int:
-    """Returns the operations beside attention that are computed again.
+    """Returns the operations outside attention that are computed again.
 
-    The MLP's second product is among them only in layers whose output the next of their block
-    needs.
+    The MLP's second product is computed again only in layers whose output the next layer of their
+    block needs.
     """
     first = 2 * self.model_dims * self.hidden_dims
     second = first * (self.layers_per_block - 1) // self.layers_per_block
     projections = 8 * self.model_dims * self.attention_dims
-    again = {
+    recomputed = {
       Policy.SAVE_NOTHING: first + second + projections,
       Policy.SAVE_QKV_OUT_PROJ: first + second,
     }
-    return self._tokens() * self.num_layers * again.get(policy, 0)
+    return self._tokens() * self.num_layers * recomputed.get(policy, 0)
 
   def _tokens(self) -> int:
     return self.global_batch_size * self.seq_len
 
   def _saved(self, policy: Policy) -> int:
-    """Returns the activations of a token and layer that the policy saves."""
+    """Returns how many activations the policy saves, per token and layer.
+
+    Queries, keys and values count five widths, not three: the compiler keeps some in two layouts.
+    """
     d, n, f = self.model_dims, self.attention_dims, self.hidden_dims
     saved = {
       Policy.SAVE_DOT_WITH_NO_BATCH_DIM: 5 * n + 2 * d + f,
@@ -110,8 +127,8 @@ class TransformerSizes:
     return saved.get(policy, self._activations())
 
   def _activations(self) -> int:
-    """Returns all activations of a token and layer but its input.
+    """Returns how many activations a layer has per token, without its input.
 
-    Policies that the rule never chooses are taken to save them all.
+    For policies that the layout rule never chooses, the estimate assumes that all are saved.
     """
     return 6 * self.attention_dims + 2 * self.model_dims + self.hidden_dims

@@ -1,4 +1,4 @@
-"""Runs read from their records."""
+"""Runs are read from their records, and plotted."""
 
 import json
 
@@ -27,11 +27,11 @@ def _eval(step, seconds, loss):
   return {'kind': 'eval', 'step': step, 'loss': loss, 'seconds': seconds}
 
 
-def test_a_resumed_runs_last_records_hold_and_its_minutes_add_up(tmp_path):
+def test_the_last_records_of_a_resumed_run_count_and_its_minutes_add_up(tmp_path):
   records = [
     _train(1, 10, rate=None),
     _train(2, 70, loss=9.0, rate=50.0),
-    # Killed, and run again from step 1.
+    # The run was killed, and continued from step 1.
     _train(2, 5, loss=8.0, rate=100.0),
     _train(3, 35, loss=7.0, rate=200.0),
     _eval(3, 65, 7.5),

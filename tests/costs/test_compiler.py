@@ -1,4 +1,4 @@
-"""What the compiler says of steps that do not fit."""
+"""The compiler's messages about steps that do not fit."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from laser_pax.costs import compiler
 
 
 @pytest.mark.parametrize(
-  ('message', 'needed'),
+  ('message', 'required'),
   [
     ('Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.', 17.5 * 2**30),
     (
@@ -17,5 +17,5 @@ from laser_pax.costs import compiler
     ('something else', None),
   ],
 )
-def test_what_a_step_needs_that_does_not_fit(message, needed):
-  assert compiler._needed(message) == (needed and round(needed))
+def test_a_message_gives_the_bytes_that_a_step_requires(message, required):
+  assert compiler._required_bytes(message) == (required and round(required))

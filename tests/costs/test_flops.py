@@ -1,4 +1,4 @@
-"""Operations of a step: the formulas, and what is counted in the traced program."""
+"""Operations of a step: the formulas agree with the products of the traced program."""
 
 import functools
 
@@ -20,17 +20,17 @@ def _product(x, w):
 
 def test_products_count_twice_their_multiply_adds():
   jaxpr = jax.make_jaxpr(_product)(jnp.ones((4, 8)), jnp.ones((8, 16)))
-  assert flops.counted(jaxpr) == (2 * 4 * 8 * 16, 0)
+  assert flops.count_products(jaxpr) == (2 * 4 * 8 * 16, 0)
 
 
-def test_loops_count_as_often_as_they_run_and_what_is_unused_not_at_all():
+def test_loops_count_as_often_as_they_run_and_unused_products_do_not_count():
   def looped(x, w):
     unused = x @ w
     x, _ = jax.lax.scan(lambda x, _: (_product(x, w), None), x, length=5)
     return x, unused
 
   jaxpr = jax.make_jaxpr(lambda x, w: looped(x, w)[0])(jnp.ones((4, 8)), jnp.ones((8, 8)))
-  assert flops.counted(jaxpr) == (5 * 2 * 4 * 8 * 8, 0)
+  assert flops.count_products(jaxpr) == (5 * 2 * 4 * 8 * 8, 0)
 
 
 def test_a_layer_under_checkpoint_is_counted_again():
@@ -40,13 +40,16 @@ def test_a_layer_under_checkpoint_is_counted_again():
 
   w = jnp.ones((8, 8))
   grad = jax.value_and_grad(lambda *a: layer(*a).sum(), argnums=(0, 1, 2))
-  # Forward 2, backward 4, and once more the first product and the second, whose tanh is needed.
-  assert flops.counted(jax.make_jaxpr(grad)(jnp.ones((4, 8)), w, w)) == (8 * 2 * 4 * 8 * 8, 0)
+  # Forward 2 and backward 4. Both forward products run again, because both tanh are needed.
+  assert flops.count_products(jax.make_jaxpr(grad)(jnp.ones((4, 8)), w, w)) == (
+    8 * 2 * 4 * 8 * 8,
+    0,
+  )
 
 
 @pytest.fixture(scope='module', params=['Standard', 'Laser'])
 def small(request):
-  """A model whose numbers are in proportion, as those of the large ones are."""
+  """A small model with the proportions of the large ones."""
   experiment = getattr(configs, f'C4{request.param}300M')().on('cpu')
   experiment.NUM_LAYERS, experiment.MODEL_DIMS, experiment.HIDDEN_DIMS = 2, 256, 512
   experiment.SEQ_LEN, experiment.GLOBAL_BATCH_SIZE, experiment.VOCAB_SIZE = 256, 4, 1024
@@ -62,66 +65,71 @@ def small(request):
     Policy.SAVE_EVERYTHING,
   ],
 )
-def test_the_formulas_account_for_all_that_is_traced(small, policy):
+def test_the_formulas_account_for_all_traced_products(small, policy):
   small.CHECKPOINT_POLICY = policy
   traced = compiler.trace_train(small, small.pod())
   matrices = small.sizes().weights()
   tokens = small.GLOBAL_BATCH_SIZE * small.SEQ_LEN
   expected = small.sizes().step_flops(policy, 'cpu') + 6 * tokens * (traced.parameters - matrices)
-  # Biases and scales are in the formula as if they were matrices.
-  assert flops.counted(traced.jaxpr) == (pytest.approx(expected, rel=5e-3), 0)
+  # The formula counts biases and scales as if they were matrices.
+  assert flops.count_products(traced.jaxpr) == (pytest.approx(expected, rel=5e-3), 0)
 
 
 @pytest.mark.parametrize('policy', [Policy.SAVE_NOTHING, Policy.SAVE_CONTEXT])
-def test_fused_kernels_are_counted_for_all_devices_with_what_causality_leaves(
+def test_fused_kernels_are_counted_for_all_devices_and_skip_blocks_above_the_diagonal(
   small, policy, interpreted_kernels
 ):
   small.CHECKPOINT_POLICY, small.SEQ_LEN = policy, 640
   traced = compiler.trace_train(small, small.pod())
-  found = flops.step_flops(small, traced.parameters, traced.jaxpr)
-  _, in_kernels = flops.counted(traced.jaxpr)
+  operations = flops.step_flops(small, traced.parameters, traced.jaxpr)
+  _, in_kernels = flops.count_products(traced.jaxpr)
   small.SEQ_LEN = 256
-  assert found.skipped == pytest.approx(0.4 * in_kernels)  # 10 of 25 pairs of blocks.
-  # Two products forward, seven backward, of six in the formula; and two again.
+  assert operations.skipped == pytest.approx(0.4 * in_kernels)  # 10 of 25 pairs of blocks.
+  # Kernels run two products forward and seven backward; SAVE_NOTHING runs two again. The formula
+  # has six.
   assert in_kernels == pytest.approx(
-    found.attention * (11 if policy == Policy.SAVE_NOTHING else 9) / 6
+    operations.attention * (11 if policy == Policy.SAVE_NOTHING else 9) / 6
   )
 
 
 @pytest.mark.parametrize('policy', layouts.POLICIES)
 def test_the_formulas_know_blocks_of_layers(small, policy):
   small.CHECKPOINT_POLICY = policy
-  found = []
+  results = []
   for small.LAYERS_PER_BLOCK in (1, 2):
     traced = compiler.trace_train(small, small.pod())
     formula = small.sizes().step_flops(policy, 'cpu')
-    found.append((sum(flops.counted(traced.jaxpr)), formula))
+    results.append((sum(flops.count_products(traced.jaxpr)), formula))
   small.LAYERS_PER_BLOCK = 1
-  (one, by_formula), (two, of_two) = found
-  assert two - one == of_two - by_formula
-  assert (two == one) == (policy is Policy.SAVE_DOT_WITH_NO_BATCH_DIM)
+  (single, single_formula), (pairs, pairs_formula) = results
+  assert pairs - single == pairs_formula - single_formula
+  assert (pairs == single) == (policy is Policy.SAVE_DOT_WITH_NO_BATCH_DIM)
 
 
 def test_parts_of_a_batch_cost_the_same(small):
   small.CHECKPOINT_POLICY = Policy.SAVE_NOTHING
-  whole = flops.counted(compiler.trace_train(small, small.pod()).jaxpr)
+  whole = flops.count_products(compiler.trace_train(small, small.pod()).jaxpr)
   small.MICRO_BATCHES = 4
-  parts = flops.counted(compiler.trace_train(small, small.pod()).jaxpr)
+  parts = flops.count_products(compiler.trace_train(small, small.pod()).jaxpr)
   small.MICRO_BATCHES = None
   assert sum(parts) == pytest.approx(sum(whole), rel=1e-6)  # And the sums over the parts.
 
 
-def test_of_a_conditional_the_cheaper_branch_counts():
+def test_a_conditional_counts_as_its_cheaper_branch():
   def function(x):
     return jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x @ x)
 
   x = jnp.ones((4, 4))
-  assert flops.counted(jax.make_jaxpr(function)(x)) == flops.counted(jax.make_jaxpr(jnp.dot)(x, x))
+  assert flops.count_products(jax.make_jaxpr(function)(x)) == flops.count_products(
+    jax.make_jaxpr(jnp.dot)(x, x)
+  )
 
 
-def test_loops_of_unknown_length_count_as_never_run():
+def test_loops_of_unknown_length_do_not_count():
   def function(x):
     return jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ y, x @ x)
 
   x = jnp.ones((4, 4))
-  assert flops.counted(jax.make_jaxpr(function)(x)) == flops.counted(jax.make_jaxpr(jnp.dot)(x, x))
+  assert flops.count_products(jax.make_jaxpr(function)(x)) == flops.count_products(
+    jax.make_jaxpr(jnp.dot)(x, x)
+  )

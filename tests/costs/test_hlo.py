@@ -8,7 +8,7 @@ import pytest
 
 from laser_pax.costs import hlo
 
-# A loop of 5 that all-reduces 4 KiB over pairs, then one all-gather over all 8, one permutation.
+# A loop all-reduces 4 KiB over pairs 5 times. An all-gather over all 8 and a permutation follow.
 _TEXT = """HloModule m, num_partitions=8
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -53,10 +53,10 @@ def test_loops_count_as_often_as_they_run():
   assert (permute.kind, permute.count, permute.sent_bytes) == ('collective-permute', 1, 32)
 
 
-def test_what_goes_between_slices_is_the_chips_share():
-  reduce, gather, _ = hlo.collectives(_TEXT, chips=8, slice_of=[0] * 4 + [1] * 4)
+def test_a_chip_sends_its_share_between_slices():
+  reduce, gather, _ = hlo.collectives(_TEXT, chips=8, chip_slices=[0] * 4 + [1] * 4)
   assert reduce.slices == 1 and reduce.sent_between_slices == 0
-  # Each of two slices gathers its own 4 shares, and each chip sends its share of it to the other.
+  # Each of two slices gathers its own 4 shares. Then each chip sends a quarter to the other slice.
   assert gather.slices == 2
   assert gather.sent_between_slices == pytest.approx(16384 / 4 / 2)
 
@@ -83,7 +83,7 @@ ENTRY %main (x: f32[128]) -> f32[64] {
 """
 
 
-def test_a_collective_that_goes_on_under_products_counts_once():
+def test_a_collective_that_overlaps_products_counts_once():
   (gather,) = hlo.collectives(_FUSED, chips=8)
   assert (gather.count, gather.result_bytes) == (1, 4096)
 
@@ -103,15 +103,15 @@ ENTRY %main (x: bf16[64,32]) -> bf16[8,32] {
 """
 
 
-def test_an_all_reduce_of_which_a_share_is_kept_is_a_reduce_scatter():
+def test_an_all_reduce_whose_shares_are_kept_is_a_reduce_scatter():
   (scatter,) = hlo.collectives(_SCATTERED, chips=8)
   assert (scatter.kind, scatter.result_bytes) == ('reduce-scatter', 8 * 32 * 2)
   assert scatter.sent_bytes == 64 * 32 * 2 * 7 // 8
 
 
-def test_slices_are_those_of_the_meshs_order():
-  gather = next(c for c in hlo.collectives(_TEXT, 8, [0, 1] * 4) if c.kind == 'all-reduce')
-  assert gather.slices == 2
+def test_slices_are_in_the_order_of_the_mesh():
+  reduce = next(c for c in hlo.collectives(_TEXT, 8, [0, 1] * 4) if c.kind == 'all-reduce')
+  assert reduce.slices == 2
 
 
 _SHARDED = """
@@ -138,11 +138,11 @@ def test_data_parallel_gradients_are_reduced_once_a_layer():
     'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
     'JAX_PLATFORMS': 'cpu',
   }
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', _SHARDED], env=env, capture_output=True, text=True, check=True
   )
-  found = [line.split() for line in done.stdout.splitlines()]
-  reduced = sum(int(line[3]) for line in found if line[0] == 'all-reduce')
-  sent = sum(int(line[4]) for line in found if line[0] == 'all-reduce')
-  assert reduced == pytest.approx(7 * 64 * 64 * 4, rel=1e-3)  # The weights' gradients, and no more.
+  collectives = [line.split() for line in process.stdout.splitlines()]
+  reduced = sum(int(line[3]) for line in collectives if line[0] == 'all-reduce')
+  sent = sum(int(line[4]) for line in collectives if line[0] == 'all-reduce')
+  assert reduced == pytest.approx(7 * 64 * 64 * 4, rel=1e-3)  # The weights' gradients alone.
   assert sent == pytest.approx(2 * reduced * 7 / 8, rel=1e-3)

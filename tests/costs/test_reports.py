@@ -1,4 +1,4 @@
-"""Reports: on this machine's CPU, and by the TPU compiler for slices that are not here."""
+"""Reports: one on this machine's CPU, and refusals with advice."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def _aot(*flags, **env) -> subprocess.CompletedProcess:
   return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 
-def test_a_slice_that_is_too_small_is_refused_with_what_would_fit():
+def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
   experiment = configs.C4Laser7B().on('v5e-4chips')
   with pytest.raises(reports.DoesNotFit) as e:
     reports.report(experiment)
@@ -31,12 +31,12 @@ def test_a_slice_that_is_too_small_is_refused_with_what_would_fit():
 def test_a_report_of_this_machine():
   experiment = configs.C4LaserTiny().on('cpu')
   experiment.NUM_LAYERS, experiment.MICRO_BATCHES = 1, 2
-  found = reports.report(experiment)
-  assert found.fits and found.times is None and found.collectives == []
-  assert 0 < found.evaluation.peak_bytes < found.train.peak_bytes
-  # Weights and two moments in float32, and the batch.
-  assert found.train.state_bytes == pytest.approx(12 * found.parameters, rel=0.05)
-  assert json.loads(json.dumps(found.to_json()))['parameters'] == found.parameters
+  report = reports.report(experiment)
+  assert report.fits and report.times is None and report.collectives == []
+  assert 0 < report.evaluation.peak_bytes < report.train.peak_bytes
+  # The state is weights and two moments in float32, and the batch.
+  assert report.train.state_bytes == pytest.approx(12 * report.parameters, rel=0.05)
+  assert json.loads(json.dumps(report.to_json()))['parameters'] == report.parameters
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_a_report_of_this_machine():
   ],
 )
 def test_wrong_use_is_refused_at_once(flags, words, tmp_path):
-  done = _aot(*flags, XDG_CACHE_HOME=str(tmp_path))
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
-  assert all(word in done.stderr for word in words), done.stderr
+  process = _aot(*flags, XDG_CACHE_HOME=str(tmp_path))
+  assert process.returncode == 2
+  assert process.stderr.startswith('error: ') and process.stderr.count('\n') == 1, process.stderr
+  assert all(word in process.stderr for word in words), process.stderr
 
 
-def test_an_attribute_that_is_none_is_refused():
-  done = _aot('--exp=C4LaserTiny', '--pod=cpu', '--fdl.NUM_LAYER=2')
-  assert done.returncode == 2 and 'NUM_LAYERS' in done.stderr
+def test_an_unknown_attribute_is_refused():
+  process = _aot('--exp=C4LaserTiny', '--pod=cpu', '--fdl.NUM_LAYER=2')
+  assert process.returncode == 2 and 'NUM_LAYERS' in process.stderr

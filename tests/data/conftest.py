@@ -9,7 +9,7 @@ from tests.support.small_texts import text, write_gz
 
 @pytest.fixture(scope='session')
 def texts():
-  """The texts of the data set `source`, by split."""
+  """The texts of the data set of the fixture `source`, by split."""
   return {'train': [text(i) for i in range(300)], 'validation': [text(i) for i in range(300, 337)]}
 
 

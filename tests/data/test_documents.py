@@ -1,3 +1,5 @@
+"""Documents are read from source files, and unfit files are named."""
+
 import gzip
 import json
 
@@ -41,11 +43,11 @@ def test_a_long_text_is_cut_without_loss(tmp_path_factory, lines):
   assert max(map(len, pieces)) <= 7
 
 
-def test_sources_are_found_in_folders_once_and_sorted(tmp_path):
-  inner = write(tmp_path / 'f' / 'deep' / 'b.txt', 'b')
-  outer = write(tmp_path / 'f' / 'c.jsonl', LINES)
+def test_sources_in_folders_are_listed_once_and_sorted(tmp_path):
+  deep_file = write(tmp_path / 'f' / 'deep' / 'b.txt', 'b')
+  file = write(tmp_path / 'f' / 'c.jsonl', LINES)
   write(tmp_path / 'f' / 'README.md', 'no source')
-  assert documents.find_sources([outer, tmp_path / 'f']) == [outer, inner]
+  assert documents.find_sources([file, tmp_path / 'f']) == [file, deep_file]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Inputs of text: rows, epochs, exact resumption, and hosts that share one stream."""
+
 import collections
 
 import jax
@@ -17,14 +19,14 @@ T, B = 16, 4
 
 @pytest.fixture(scope='module', autouse=True)
 def small_shuffle():
-  """A buffer of less than an epoch: tf.data takes ten seconds to save a full one of 10,000 rows."""
+  """A buffer smaller than an epoch: tf.data needs ten seconds to save one of 10,000 rows."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(text_lm, 'SHUFFLE_ROWS', 200)
     yield
 
 
 def make(input_fn, source, **fields):
-  """An input; fields are arguments of the function, or set on its config."""
+  """Returns an input. `fields` are arguments of the function, or are set on its config."""
   names = ('seed', 'seq_len', 'batch_size', 'name')
   args = dict(data_dir=source.data_dir, vocab=source.vocab, batch_size=B, seq_len=T)
   args |= {k: v for k, v in fields.items() if k in names}
@@ -53,7 +55,7 @@ def all_batches(inp):
 
 
 def tokens(source, texts):
-  """What the packed rows must hold: the oracle, made without TensorFlow."""
+  """Returns the tokens that the packed rows must hold, computed without TensorFlow."""
   processor = sentencepiece.SentencePieceProcessor(model_file=source.vocab)
   return [i for text in texts for i in [*processor.encode(text), 1]]
 
@@ -86,7 +88,7 @@ def test_validation_starts_again_after_a_reset(source):
   np.testing.assert_array_equal(real(first), real(all_batches(inp)))
 
 
-def test_a_batch_is_what_paxs_language_model_reads(source):
+def test_a_batch_has_the_fields_of_paxs_language_model(source):
   b = train(source).get_next_padded()
   for field in ('ids', 'labels', 'weights', 'paddings', 'segment_ids', 'segment_pos'):
     assert b[field].shape == (B, T)
@@ -107,7 +109,7 @@ def test_an_epoch_is_every_row_once_and_the_next_one_has_another_order(source, t
   first, second = labels(inp, count), labels(inp, count)
   assert sorted(sequences(first)) == sorted(sequences(second))
   assert sequences(first) != sequences(second)
-  # All tokens of the split, but for the remainder that fills no row.
+  # The rows hold all tokens of the split but the remainder, which is too short for a row.
   drawn = collections.Counter(first.reshape(-1).tolist())
   assert drawn <= collections.Counter(oracle)
 
@@ -124,25 +126,25 @@ def test_training_rows_are_full_and_hold_whole_documents_between_eos(source, tex
   assert set(documents) <= known
 
 
-def test_the_seed_gives_the_order(source):
+def test_the_seed_determines_the_order(source):
   first = labels(train(source, seed=1), 40)
   np.testing.assert_array_equal(first, labels(train(source, seed=1), 40))
   assert not np.array_equal(first, labels(train(source, seed=2), 40))
 
 
 @pytest.mark.parametrize('before', [0, 7, 150])
-def test_a_restored_input_goes_on_with_the_next_batch(source, texts, tmp_path, before):
+def test_a_restored_input_continues_with_the_next_batch(source, texts, tmp_path, before):
   per_epoch = len(tokens(source, texts['train'])) // T // B
-  assert 7 < per_epoch < 150  # In the first epoch, and in the second.
+  assert 7 < per_epoch < 150  # 7 batches end in the first epoch, and 150 in a later one.
   inp = train(source, input_checkpointing_enabled=True)
   if before:
     labels(inp, before)
   inp.save(tmp_path / 'state')
   expected = labels(inp, per_epoch + 5)
-  other = train(source, input_checkpointing_enabled=True)
-  labels(other, 3)
-  other.restore(tmp_path / 'state')
-  np.testing.assert_array_equal(labels(other, per_epoch + 5), expected)
+  restored = train(source, input_checkpointing_enabled=True)
+  labels(restored, 3)
+  restored.restore(tmp_path / 'state')
+  np.testing.assert_array_equal(labels(restored, per_epoch + 5), expected)
 
 
 @pytest.mark.parametrize('hosts', [2, 4, 6])
@@ -158,14 +160,14 @@ def test_hosts_share_the_validation_split(source, texts, hosts):
 
 
 def host_inputs(source, hosts, global_batch=8):
-  """The training inputs of so many hosts."""
+  """Returns the training inputs of all hosts, one each."""
   fields = dict(num_infeed_hosts=hosts, batch_size=global_batch // hosts)
   fields['input_checkpointing_enabled'] = True
   return [train(source, infeed_host_index=i, **fields) for i in range(hosts)]
 
 
 def global_batches(host_inputs, batches):
-  """Labels [batches, global batch, T], of all hosts together."""
+  """Returns the labels of all hosts together: [batches, global batch, T]."""
   return np.stack(
     [np.concatenate([i.get_next_padded().labels for i in host_inputs]) for _ in range(batches)]
   )
@@ -178,16 +180,16 @@ def test_any_number_of_hosts_trains_on_the_same_batches(source, hosts):
 
 
 @pytest.mark.parametrize(('before', 'after'), [(1, 2), (2, 4), (4, 2), (4, 1)])
-def test_another_number_of_hosts_goes_on_with_the_next_batch(source, tmp_path, before, after):
+def test_another_number_of_hosts_continues_with_the_next_batch(source, tmp_path, before, after):
   first = host_inputs(source, before)
   global_batches(first, 7)
   first[0].save(tmp_path / f'process_0-of-{before}')
   expected = global_batches(first, 60)
-  others = host_inputs(source, after)
-  for i, other in enumerate(others):
-    other.restore(tmp_path / f'process_{i}-of-{after}')
-    other.go_to(7)
-  np.testing.assert_array_equal(global_batches(others, 60), expected)
+  restored = host_inputs(source, after)
+  for i, inp in enumerate(restored):
+    inp.restore(tmp_path / f'process_{i}-of-{after}')
+    inp.go_to(7)
+  np.testing.assert_array_equal(global_batches(restored, 60), expected)
 
 
 def test_the_first_host_alone_saves_the_position(source, tmp_path, monkeypatch):
@@ -201,10 +203,10 @@ def test_the_first_host_alone_saves_the_position(source, tmp_path, monkeypatch):
 
 def test_without_a_saved_position_the_data_are_read_again_up_to_the_step(source):
   expected = global_batches(host_inputs(source, 1), 12)[7:]
-  inputs_of_two = host_inputs(source, 2)
-  for inp in inputs_of_two:
+  restarted = host_inputs(source, 2)
+  for inp in restarted:
     inp.go_to(7)
-  np.testing.assert_array_equal(global_batches(inputs_of_two, 5), expected)
+  np.testing.assert_array_equal(global_batches(restarted, 5), expected)
 
 
 def test_two_data_folders_serve_one_process(source, texts, tmp_path):
@@ -230,7 +232,7 @@ def test_paxs_data_flag_is_obeyed(source, texts, monkeypatch):
   np.testing.assert_array_equal(real(batches), tokens(source, texts['validation']))
 
 
-def test_no_bucket_is_looked_at(source, monkeypatch):
+def test_no_bucket_is_read(source, monkeypatch):
   from tensorflow_datasets.core.utils import gcs_utils
 
   def fail(*args):

@@ -1,3 +1,5 @@
+"""C4 from source files: splits, resumed runs, refused sources, and the sample that ships."""
+
 import gzip
 import threading
 
@@ -17,13 +19,13 @@ def read(data_dir, split):
 
 
 def contents(folder):
-  """Every file of a data set but the parts' own records, which hold the sources' times."""
+  """Returns the data set's files without the parts' records, which contain file times."""
   return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith('part-')}
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-  """Five source files, each a part of its own."""
+  """Five source files. Each becomes one part."""
   monkeypatch.setattr(c4, 'PART_BYTES', 1)
   for i in range(5):
     write_gz(tmp_path / f'c4-train.{i}.json.gz', [text(10 * i + j) for j in range(10)])
@@ -60,12 +62,12 @@ def test_a_folder_of_two_texts_gives_both_splits(tmp_path):
 
 
 class Killed(BaseException):
-  pass
+  """Stands for a signal that ends the run."""
 
 
-@pytest.mark.parametrize('documents', [0, 17, 30, 49])
+@pytest.mark.parametrize('documents_before', [0, 17, 30, 49])
 def test_a_killed_run_is_resumed_without_redoing_finished_files(
-  files, tmp_path, monkeypatch, documents
+  files, tmp_path, monkeypatch, documents_before
 ):
   c4.prepare(files, tmp_path / 'whole')
   read_documents = documents.read_documents
@@ -77,7 +79,7 @@ def test_a_killed_run_is_resumed_without_redoing_finished_files(
 
   def killing(path, *args):
     for document in spy(path, *args):
-      if document.text == text(documents):
+      if document.text == text(documents_before):
         raise Killed
       yield document
 
@@ -88,7 +90,7 @@ def test_a_killed_run_is_resumed_without_redoing_finished_files(
   monkeypatch.setattr(documents, 'read_documents', spy)
   opened.clear()
   final = c4.prepare(files, tmp_path / 'killed')
-  assert opened == files[documents // 10 :]
+  assert opened == files[documents_before // 10 :]
   assert contents(final) == contents(tmp_path / 'whole/c4/en/3.0.1')
 
 
@@ -171,15 +173,15 @@ def test_small_files_share_a_shard_and_large_ones_are_cut(files, tmp_path, monke
   assert read(tmp_path / 'large', 'train') == read(tmp_path / 'small', 'train')
 
 
-def test_the_sample_is_prepared_once_by_two_at_a_time(tmp_path, monkeypatch):
+def test_two_threads_prepare_the_sample_once(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   calls, results, original = [], [], c4.prepare
 
-  def counted(*args):
+  def count_and_prepare(*args):
     calls.append(args)
     return original(*args)
 
-  monkeypatch.setattr(c4, 'prepare', counted)
+  monkeypatch.setattr(c4, 'prepare', count_and_prepare)
   threads = [
     threading.Thread(target=lambda: results.append(sample.prepare_sample())) for _ in range(2)
   ]
@@ -192,11 +194,11 @@ def test_the_sample_is_prepared_once_by_two_at_a_time(tmp_path, monkeypatch):
   assert len(read(results[0].data_dir, 'validation')) == 12
 
 
-def test_the_sample_is_small_and_honest():
+def test_the_sample_is_small_and_says_its_source():
   years = {}
   for file in sample.FOLDER.glob('*.json.gz'):
     assert file.stat().st_size < 5 * 2**20
-    assert file.read_bytes()[4:8] == bytes(4)  # No time in the header.
+    assert file.read_bytes()[4:8] == bytes(4)  # The gzip header has no time.
     years[file.name] = [int(d.timestamp) for d in documents.read_documents(file)]
     with gzip.open(file, 'rt') as lines:
       assert all('"url": "sotu:' in line for line in lines)

@@ -1,3 +1,5 @@
+"""Texts of a prepared data set, and the unigram baseline."""
+
 import collections
 import itertools
 import math
@@ -12,7 +14,7 @@ def test_every_document_is_read_once(source, texts):
     assert sorted(records.read_texts(source.data_dir, split)) == sorted(expected)
 
 
-def test_the_first_documents_are_of_several_shards(source, texts):
+def test_the_first_documents_come_from_several_shards(source, texts):
   first = itertools.islice(records.read_texts(source.data_dir, 'train'), 100)
   assert len({texts['train'].index(t) // 75 for t in first}) == 4
 

@@ -1,3 +1,5 @@
+"""The rule for the places of data and vocabulary, and its messages."""
+
 import subprocess
 import sys
 
@@ -16,7 +18,8 @@ def nothing_named(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
-def find(*args):
+def failure(*args):
+  """Returns the message of a search that must fail."""
   with pytest.raises(UserError) as error:
     sources.find_source(C4, *args)
   return str(error.value)
@@ -27,8 +30,8 @@ def test_attributes_come_before_variables_and_these_before_the_default(source, m
   monkeypatch.setenv('LASER_PAX_DATA_DIR', source.data_dir)
   monkeypatch.setenv('LASER_PAX_VOCAB', source.vocab)
   assert sources.find_source(C4, None, None, 4096) == source
-  assert '/attribute' in find('/attribute', None, 4096)
-  assert '/attribute.model' in find(None, '/attribute.model', 4096)
+  assert '/attribute' in failure('/attribute', None, 4096)
+  assert '/attribute.model' in failure(None, '/attribute.model', 4096)
 
 
 def test_the_default_data_folder_is_the_one_that_prepare_writes(source, tmp_path):
@@ -47,7 +50,7 @@ def test_paxs_flag_comes_first_as_seqio_obeys_it(source, monkeypatch):
 
 
 def test_missing_data_says_where_and_how(source, tmp_path):
-  message = find(str(tmp_path), source.vocab, 4096)
+  message = failure(str(tmp_path), source.vocab, 4096)
   assert f'looked for c4/en/3.0.1/dataset_info.json in {tmp_path} (named by DATA_DIR)' in message
   assert f'python -m laser_pax prepare c4 SOURCE... --out {tmp_path}' in message
 
@@ -56,20 +59,20 @@ def test_broken_data_is_named(source, tmp_path):
   folder = tmp_path / 'c4/en/3.0.1'
   folder.mkdir(parents=True)
   (folder / 'dataset_info.json').write_text('{"splits": [{"name": "train"}]}')
-  assert 'lacks validation' in find(str(tmp_path), source.vocab, 4096)
+  assert 'lacks validation' in failure(str(tmp_path), source.vocab, 4096)
   (folder / 'dataset_info.json').write_text('{"spl')
-  assert 'cannot be read as a TFDS data set' in find(str(tmp_path), source.vocab, 4096)
+  assert 'cannot be read as a TFDS data set' in failure(str(tmp_path), source.vocab, 4096)
 
 
 def test_missing_vocabulary_says_where_and_how(source):
   command = f'python -m laser_pax vocab --data {source.data_dir} --out'
-  assert f'{command} vocab.model --size 32000' in find(source.data_dir, None, 32_000)
-  assert f'{command} /no.model --size 32000' in find(source.data_dir, '/no.model', 32_000)
+  assert f'{command} vocab.model --size 32000' in failure(source.data_dir, None, 32_000)
+  assert f'{command} /no.model --size 32000' in failure(source.data_dir, '/no.model', 32_000)
 
 
 @pytest.mark.parametrize('size', [4095, 4097, 32_000])
 def test_a_vocabulary_of_another_size_is_refused(source, size):
-  message = find(source.data_dir, source.vocab, size)
+  message = failure(source.data_dir, source.vocab, size)
   assert f'has 4096 pieces, but the model has VOCAB_SIZE = {size}' in message
   assert 'set VOCAB_SIZE = 4096' in message
 

@@ -1,3 +1,5 @@
+"""Vocabularies: T5's layout, repeatable training, and refused sizes and files."""
+
 import random
 
 import pytest

@@ -1,4 +1,4 @@
-"""Numbers that do not fit are refused, each with a fix that fits."""
+"""Numbers that do not fit are refused, and each message has a fix that fits."""
 
 import re
 
@@ -80,8 +80,8 @@ def test_a_misspelt_attribute_of_a_subclass_is_refused_but_a_new_one_is_not():
 
 @pytest.fixture
 def job_folder(tmp_path):
-  """A folder that paxml was told to train in."""
-  from paxml import main  # noqa: F401  Defines the flag.
+  """The folder of paxml's --job_log_dir."""
+  from paxml import main  # noqa: F401  It defines the flag.
 
   flag = flags.FLAGS['job_log_dir']
   before, flag.value = flag.value, tmp_path
@@ -99,7 +99,7 @@ def test_a_folder_that_paxml_began_is_kept_for_its_experiment(job_folder):
   assert (job_folder / 'experiment.txt').read_text() == 'laser_pax.configs.C4LaserTiny\n'
 
 
-def test_an_override_holds():
+def test_an_override_changes_the_model():
   experiment = configs.C4LaserTiny()
   experiment.NUM_LAYERS = 3
   experiment.validate()

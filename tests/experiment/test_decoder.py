@@ -1,4 +1,4 @@
-"""The tiny model as a whole: causality by gradients, and the pair's numbers."""
+"""The tiny model as a whole: causality by gradients, equal starts of twins, layers in blocks."""
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ def _batch():
 
 
 def _token_losses(experiment):
-  """Returns delta [T, D] -> each position's loss [T] with delta added to the embeddings."""
+  """Returns a function that adds delta [T, D] to the embeddings and returns the losses [T]."""
   model = base_hyperparams.instantiate(experiment.task().model)
   variables = model.init(jax.random.PRNGKey(0), _batch())
 
@@ -70,9 +70,9 @@ def test_twins_start_from_the_same_weights():
 
 @pytest.mark.parametrize('name', ['C4LaserTiny', 'C4StandardTiny'])
 def test_layers_in_blocks_are_the_same_layers(name):
-  """Loss and gradients of two blocks of two are those of four blocks of one."""
+  """Two blocks of two layers have the loss and gradients of four blocks of one."""
 
-  def loss_of(layers_per_block):
+  def make_loss(layers_per_block):
     experiment = getattr(configs, name)()
     experiment.FPROP_DTYPE, experiment.CHECKPOINT_POLICY = jnp.float32, 'save_nothing'
     experiment.NUM_LAYERS, experiment.LAYERS_PER_BLOCK = 4, layers_per_block
@@ -88,18 +88,21 @@ def test_layers_in_blocks_are_the_same_layers(name):
   def stack(variables):
     return variables['params']['lm']['transformer']['repeat']['sub']
 
-  def in_twos(variables):
-    """Layer i of four, as layer i % 2 of block i // 2."""
-    (ones,) = stack(variables).values()
-    twos = {f'x_layers_{k}': jax.tree.map(lambda x, k=k: x[k::2], ones) for k in range(2)}
+  def regroup(variables):
+    """Returns variables in which layer i of four is layer i % 2 of block i // 2."""
+    (single,) = stack(variables).values()
+    pairs = {f'x_layers_{k}': jax.tree.map(lambda x, k=k: x[k::2], single) for k in range(2)}
     variables = jax.tree.map(lambda x: x, variables)
-    variables['params']['lm']['transformer']['repeat']['sub'] = twos
+    variables['params']['lm']['transformer']['repeat']['sub'] = pairs
     return variables
 
-  model, by_one = loss_of(1)
+  model, single_layer_loss = make_loss(1)
   variables = {'params': model.init(jax.random.PRNGKey(0), _batch())['params']}
-  _, by_two = loss_of(2)
-  (expected, gradients), (found, of_twos) = by_one(variables), by_two(in_twos(variables))
-  assert float(found) == pytest.approx(float(expected), rel=1e-6)
-  for a, b in zip(jax.tree.leaves(in_twos(gradients)), jax.tree.leaves(of_twos), strict=True):
-    np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max())
+  _, block_loss = make_loss(2)
+  expected_loss, expected_gradients = single_layer_loss(variables)
+  loss, gradients = block_loss(regroup(variables))
+  assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+  for expected, actual in zip(
+    jax.tree.leaves(regroup(expected_gradients)), jax.tree.leaves(gradients), strict=True
+  ):
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())

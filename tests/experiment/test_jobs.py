@@ -1,4 +1,4 @@
-"""Job folders: whose run they hold."""
+"""Job folders, and the marks that name their runs."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from laser_pax.experiment import jobs
 LASER, STANDARD = 'laser_pax.configs.C4LaserTiny', 'laser_pax.configs.C4StandardTiny'
 
 
-def test_a_run_goes_on_under_another_layout_but_not_another_size():
+def test_a_run_may_continue_with_another_layout_but_not_another_size():
   mark = jobs.mark_text('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=2'])
   moved = ['NUM_LAYERS=2', 'ICI_MESH_SHAPE=[1,4,1]', 'MICRO_BATCHES=2', 'POD=cpu']
   assert jobs.mark_text('laser_pax.configs.C4LaserTiny', moved) == mark
   assert jobs.mark_text('laser_pax.configs.C4LaserTiny', ['NUM_LAYERS=4']) != mark
 
 
-def test_a_folder_without_checkpoints_belongs_to_nobody(tmp_path):
+def test_a_folder_without_checkpoints_belongs_to_no_run(tmp_path):
   jobs.write_mark(tmp_path, STANDARD)
   jobs.check_run(tmp_path, LASER)
   jobs.write_mark(tmp_path, LASER)
@@ -30,7 +30,7 @@ def test_a_folder_with_checkpoints_keeps_its_mark(tmp_path):
     with pytest.raises(UserError, match='name another --job_log_dir'):
       jobs.check_run(tmp_path, mark)
     jobs.write_mark(tmp_path, mark)
-  jobs.check_experiment(tmp_path, other_size)  # paxml.main tells of no overrides.
+  jobs.check_experiment(tmp_path, other_size)  # Overrides may differ.
   with pytest.raises(UserError, match='name another folder'):
     jobs.check_experiment(tmp_path, STANDARD)
   assert (tmp_path / jobs.MARK).read_text() == LASER + '\n'

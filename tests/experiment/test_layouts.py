@@ -23,12 +23,12 @@ def _laser(size):
 @pytest.mark.parametrize(('size', 'pod'), itertools.product(SIZES, PODS))
 def test_every_experiment_has_a_layout_on_every_slice(size, pod):
   experiment = _laser(size).on(pod)
-  found = experiment.layout()
-  assert math.prod(found.mesh()) == experiment.pod().chips
+  layout = experiment.layout()
+  assert math.prod(layout.mesh()) == experiment.pod().chips
   experiment.check()
   experiment.check_pod()
-  # Only the 7B, whose state alone is 23 GiB a chip there, does not fit the smallest slice.
-  fits = layouts.fits(experiment.sizes(), found, experiment.pod())
+  # Only the 7B does not fit the smallest slice: its state alone is 23 GiB on each chip there.
+  fits = layouts.fits(experiment.sizes(), layout, experiment.pod())
   assert fits == ((size, pod) != ('7B', 'v5e-4chips'))
 
 
@@ -51,13 +51,14 @@ def test_fewer_chips_take_the_same_batch_in_more_parts(size):
 def test_the_rule_takes_the_fastest_that_fits():
   experiment = _laser('2B').on('v5p-256chips')
   sizes, pod, chosen = experiment.sizes(), experiment.pod(), experiment.layout()
-  others = [
+  layouts_to_compare = [
     dataclasses.replace(chosen, ici_mesh_shape=mesh, checkpoint_policy=policy)
     for mesh in [(256, 1, 1), (64, 4, 1), (4, 64, 1), (1, 256, 1)]
     for policy in layouts.POLICIES
   ]
-  seconds = [layouts.step_seconds(sizes, o, pod) for o in others if layouts.fits(sizes, o, pod)]
-  assert layouts.step_seconds(sizes, chosen, pod) == min(seconds)
+  fitting = [layout for layout in layouts_to_compare if layouts.fits(sizes, layout, pod)]
+  fastest = min(layouts.step_seconds(sizes, layout, pod) for layout in fitting)
+  assert layouts.step_seconds(sizes, chosen, pod) == fastest
 
 
 def test_an_evaluation_holds_no_more_at_once_than_a_train_step():
@@ -69,20 +70,20 @@ def test_an_evaluation_holds_no_more_at_once_than_a_train_step():
     assert (train.batch_size, validation.batch_size) == (8, rows)
 
 
-def test_what_the_experiment_names_is_kept():
+def test_attributes_that_the_experiment_sets_are_kept():
   experiment = _laser('300M').on('v5p-64chips')
   experiment.ICI_MESH_SHAPE = [16, 4, 1]
   experiment.CHECKPOINT_POLICY = Policy.SAVE_NOTHING
   experiment.MICRO_BATCHES = 8
-  found = experiment.layout()
-  assert found.ici_mesh_shape == (16, 4, 1)
-  assert (found.checkpoint_policy, found.micro_batches) == (Policy.SAVE_NOTHING, 8)
+  layout = experiment.layout()
+  assert layout.ici_mesh_shape == (16, 4, 1)
+  assert (layout.checkpoint_policy, layout.micro_batches) == (Policy.SAVE_NOTHING, 8)
   task = experiment.task()
   assert task.model.ici_mesh_shape == [16, 4, 1]
   assert task.model.lm_tpl.stacked_transformer_tpl.checkpoint_policy == Policy.SAVE_NOTHING
 
 
-def test_a_policy_is_named_in_either_case_or_refused():
+def test_a_policys_name_may_be_in_either_case():
   experiment = _laser('300M').on('v5p-64chips')
   for name in ('save_nothing', 'SAVE_NOTHING', Policy.SAVE_NOTHING):
     experiment.CHECKPOINT_POLICY = name
@@ -96,7 +97,7 @@ def test_a_policy_is_named_in_either_case_or_refused():
   ('name', 'value'),
   [('MICRO_BATCHES', 0), ('ICI_MESH_SHAPE', [0, 64, 1]), ('ICI_MESH_SHAPE', [64, 1])],
 )
-def test_what_is_no_layout_is_refused(name, value):
+def test_an_invalid_layout_is_refused(name, value):
   experiment = _laser('300M').on('v5p-64chips')
   setattr(experiment, name, value)
   with pytest.raises(UserError, match=name):
@@ -133,7 +134,7 @@ def test_a_machine_whose_accelerators_jax_did_not_find_is_refused():
   experiment.check_pod()
 
 
-def test_memory_falls_and_time_does_not_with_every_saving():
+def test_each_saving_lowers_memory_and_does_not_lower_time():
   experiment = _laser('7B').on('v5p-256chips')
   sizes, pod = experiment.sizes(), experiment.pod()
   base = layouts.Layout(
@@ -156,6 +157,6 @@ def test_memory_falls_and_time_does_not_with_every_saving():
 
 def test_unknown_chips_take_the_plain_layout():
   experiment = configs.C4LaserTiny()
-  pod = slices.like(platform='gpu', device_kind='H100', chips=8, slices=1, topology=None)
-  found = layouts.choose(experiment.sizes(), pod)
-  assert (found.ici_mesh_shape, found.micro_batches) == ((1, 8, 1), 1)
+  pod = slices.from_devices(platform='gpu', device_kind='H100', chips=8, slices=1, topology=None)
+  layout = layouts.choose(experiment.sizes(), pod)
+  assert (layout.ici_mesh_shape, layout.micro_batches) == ((1, 8, 1), 1)

@@ -1,4 +1,4 @@
-"""A run that was saved on one slice goes on, as if nothing had been, on another."""
+"""A run that was saved on one slice continues on another with the same losses."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.support import steps
 
 @pytest.fixture(scope='module')
 def moved(tmp_path_factory):
-  """What tests/support/moved_checkpoint.py prints."""
+  """The output of tests/support/moved_checkpoint.py."""
   folder = tmp_path_factory.mktemp('moved')
   checkpoints = str(folder / 'checkpoints')
   return steps.in_own_process(8, 'moved_checkpoint', checkpoints, folder=folder)
@@ -19,8 +19,8 @@ def moved(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [[1, 4, 1], [1, 1, 1], [2, 2, 2]])
 def test_a_checkpoint_moves_to_another_slice(moved, mesh):
-  found = moved[str(mesh)]
-  assert found['equal']
-  assert found['numbers'] > 3 * 10_000  # Parameters and two moments.
-  assert found['devices'] == math.prod(mesh)
-  np.testing.assert_allclose(found['losses'], moved['saved'], rtol=0, atol=1e-5)
+  resumed = moved[str(mesh)]
+  assert resumed['equal']
+  assert resumed['numbers'] > 3 * 10_000  # Parameters and two moments.
+  assert resumed['devices'] == math.prod(mesh)
+  np.testing.assert_allclose(resumed['losses'], moved['saved'], rtol=0, atol=1e-5)

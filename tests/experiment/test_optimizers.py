@@ -1,4 +1,4 @@
-"""The optimiser is AdamW: PAX's trajectory beside optax's."""
+"""The optimiser is AdamW: its trajectory is that of optax."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def test_schedule_is_linear_warm_up_then_cosine_to_zero_at_the_last_step():
   assert optimizer.get_learning_rate(experiment.NUM_TRAIN_STEPS) == pytest.approx(0, abs=1e-12)
 
 
-# Gradients of norm 0.01 are never clipped, of norm 100 always; the outlier would be capped by PAX's
-# default.
+# Gradients of norm 0.01 are never clipped, and those of norm 100 always. PAX's default would cap
+# the spike.
 @pytest.mark.parametrize('gradient_scale', [1e-3, 10.0])
 def test_trajectory_over_50_steps_is_optax_adamw(gradient_scale):
   experiment = _Experiment()
@@ -47,8 +47,8 @@ def test_trajectory_over_50_steps_is_optax_adamw(gradient_scale):
   hparams = {name: base_layer.WeightHParams(shape=list(shape)) for name, shape in shapes.items()}
   pax = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
   ref = dict(pax)
-  ours = learner.get_grad_tx(hparams)
-  theirs = optax.chain(
+  pax_optimizer = learner.get_grad_tx(hparams)
+  optax_optimizer = optax.chain(
     optax.clip_by_global_norm(experiment.CLIP_GRADIENT_NORM_TO_VALUE),
     optax.adamw(
       _schedule(experiment),
@@ -58,7 +58,7 @@ def test_trajectory_over_50_steps_is_optax_adamw(gradient_scale):
       weight_decay=experiment.WEIGHT_DECAY,
     ),
   )
-  our_state, their_state = ours.init(pax), theirs.init(ref)
+  pax_state, optax_state = pax_optimizer.init(pax), optax_optimizer.init(ref)
   start = dict(pax)
   for step in range(experiment.NUM_TRAIN_STEPS):
     spike = 50.0 if step == 20 else 1.0
@@ -67,9 +67,9 @@ def test_trajectory_over_50_steps_is_optax_adamw(gradient_scale):
       for name, shape in shapes.items()
     }
     with base_layer.JaxContext.new_context():
-      updates, our_state = learner.update_states(gradients, our_state, pax, hparams)
+      updates, pax_state = learner.update_states(gradients, pax_state, pax, hparams)
       pax = learner.apply_gradient(pax, updates, hparams)
-    updates, their_state = theirs.update(gradients, their_state, ref)
+    updates, optax_state = optax_optimizer.update(gradients, optax_state, ref)
     ref = optax.apply_updates(ref, updates)
     for name in shapes:
       np.testing.assert_allclose(pax[name], ref[name], rtol=1e-5, atol=1e-7)
@@ -77,7 +77,7 @@ def test_trajectory_over_50_steps_is_optax_adamw(gradient_scale):
   assert min(moved.values()) > 0.01, 'the test must move the weights'
 
 
-def test_layer_norms_are_not_decayed_but_all_else_is():
+def test_all_weights_decay_but_those_of_layer_norms():
   experiment = configs.C4LaserTiny()
   task = base_hyperparams.instantiate(experiment.task())
   specs = base_hyperparams.instantiate(experiment.get_input_specs_provider_params())

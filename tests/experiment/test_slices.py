@@ -8,7 +8,7 @@ import pytest
 from laser_pax.errors import UserError
 from laser_pax.experiment import slices
 
-# By Google Cloud's names: v5p counts cores, two a chip; v5litepod counts chips.
+# Google Cloud's names count cores of v5p, two on each chip, but chips of v5litepod.
 _CORES = {'v5p': 2, 'v5litepod': 1}
 
 
@@ -86,22 +86,22 @@ def test_a_wrong_name_suggests_near_ones(wrong, right):
 
 def test_a_running_job_finds_its_slice():
   job = dict(platform='tpu', device_kind='TPU v5 lite', slices=1)
-  assert slices.like(chips=64, topology='8x8x1', **job).name == 'v5e-64chips'
-  unnamed = slices.like(chips=32, topology='4x8x1', **job)
+  assert slices.from_devices(chips=64, topology='8x8x1', **job).name == 'v5e-64chips'
+  unnamed = slices.from_devices(chips=32, topology='4x8x1', **job)
   assert (unnamed.chip.name, unnamed.chips, unnamed.hosts) == ('v5e', 32, 8)
-  gpu = slices.like(platform='gpu', device_kind='H100', chips=16, slices=1, topology=None)
+  gpu = slices.from_devices(platform='gpu', device_kind='H100', chips=16, slices=1, topology=None)
   assert gpu.chip.usable_hbm_bytes is None
 
 
 def test_meshes_take_whole_axes_of_the_topology():
   pod = slices.find('v5p-256chips')  # 4x8x8
   assert all(pod.can_lay_out(m) for m in [(256, 1, 1), (4, 64, 1), (1, 64, 4), (8, 4, 8)])
-  # 16 is no product of whole axes; 64 x 4 chips are not 128.
+  # Neither 16 nor 2 is a product of whole axes. The last mesh has 128 chips, not 256.
   assert not any(pod.can_lay_out(m) for m in [(16, 16, 1), (1, 128, 2), (1, 64, 2)])
 
 
-def test_without_a_topology_any_mesh_of_the_size_will_do():
-  pod = slices.like(platform='cpu', device_kind='cpu', chips=8, slices=1, topology=None)
+def test_without_a_topology_any_mesh_of_the_size_fits():
+  pod = slices.from_devices(platform='cpu', device_kind='cpu', chips=8, slices=1, topology=None)
   meshes = [m for m in itertools.product(range(1, 9), repeat=3) if math.prod(m) == 8]
   assert all(pod.can_lay_out(m) for m in meshes)
   assert not pod.can_lay_out((1, 4, 1))

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from paxml import sgf
 
-from laser_pax.configs import C4LaserTiny, checks
+from laser_pax.configs import C4LaserTiny
 from laser_pax.errors import UserError
-from laser_pax.experiment import training
+from laser_pax.experiment import checks, training
 from tests.support import steps
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """What tests/support/micro_batches.py prints."""
+  """The output of tests/support/micro_batches.py."""
   return steps.in_own_process(4, 'micro_batches', folder=tmp_path_factory.mktemp('trained'))
 
 
@@ -29,7 +29,7 @@ def test_training_in_parts_is_training_on_the_whole_batch(trained, name, devices
   assert whole['loss'][-1] < whole['loss'][0] - 0.5
   np.testing.assert_allclose(parts['loss'], whole['loss'], rtol=0, atol=1e-5)
   np.testing.assert_allclose(parts['gradient'], whole['gradient'], rtol=1e-4)
-  # Each row's own, in the order of the batch.
+  # The scores of the rows, in the order of the batch.
   np.testing.assert_allclose(parts['scores'], whole['scores'], rtol=1e-5)
 
 
@@ -40,7 +40,7 @@ def test_metrics_are_those_of_the_whole_batch(trained, padded):
   assert set(parts) == set(whole)
   for name in set(whole) - {'aux_loss'}:
     np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-5, err_msg=name)
-  # A mean whose weight does not tell how much it is the mean of counts its parts.
+  # The weight of this mean is the number of parts.
   assert {tuple(x) for x in parts['aux_loss']} == {(0.0, 4.0)}
 
 
@@ -49,22 +49,22 @@ def test_the_devices_keep_their_rows_and_need_less_memory(trained):
   whole, parts = trained['C4LaserTiny 4 1'], trained['C4LaserTiny 4 4']
   assert parts['temporaries'] < 0.7 * whole['temporaries']
   assert not any('all-to-all' in c or 'permute' in c for c in parts['collectives'])
-  # PAX gathers its outputs, among them the labels; the rows that come in are not.
+  # PAX gathers its outputs, including the labels. Parts must not add gathers of the input rows.
   gathered = [r['collectives'].get('all-gather s32', 0) for r in (whole, parts)]
   assert gathered[1] == gathered[0]
 
 
 def _run(grad_fn, rows, micro_batches=4, weights=None):
-  """Accumulates over rows [B] of numbers (and weights [B])."""
+  """Accumulates over rows [B] of numbers, with weights [B]."""
   inputs = {'x': rows, 'w': jnp.ones_like(rows) if weights is None else weights}
-  found = training.accumulate(grad_fn, micro_batches)
-  return found(
+  accumulated_grad_fn = training.accumulate(grad_fn, micro_batches)
+  return accumulated_grad_fn(
     loss_fn=None, learner=None, mdl_vars=jnp.ones(()), inputs=inputs, prng_key=jax.random.PRNGKey(0)
   )
 
 
 def _grad_fn(dtype=jnp.float32):
-  """The loss is the weighted mean of the rows, and the gradient the same, in `dtype`."""
+  """Returns a function whose loss and gradient are both the weighted mean of the rows."""
 
   def grad_fn(loss_fn, learner, mdl_vars, inputs, prng_key):
     weight = inputs['w'].sum()
@@ -94,7 +94,7 @@ def test_parts_weigh_as_their_tokens_do_and_may_have_none():
   assert loss == gradient == 0
 
 
-def test_what_the_model_gives_besides_is_merged():
+def test_second_results_of_the_model_are_merged():
   (_, info), _ = _run(_grad_fn(), jnp.arange(8.0))
   _, _, updated, summaries, per_example, _ = info.aux_info
   assert updated['non_trainable'] == {'moving': 3.5, 'count': 3}
@@ -106,7 +106,7 @@ def test_what_the_model_gives_besides_is_merged():
 
 
 def test_gradients_are_summed_in_float32():
-  # In bfloat16 the sum would stay at 256, as 256 + 1 is no number there.
+  # In bfloat16 the sum would stay at 256, because 257 has no representation there.
   rows = jnp.concatenate([jnp.full(1, 256.0), jnp.ones(511)])
   jaxpr = str(jax.make_jaxpr(lambda x: _run(_grad_fn(jnp.bfloat16), x, 512))(rows))
   assert 'scan' in jaxpr
@@ -130,7 +130,7 @@ def test_parts_that_the_rows_do_not_allow_are_refused(parts, words):
     experiment.check()
 
 
-def test_parts_must_share_out_over_the_devices_too():
+def test_devices_must_divide_each_part():
   checks.check_micro_batches(4, 64, [2, 8, 3])
   with pytest.raises(UserError, match=r'MICRO_BATCHES = 8, times the 16 device.*\[1, 2, 4\]'):
     checks.check_micro_batches(8, 64, [2, 8, 3])

@@ -1,1 +1,1 @@
-"""Source files turned into TFDS data sets, one file a data set."""
+"""Programs that turn source files into TFDS data sets, one module for each data set."""

@@ -1,9 +1,10 @@
 """Converts source files into a TFDS data set of the layout `c4/en/3.0.1`.
 
-The work is cut into parts: one large source file, or neighbouring small ones. A part's records are
-written to shards, then their counts to a JSON file, whose atomic appearance says that the part is
-done. When all are, the shards get their final names, and the work folder that of the version. The
-same command resumes a run that was killed, after the last finished part.
+The work is cut into parts. A part is one large source file, or several small ones that follow each
+other. A part's records are written to shards, and then their counts to a JSON file. This file
+appears atomically, and marks the part as finished. After the last part the shards get their final
+names, and the work folder is renamed to the version. If a run was killed, the same command resumes
+it after the last finished part.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from laser_pax.data.datasets import C4
 from laser_pax.data.prepare import documents
 from laser_pax.errors import UserError
 
-# Small files are put together up to this size, so that ten thousand of them are not as many shards.
+# Small files are joined up to this size, so that ten thousand files do not become as many shards.
 PART_BYTES = 2**24
 # A shard is closed at this size, so that one large file still feeds many hosts.
 SHARD_BYTES = 2**28
@@ -39,25 +40,26 @@ def prepare(
   validation_fraction: float = 0.01,
   progress: Progress | None = None,
 ) -> Path:
-  """Writes `data_dir/c4/en/3.0.1` with the splits train and validation, each document a record.
+  """Writes `data_dir/c4/en/3.0.1` with the splits train and validation. A document is a record.
 
-  Files whose names contain `validation` make the validation split and all others the train split.
-  If no file is named so, every k-th document does, from the second on, k = round(1 / fraction).
-  The result depends on the contents and the paths' order of the sources and on the fraction alone,
-  however often the run was interrupted.
+  Files whose names contain `validation` make the validation split, and all others the train split.
+  If there is no such file, every k-th document goes to the validation split, from the second on,
+  where k = round(1 / fraction). The result depends only on the sources' contents, on the order of
+  their paths, and on the fraction. Interruptions do not change it.
 
   Args:
-    source_paths: files and folders, see `documents.find_sources`.
-    data_dir: local folder for data sets; made if missing.
-    validation_fraction: share of the documents, in (0, 0.5], where no file is named `validation`.
-    progress: a bar that counts bytes of the sources.
+    source_paths: Files and folders, see `documents.find_sources`.
+    data_dir: Local folder for data sets, made if missing.
+    validation_fraction: Share of validation documents, in (0, 0.5]. It is used only if no file's
+      name contains `validation`.
+    progress: Progress bar, which counts bytes of the sources.
 
   Returns:
     The folder of the finished data set.
 
   Raises:
-    UserError: if it exists already, a source is unfit, a split stays empty, or the folder cannot be
-      written.
+    UserError: The data set exists already, a source cannot be read, a split would be empty, or the
+      folder cannot be written.
   """
   if not 0 < validation_fraction <= 0.5:
     raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')
@@ -71,10 +73,13 @@ def prepare(
 
 
 def check_new_dataset(data_dir: str | Path) -> Path:
-  """Returns the folder for a new data set, whose parent it makes.
+  """Makes the parent folder of a new data set, and returns the data set's folder.
+
+  Args:
+    data_dir: Local folder for data sets.
 
   Raises:
-    UserError: if a finished data set is there, or the folder cannot be written.
+    UserError: A finished data set exists, or the folder cannot be written.
   """
   if '://' in str(data_dir):
     raise UserError(
@@ -88,7 +93,7 @@ def check_new_dataset(data_dir: str | Path) -> Path:
 
 
 class _Converter:
-  """One conversion: its parts, and the work folder in which they are done."""
+  """One conversion: its parts, and the work folder that their shards are written to."""
 
   def __init__(self, final: Path, files: list[Path], fraction: float, progress: Progress):
     self.final = final
@@ -96,17 +101,17 @@ class _Converter:
     self.named_validation = any(_is_validation(f) for f in files)
     if all(_is_validation(f) for f in files):
       raise UserError(
-        f'all {len(files)} files have "validation" in their names, so none is to train on: '
-        'name training files as well'
+        f'all {len(files)} files have "validation" in their names, so the train split would be '
+        'empty: name training files too'
       )
     self.every = round(1 / fraction)
     self.progress = progress
-    # Another list of sources gets another folder: unfinished work is never mixed nor lost.
+    # Each list of sources has its own folder, so unfinished work is neither mixed nor lost.
     key = hashlib.sha256(repr((files, self.every)).encode()).hexdigest()[:8]
     self.work = final.with_name(f'{C4.version}.incomplete-{key}')
 
   def run(self) -> None:
-    """Does the parts that are not done yet, then finishes the data set."""
+    """Converts the parts that are not finished yet, then finishes the data set."""
     self.work.mkdir(exist_ok=True)
     plan_file = self.work / _PLAN
     if not plan_file.exists():
@@ -122,15 +127,15 @@ class _Converter:
     shards: list[dict[str, Any]] = []
     first = 0
     for number, files in enumerate(self.parts):
-      wanted = {'first_document': first, 'sources': [_identity(f) for f in files]}
+      inputs = {'first_document': first, 'sources': [_identity(f) for f in files]}
       record = _read_json(self.work / f'part-{number:05d}.json')
-      if any(record.get(key) != value for key, value in wanted.items()):
-        record = wanted | {'shards': self._convert(number, files, first, task)}
+      if any(record.get(key) != value for key, value in inputs.items()):
+        record = inputs | {'shards': self._convert(number, files, first, task)}
         _write_json(self.work / f'part-{number:05d}.json', record)
       shards.extend(record['shards'])
       first += sum(shard['documents'] for shard in record['shards'])
-      done = sum(f.stat().st_size for part in self.parts[: number + 1] for f in part)
-      self.progress.update(task, completed=done)
+      converted = sum(f.stat().st_size for part in self.parts[: number + 1] for f in part)
+      self.progress.update(task, completed=converted)
     return shards
 
   def _convert(self, number: int, files: list[Path], first: int, task: Any) -> list[dict[str, Any]]:
@@ -196,7 +201,7 @@ class _ShardWriter:
 
 
 def _group(files: list[Path]) -> list[list[Path]]:
-  """Puts neighbouring files together while their sizes sum to at most PART_BYTES."""
+  """Returns the files in groups of neighbours whose sizes sum to at most PART_BYTES."""
   parts: list[list[Path]] = []
   room = -1
   for file in files:
@@ -214,7 +219,7 @@ def _is_validation(file: Path) -> bool:
 
 
 def _identity(file: Path) -> list[Any]:
-  """A file that was replaced since, as after a failed download, is read again."""
+  """Returns path, size and time of a file: a file that was replaced is converted again."""
   stat = file.stat()
   return [str(file), stat.st_size, stat.st_mtime_ns]
 
@@ -225,25 +230,25 @@ def _check_splits(shards: list[dict[str, Any]], work: Path) -> None:
     shutil.rmtree(work)
     raise UserError(
       f'the sources give {counts["train"]} train and {counts["validation"]} validation documents, '
-      'and neither may be 0: give at least two documents, or both files with and without '
+      'and neither may be 0: give at least two documents, or files with and files without '
       '"validation" in their names'
     )
 
 
 def _plan(shards: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Gives each shard, by split, its final name."""
+  """Returns the shards of each split, with their final names."""
   plan: dict[str, list[dict[str, Any]]] = {}
   for split in C4.splits:
-    own = [s for s in shards if s['split'] == split]
+    split_shards = [s for s in shards if s['split'] == split]
     plan[split] = [
-      s | {'name': f'{C4.name}-{split}.tfrecord-{i:05d}-of-{len(own):05d}'}
-      for i, s in enumerate(own)
+      s | {'name': f'{C4.name}-{split}.tfrecord-{i:05d}-of-{len(split_shards):05d}'}
+      for i, s in enumerate(split_shards)
     ]
   return plan
 
 
 def _finish(work: Path, plan: dict[str, list[dict[str, Any]]]) -> None:
-  """Renames the shards and writes the metadata; can be repeated after any interruption."""
+  """Renames the shards and writes the metadata. It can be repeated after an interruption."""
   import tensorflow_datasets as tfds
 
   for shard in (shard for shards in plan.values() for shard in shards):

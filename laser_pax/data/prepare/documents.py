@@ -16,13 +16,13 @@ from laser_pax.errors import UserError
 JSON_SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz')
 SUFFIXES = (*JSON_SUFFIXES, '.txt')
 
-# A text file is one document up to this many characters and several beyond it, so that memory stays
-# constant and a single long book still gives both a train and a validation split.
+# A longer text file is cut into documents of at most this many characters. So memory stays
+# constant, and a single long book still gives both a train and a validation split.
 TEXT_DOCUMENT_CHARS = 2**18
 
 
 class Document(NamedTuple):
-  """One document, with the three fields of allenai's C4 lines (missing ones are empty)."""
+  """One document, with the three fields of allenai's C4 lines. A missing field is empty."""
 
   text: str
   timestamp: str
@@ -34,46 +34,46 @@ def _open(path: Path) -> BinaryIO:
 
 
 def find_sources(paths: Sequence[str | Path]) -> list[Path]:
-  """The source files among `paths`, folders searched recursively, sorted by path.
+  """Returns the source files among `paths` and, recursively, in the folders among them.
 
   Args:
-    paths: files ending in one of `SUFFIXES`, and folders that hold such files.
+    paths: Files whose names end in one of `SUFFIXES`, and folders that contain such files.
 
   Returns:
-    Absolute paths, without repetition.
+    Absolute paths, sorted and without repetition.
 
   Raises:
-    UserError: if a path does not exist, is a file of another kind, or is a folder without sources.
+    UserError: A path does not exist, is a file of another kind, or is a folder without sources.
   """
   known = ', '.join(SUFFIXES)
   if not paths:
     raise UserError(f'no source given: name files ({known}) or folders of them')
-  found: set[Path] = set()
+  sources: set[Path] = set()
   for path in (Path(p).expanduser().absolute() for p in paths):
     if path.is_dir():
-      inside = [p for p in path.rglob('*') if p.name.endswith(SUFFIXES) and p.is_file()]
-      if not inside:
+      in_folder = [p for p in path.rglob('*') if p.name.endswith(SUFFIXES) and p.is_file()]
+      if not in_folder:
         raise UserError(f'{path}: no source file in this folder; expected files named *{{{known}}}')
-      found.update(inside)
+      sources.update(in_folder)
     elif not path.exists():
-      raise UserError(f'{path}: no such file or folder')
+      raise UserError(f'{path}: no such file or folder; name an existing one')
     elif not path.name.endswith(SUFFIXES):
       raise UserError(f'{path}: not a source file; expected one of {known}')
     else:
-      found.add(path)
-  return sorted(found)
+      sources.add(path)
+  return sorted(sources)
 
 
 def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
-  """Streams the documents of one source file, in order.
+  """Yields the documents of one source file, in order.
 
   Args:
-    path: a file that ends in one of `SUFFIXES`.
-    open_file: opens its bytes; a caller who counts them gives another.
+    path: File whose name ends in one of `SUFFIXES`.
+    open_file: Function that opens the file's bytes. Callers that count bytes pass their own.
 
   Raises:
-    UserError: naming the file, if it cannot be read, is truncated or corrupt, is not UTF-8, holds a
-      line that is not a JSON object with a string `text`, or holds no document.
+    UserError: The file cannot be read, is truncated or corrupt, or is not UTF-8. Or a line is not
+      a JSON object with a string `text`. The message names the file.
   """
   read = _read_json_lines if path.name.endswith(JSON_SUFFIXES) else _read_text
   count = 0
@@ -92,7 +92,9 @@ def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) ->
   except UnicodeDecodeError as e:
     raise UserError(f'{path}: not UTF-8 text ({e}); convert it to UTF-8') from e
   except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror or e})') from e
+    raise UserError(
+      f'{path}: cannot be read ({e.strerror or e}); check the file and its permissions'
+    ) from e
 
 
 def _read_json_lines(path: Path, lines: TextIO) -> Iterator[Document]:

@@ -1,8 +1,8 @@
 """The sample that ships: State of the Union addresses in allenai's C4 format, and a vocabulary.
 
-221 addresses make the train split (2,286,223 tokens of the vocabulary, one EOS each included) and
-12, spread over the years, the validation split (119,404). `scripts/make_sample.py` made the files;
-LICENSE.md says where the text is from.
+The train split has 221 addresses, with 2,286,223 tokens of the vocabulary. The validation split has
+12, spread over the years, with 119,404 tokens. Both counts include one EOS for each address.
+`scripts/make_sample.py` made the files; LICENSE.md states the source of the text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ VOCAB = FOLDER / 'vocab.model'
 
 
 def prepare_sample() -> sources.Source:
-  """Prepares the sample under `~/.cache/laser_pax` unless it is there, in a few seconds.
+  """Prepares the sample under `~/.cache/laser_pax`, unless it exists, and returns its source.
 
-  Several processes may do so at once: one works and the others wait for it.
+  This takes a few seconds. Several processes may call it at once: one works, and the rest wait.
 
   Raises:
-    UserError: if the folder cannot be written.
+    UserError: The folder cannot be written.
   """
   files = sorted(FOLDER.glob('c4-*.json.gz'))
-  # Another version of the sample gets another folder.
+  # Each version of the sample has its own folder.
   key = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:8]
   data_dir = folders.cache_dir() / f'sample-{key}'
   if not (data_dir / C4.folder).exists():
@@ -42,10 +42,15 @@ def prepare_sample() -> sources.Source:
 def find_source_or_sample(
   data_dir: str | None, vocab: str | None, vocab_size: int
 ) -> sources.Source:
-  """As `sources.find_source`, with the sample where neither data nor vocabulary is named.
+  """Returns the source by `sources.find_source`, or the sample if nothing is named.
+
+  Args:
+    data_dir: The experiment's own data folder, or None.
+    vocab: The experiment's own SentencePiece model, or None.
+    vocab_size: V, the number of pieces that the model expects.
 
   Raises:
-    UserError: as `sources.find_source`.
+    UserError: Data or vocabulary is missing, or the vocabulary does not have V pieces.
   """
   if sources.is_named(data_dir, vocab):
     return sources.find_source(C4, data_dir, vocab, vocab_size)
