@@ -1,15 +1,15 @@
 """Compares the speed and memory of train steps on this machine's CPU: `python benchmarks/cpu.py`.
 
-Each implementation has a process of its own, and they take turns: one round after another, each
-trains a few steps in each round, and only one of them at a time, so that whatever else the machine
-does meets them all. What is told are medians over the rounds, and medians of the rounds' ratios.
-Compiling and the first steps are not timed. All train the same sizes in float32 with AdamW, on as
-many threads as their library takes by itself.
+Each implementation has a process of its own. The processes take turns in rounds: each trains a few
+steps in each round, and only one of them runs at a time. So all meet whatever else the machine
+does. The figures are medians over the rounds, and medians of the rounds' ratios. Compiling and the
+first steps are not timed. All train the same sizes in float32 with AdamW, on as many threads as
+their library takes by itself.
 
-The environment is the same for all workers: this process's own without what begins as `CLEARED`
-says, which sets threads, compiler flags or another memory allocator. So all use glibc's malloc as
-it is by default; or with `--keep-pages` as `KEEP_PAGES` has it, where freed memory stays with the
-process.
+All workers have the same environment. It is this process's own without the variables whose names
+begin as `CLEARED` says: they set threads, compiler flags or another memory allocator. So all use
+glibc's malloc with its defaults. With `--keep-pages` they use it as `KEEP_PAGES` sets it: freed
+memory stays with the process.
 
 PyTorch and x-transformers are installed into an environment of their own on the first run.
 """
@@ -35,7 +35,7 @@ import typer
 HERE = pathlib.Path(__file__).parent
 PEER = ('torch==2.13.0', 'x-transformers==2.31.10')
 
-# By name: script, variant, colour and line of the plot.
+# Script, variant, colour and line of the plot, by name.
 IMPLEMENTATIONS = {
   'laser_pax, LASER': ('ours.py', 'laser', '#d1495b', '-'),
   'laser_pax, standard': ('ours.py', 'standard', '#3a6ea5', '-'),
@@ -53,7 +53,7 @@ class Worker:
   """One implementation's process, at one shape."""
 
   def __init__(self, name: str, command: list, environment: dict[str, str], log: TextIO):
-    """Starts it and waits until it is warm."""
+    """Starts the process and waits until it is warm."""
     pipe = subprocess.PIPE
     self._log, self._process = (
       log,
@@ -63,7 +63,7 @@ class Worker:
     self.seconds, self.last = [], {}
 
   def turn(self, steps: int) -> None:
-    """Lets it train so many steps; adds the seconds of one step to `seconds`."""
+    """Lets it train `steps` steps; adds the seconds of one step to `seconds`."""
     self._process.stdin.write(f'run {steps}\n')
     self._process.stdin.flush()
     self.last = self._answer()
@@ -76,14 +76,14 @@ class Worker:
     raise SystemExit(f'a worker of the benchmark ended:\n{self._log.read()[-4000:]}')
 
   def close(self) -> None:
-    """Ends it by ending its input, and waits."""
+    """Ends the process by ending its input, and waits."""
     self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()
 
 
 def peer_python(cache: pathlib.Path) -> str:
-  """Returns the Python of PyTorch's environment, which is made if it is not there."""
+  """Returns the Python of PyTorch's environment, and makes that if it is not there."""
   folder = cache / 'peer'
   python, mark = folder / 'bin' / 'python', folder / 'installed.txt'
   if not mark.exists() or mark.read_text().split() != list(PEER):
@@ -102,7 +102,7 @@ def worker_environment(keep_pages: bool) -> dict[str, str]:
 
 
 def machine(keep_pages: bool) -> dict:
-  """Returns what the figures depend on."""
+  """Returns the facts about the machine that the figures depend on."""
   with open('/proc/cpuinfo') as lines:
     models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
   ours = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'paxml', 'praxis')}
@@ -119,7 +119,7 @@ def machine(keep_pages: bool) -> dict:
 def measure(
   batch: int, length: int, rounds: int, steps: int, peer: str, environment: dict[str, str]
 ) -> Iterator[dict]:
-  """Measures all implementations at one shape; gives one record for each.
+  """Measures all implementations at one shape, and yields one record for each.
 
   Args:
     batch: Sequences of a step.
@@ -127,7 +127,7 @@ def measure(
     rounds: Turns of each implementation.
     steps: Train steps of one turn.
     peer: The Python that has PyTorch.
-    environment: Of the workers.
+    environment: The workers' environment.
   """
   with contextlib.ExitStack() as stack:
     workers = []
@@ -138,7 +138,7 @@ def measure(
       workers.append(Worker(name, command, environment, log))
       stack.callback(workers[-1].close)
     for first in range(rounds):
-      # Each round begins with another, so that each comes after each.
+      # Each round begins with another worker, so that each comes after each of the others.
       order = collections.deque(workers)
       order.rotate(-first)
       for worker in order:
@@ -149,7 +149,7 @@ def measure(
 
 
 def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) -> dict:
-  """Returns what was measured of one worker; `ratio` is its time over the base's."""
+  """Returns the record of one worker; `ratio` is its time over the base's."""
   seconds = statistics.median(worker.seconds)
   ratios = [a / b for a, b in zip(worker.seconds, base.seconds, strict=True)]
   return {
@@ -171,7 +171,7 @@ def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) ->
 
 
 def plot(records: list[dict], out: pathlib.Path) -> None:
-  """Draws the first shape's speed as bars, and speed and memory of the others against length."""
+  """Draws the first shape's speed as bars; then speed and memory of the sweep against length."""
   import matplotlib
 
   matplotlib.use('Agg')

@@ -1,8 +1,8 @@
 """Tells where a train step's time on a CPU goes: `python benchmarks/cpu_profile.py laser`.
 
-Of one of the workers of `ours.py` at the benchmark's first shape, by XLA's own trace: what each
-operation of the compiled step takes on the thread that runs the step. Matrix products run on other
-threads meanwhile and hardly show: they are the rest of the step's time.
+It runs one variant of `ours.py` at the benchmark's first shape, and reads XLA's own trace. It lists
+the time of each operation of the compiled step on the thread that runs the step. Matrix products
+run on other threads meanwhile and hardly show: they are the rest of the step's time.
 """
 
 import collections
@@ -52,7 +52,7 @@ def _trace(variant: str, folder: str) -> float:
 
 
 def _operations(folder: str) -> dict[str, str]:
-  """Shape of each operation of the compiled step, and what of the model it is."""
+  """Returns the shape of each operation of the compiled step, and its place in the model."""
   (text,) = glob.glob(f'{folder}/*_wrapped_step_fn*cpu_after_optimizations.txt')
   found = {}
   with open(text) as lines:
@@ -64,14 +64,14 @@ def _operations(folder: str) -> dict[str, str]:
 
 
 def _took(folder: str) -> collections.Counter:
-  """Seconds of one step that each operation takes."""
+  """Returns the seconds of one step that each operation takes."""
   (trace,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
   with gzip.open(trace) as file:
     events = json.load(file)['traceEvents']
   took = collections.Counter()
   for event in events:
     name = event.get('args', {}).get('hlo_op')
-    if name and 'dur' in event and not name.startswith('call'):  # A call's fusion is told as well.
+    if name and 'dur' in event and not name.startswith('call'):  # A call's fusion has an event too.
       took[name] += event['dur'] / 1e6 / STEPS
   return took
 

@@ -1,4 +1,4 @@
-"""How fast one core prepares batches of the sample: `python benchmarks/data.py`."""
+"""Measures how fast one core prepares batches of the sample: `python benchmarks/data.py`."""
 
 import time
 
@@ -8,7 +8,7 @@ SEQ_LEN, BATCH_SIZE, BATCHES = 1024, 64, 60
 
 
 def tokens_per_core_second() -> float:
-  """Measures what one core makes of the sample, in rows of 1,024: tokens a second."""
+  """Returns the tokens a second that one core prepares of the sample, in rows of 1,024."""
   source = sample.prepare_sample()
   fields = dict(batch_size=BATCH_SIZE, seq_len=SEQ_LEN, seed=0)
   stream = text_lm.train_input(data_dir=source.data_dir, vocab=source.vocab, **fields).Instantiate()

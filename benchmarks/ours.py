@@ -1,7 +1,7 @@
-"""The worker that trains PAX's decoder: `laser` and `standard` are this package's, `stock` PAX's.
+"""The worker that trains PAX's decoder: `laser` and `standard` are ours, `stock` is PAX's.
 
-All three are one architecture with one optimizer, through PAX's own partitioner and train step.
-`stock` is PAX's task as PAX makes it: Praxis's attention, loss and one-hot lookup.
+All three have one architecture and one optimizer, and use PAX's own partitioner and train step.
+`stock` is PAX's task as PAX makes it, with Praxis's attention, loss and one-hot lookup.
 """
 
 import jax
@@ -19,7 +19,7 @@ from laser_pax.experiment.optimizers import set_adamw
 
 
 class Stock(model_params.TransformerLmSpmdAdafactor):
-  """PAX's own decoder; of this package it has only the AdamW, as the other two have it."""
+  """PAX's own decoder; it takes only AdamW from this package, as the other two have it."""
 
   ICI_MESH_SHAPE = [1, 1, 1]
   USE_REPEATED_LAYER = configs.C4StandardTiny.USE_REPEATED_LAYER

@@ -1,8 +1,8 @@
 """The worker that trains x-transformers' decoder with LASER attention, in PyTorch.
 
-`plain` forms the probabilities, `flash` calls PyTorch's fused attention. As in PAX's decoder, the
-MLP is a ReLU's, positions are sinusoidal, input and output embedding are tied. The
-library's LASER clamps values softly at 15 and takes exp and log as they are, without a shift.
+`plain` forms the probabilities; `flash` calls PyTorch's fused attention. As in PAX's decoder, the
+MLP is a ReLU's, positions are sinusoidal, and input and output embedding are tied. The library's
+LASER clamps values softly at 15, and takes exp and log without a shift.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What the workers share: the model's sizes, and the taking of turns. The standard library alone.
+"""The model's sizes, and how a worker takes turns; imports the standard library alone.
 
 A worker prints one line of JSON when it is ready. Then, for each line `run K` that it reads, it
 takes K train steps and prints their seconds. It ends when there is nothing more to read.
@@ -35,10 +35,10 @@ def serve(prepare: Callable[[], tuple[Callable[[], float], dict]]) -> None:
   """Prepares, warms up, and takes steps whenever it is asked to.
 
   Args:
-    prepare: Returns a function that takes one step and returns its loss, which it has waited for,
-      and what is to be told of the model.
+    prepare: Returns a function that takes one step, waits for it and returns its loss; and the
+      facts about the model to report.
   """
-  # The parent reads this process's first output; whatever else is printed goes to the log.
+  # The parent reads this process's first output; all other output goes to the log.
   replies = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   imports = peak_mib()

@@ -4,7 +4,7 @@
   python scripts/make_sample.py package/data OUT
 
 One address (`1830_andrew_jackson_d.txt`) is one document. In order of years, every twentieth
-address, from the tenth on, is validation; the others go to the two train files in turn. The
+address, from the tenth on, is validation. The others go to the two train files in turn. The
 vocabulary is trained on the train documents alone.
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes the four requirements files from pyproject.toml, resolved afresh: run it after changing a
-# dependency, and review the differences. Needs PyPI. Usage: scripts/requirements.sh
+# Writes the four requirements files from pyproject.toml, resolved afresh. Run it after changing a
+# dependency, and review the differences. It needs a package index. Usage: scripts/requirements.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,8 +11,8 @@ if ! command -v "$uv" >/dev/null; then
   exit 1
 fi
 
-# One resolution serves all four files, so that they agree. The lock names download addresses and
-# so stays out of the repository.
+# One resolution serves all four files, so that they agree. The lock names download addresses, so it
+# stays out of the repository.
 "$uv" lock --quiet --upgrade
 
 export_to() {  # export_to FILE WHAT [uv export option...]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository, on a machine that has only Python 3.11 to 3.13 and pip.
-#   scripts/setup.sh [cpu|tpu|gpu|dev]      (cpu unless said; dev is cpu with the test tools)
-# It installs the hashed requirements and this package, and is done at once when nothing changed.
+#   scripts/setup.sh [cpu|tpu|gpu|dev]      (the default is cpu; dev is cpu with the test tools)
+# It installs the hashed requirements and this package. It ends at once when nothing has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -38,13 +38,13 @@ make_venv() {
   echo "making .venv with $("$python" --version)"
   if "$python" -c 'import ensurepip' 2>/dev/null; then
     "$python" -m venv .venv
-  elif "$python" -m pip --version >/dev/null 2>&1; then  # Debian ships ensurepip apart.
+  elif "$python" -m pip --version >/dev/null 2>&1; then  # Debian ships ensurepip in another package.
     "$python" -m venv --without-pip .venv
     "$python" -m pip --python .venv/bin/python install --quiet pip
   else
     fail "$python has neither ensurepip nor pip; install them: sudo apt-get install python3-venv"
   fi
-  touch "$installed"  # Last: without it .venv is half made, and is made again.
+  touch "$installed"  # It comes last: a .venv without it is half made, and is made again.
 }
 
 pip_setting() {  # The environment's value comes first in pip's list, as it does in pip.
@@ -56,15 +56,15 @@ install_requirements() {
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
   index=$(pip_setting index-url)  # uv reads none of pip's settings.
   if [[ -n $index ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
-  # Without compiled bytecode the first import of paxml takes 40 s, and every one where Python may
-  # not write it.
+  # Without compiled bytecode the first import of paxml takes 40 s. Where Python may not write
+  # bytecode, every import does.
   if ! .venv/bin/uv pip install --python .venv/bin/python --system-certs --no-deps \
     --require-hashes --compile-bytecode --requirement "$requirements"; then
     echo 'uv could not install the requirements; trying pip, which is slower' >&2
     .venv/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes \
       --requirement "$requirements"
   fi
-  # The project itself, by the setuptools just installed, so without asking an index.
+  # The setuptools just installed builds the project itself, so no index is asked.
   .venv/bin/uv pip install --quiet --python .venv/bin/python --offline --no-deps \
     --no-build-isolation --editable .
 }
@@ -88,7 +88,7 @@ key=$({ .venv/bin/python --version; pwd; cat pyproject.toml requirements*.txt; }
 key=${key%% *}
 if grep -qx "$key $kind" "$installed"; then exit 0; fi
 
-# Another key's lines must go before anything is installed: they are true no more.
+# The lines of other keys are no longer true. They must go before anything is installed.
 grep "^$key " "$installed" >"$installed.new" || true
 mv "$installed.new" "$installed"
 install_requirements

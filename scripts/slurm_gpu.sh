@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of one node or more under Slurm. From the repository, after scripts/setup.sh gpu:
+# Trains on the GPUs of one node or more under Slurm. Call it in the repository, after
+# scripts/setup.sh gpu:
 #
 #   sbatch [--nodes=N --partition=... --account=...] scripts/slurm_gpu.sh \
 #     --exp=C4Laser300M --job_log_dir=DIR [--data=... --vocab=... and more flags of laser_pax train]
 #
-# The checkout and DIR must be storage that all nodes share. Before the time limit, and where Slurm
+# All nodes must share the storage of the checkout and of DIR. Before the time limit, and where Slurm
 # preempts it, the job saves a checkpoint, goes back into the queue and resumes there.
 #
 #SBATCH --job-name=laser_pax
@@ -32,12 +33,12 @@ cd "$SLURM_SUBMIT_DIR"  # Slurm runs a copy of this file, so it is not where the
 [[ -x .venv/bin/python && -d laser_pax ]] ||
   fail "$PWD has no .venv: submit from the repository, after scripts/setup.sh gpu"
 
-# scancel tells this shell too: then the job must not go back into the queue.
+# scancel sends SIGTERM to this shell too. Then the job must not go back into the queue.
 trap 'cancelled=yes' TERM
 cancelled='' code=0
-# One task a GPU, as jax takes it from Slurm's variables, with the first node's address and the rest.
-# A task that ends is no reason to kill the others, which may still be saving; one that is lost ends
-# them through jax within a minute.
+# There is one task a GPU. jax takes the tasks' numbers and the first node's address from Slurm's
+# variables. When a task ends, Slurm must not kill the others, which may still be saving. When a task
+# is lost, jax ends the others within a minute.
 srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" .venv/bin/python -m laser_pax train "$@" \
   --multiprocess_gpu --jax_fully_async_checkpoint --exit_after_ondemand_checkpoint || code=$?
 if [[ $code == "$saved_on_demand" && -z $cancelled ]]; then

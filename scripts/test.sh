@@ -7,5 +7,5 @@ scripts/setup.sh dev
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Two processes, a file on one of them: shared fixtures, such as a training run, are made once.
+# Each of two processes takes whole files, so shared fixtures, such as a training run, are made once.
 .venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile "$@"

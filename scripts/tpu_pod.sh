@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Runs a training job on a TPU slice, or on several. Settings: tpu_pod.conf, made from
-# scripts/tpu_pod.conf.example. docs/launch.md tells the whole life of a job.
+# Runs a training job on a TPU slice, or on several. The settings are in tpu_pod.conf; copy it from
+# scripts/tpu_pod.conf.example. docs/launch.md describes the whole life of a job.
 #
 #   scripts/tpu_pod.sh create           asks Google Cloud for the slice and waits until it is there
 #   scripts/tpu_pod.sh setup            brings this checkout to every host and installs it there
 #   scripts/tpu_pod.sh train            checks the hosts, starts or resumes the job, and follows it
 #   scripts/tpu_pod.sh status           states of the slice and of each host's process
-#   scripts/tpu_pod.sh logs [W [S]]     the end of what worker W of slice S printed (0, 0 unless said)
+#   scripts/tpu_pod.sh logs [W [S]]     the end of the output of worker W of slice S; both are 0 by default
 #   scripts/tpu_pod.sh stop             saves a checkpoint and ends the job
 #   scripts/tpu_pod.sh delete           gives the slice back; data and checkpoints stay
 #
 # Options: --dry-run prints the commands and runs none; --conf=FILE names other settings.
-# Wants bash, git, tar and gcloud; no Python.
+# It needs bash, git, tar and gcloud; no Python.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly repo
 readonly commands='create setup train status logs stop delete'
-readonly failures_before_a_word=3  # So many times in a row may the hosts be out of reach unsaid.
-readonly restart_seconds=600       # So long may a silent host be one that starts anew.
+readonly failures_before_a_word=3  # Only after so many failures in a row it says that hosts are silent.
+readonly restart_seconds=600       # For so long a silent host may be restarting.
 # shellcheck source=scripts/tpu_pod_lib.sh
 source "$repo/scripts/tpu_pod_lib.sh"
 
@@ -36,7 +36,7 @@ set_command() {
   command+=(${TRAIN_FLAGS[@]+"${TRAIN_FLAGS[@]}"})
 }
 
-check_hosts() {  # A table of what each host found; ends here, with the first host's error, if one is.
+check_hosts() {  # Prints what each host found; ends here, with the first error, if there is one.
   local wrong
   write_manifest
   ask_hosts check --code="$code" --pod="$POD" --data="$DATA_DIR" --vocab="$VOCAB" \
@@ -76,14 +76,14 @@ fail_if_refused() {  # Ends here, with the first host's error, if one refused.
   [[ -z $refusal ]] || fail_and_kill "$refusal"
 }
 
-fail_and_kill() {  # With one process gone the others could only wait for it.
+fail_and_kill() {  # Without one process the others could only wait for it.
   ask_hosts kill || true
   fail "$@"
 }
 
-judge() {  # Sets verdict to the state of the whole job, and blame to a line of the host that tells.
-  # A job has failed if one process has; the first to end took the others along, unless a machine
-  # that starts anew did.
+judge() {  # Sets verdict to the state of the whole job, and blame to the line of the host that decides.
+  # A job has failed if one process has. The first process to end took the others along, unless a
+  # machine that restarts did.
   verdict=lost
   blame=$(awk -F'\t' '$3 == "lost" { print; exit }' "$scratch/answers")
   [[ -z $blame ]] || return 0
@@ -96,7 +96,7 @@ judge() {  # Sets verdict to the state of the whole job, and blame to a line of 
   done
 }
 
-follow() {  # Until the job ends. Sets verdict, `gone` if the slice went away under it.
+follow() {  # Waits until the job ends. Sets verdict: `gone` if the slice went away under the job.
   local failures=0 told='' line
   if [[ -n $dry_run ]]; then
     ask_hosts status
@@ -150,7 +150,7 @@ train() {
         if [[ $state == gone ]]; then renew; else tell_failure; fi
         ;;
       gone) renew ;;
-      *) # A signal that no user sent, or a host that started anew: maintenance, or preemption begins.
+      *) # A signal that no user sent, or a host that restarted: maintenance or preemption begins.
         ask_hosts kill || true
         say "the hosts were told to end, or restarted ($verdict); resuming"
         look
@@ -160,10 +160,10 @@ train() {
   done
 }
 
-attach() {  # True if this job runs already on the hosts.
+attach() {  # Succeeds if this job already runs on the hosts.
   local wanted
   [[ -z $dry_run ]] || return 1
-  ask_hosts status || return 1  # Not set up, perhaps: the checks will say.
+  ask_hosts status || return 1  # Perhaps nothing is set up; the checks will say.
   states | grep -qx running || return 1
   wanted=$(printf '%s\n' "${command[@]}" | hash_of)
   if awk -F'\t' -v wanted="$wanted" '$3 == "running" && $7 != wanted { found = 1 }

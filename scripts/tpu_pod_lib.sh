@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What scripts/tpu_pod.sh is made of, and reads: settings, the slice at Google Cloud, its hosts, and
-# the code on them. It makes no decision about a job.
-# shellcheck disable=SC2034,SC2154  # Variables are set here and read there, and the other way.
+# The parts of scripts/tpu_pod.sh, which sources this file: settings, the slice at Google Cloud, its
+# hosts, and the code on them. This file makes no decision about a job.
+# shellcheck disable=SC2034,SC2154  # Each of the two files reads variables that the other sets.
 
 readonly pods=${LASER_PAX_PODS:-$repo/configs/pods}
 readonly required='NAME PROJECT ZONE POD EXPERIMENT JOB_LOG_DIR'
@@ -35,7 +35,7 @@ run() {
   if [[ -n $dry_run ]]; then show "$@"; else "$@"; fi
 }
 
-query() {  # query IF_DRY COMMAND...: its output into $reply; IF_DRY stands for it in a dry run.
+query() {  # query IF_DRY COMMAND...: puts the output into $reply; in a dry run that is IF_DRY.
   reply=$1
   shift
   if [[ -n $dry_run ]]; then show "$@"; else reply=$("$@" 2>"$scratch/error" </dev/null); fi
@@ -44,9 +44,9 @@ query() {  # query IF_DRY COMMAND...: its output into $reply; IF_DRY stands for 
 sha256=(sha256sum)
 command -v sha256sum >/dev/null || sha256=(shasum -a 256)  # As on macOS.
 
-hash_of() { "${sha256[@]}" | cut -c 1-12; }  # Of standard input.
+hash_of() { "${sha256[@]}" | cut -c 1-12; }  # Hashes standard input.
 
-tpus() {  # tpus RUNNER WORDS...: has `run`, `show` or `query` do gcloud's command about TPUs.
+tpus() {  # tpus RUNNER WORDS...: gives gcloud's command about TPUs to `run`, `show` or `query`.
   local runner=$1
   shift
   $runner gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE" --quiet
@@ -86,7 +86,7 @@ read_settings() {
   read_pod
 }
 
-field() {  # field FILE NAME: a value of a TOML file of plain lines.
+field() {  # field FILE NAME: prints a value of a TOML file of plain lines.
   sed -n "s/^$2 *= *\"\{0,1\}\([^\"#]*[^\"# ]\)\"\{0,1\} *\(#.*\)\{0,1\}\$/\1/p" "$1"
 }
 
@@ -147,7 +147,7 @@ look() {  # Sets state to absent, waiting, ready, gone or unknown, and detail to
   done
 }
 
-need_ready() {  # Ends here unless the slice can be used.
+need_ready() {  # Fails unless the slice can be used.
   look
   case $state in
     ready) ;;
@@ -185,9 +185,9 @@ remove_slice() { tpus run queued-resources delete "$NAME" --force; }
 
 # ---- The hosts.
 
-# on_hosts NODES WORKERS COMMAND: runs a shell's command on hosts of all these slices at once. What
-# they answer, lines of tabs that begin with `laser_pax`, goes to $scratch/answers as NODE, WORKER,
-# fields. It fails if a host does not answer; $silent then names it, and says what gcloud said.
+# on_hosts NODES WORKERS COMMAND: runs a shell's command on hosts of all these slices at once. Hosts
+# answer with lines of tabs that begin with `laser_pax`. They go to $scratch/answers as NODE, WORKER,
+# fields. It fails if a host does not answer; $silent then names the host, and has gcloud's message.
 on_hosts() {
   local node expected=1 job
   local -a jobs=()
@@ -217,7 +217,7 @@ on_hosts() {
   [[ -z $silent ]]
 }
 
-missing_worker() {  # missing_worker NODE WORKERS EXPECTED: the first that did not answer.
+missing_worker() {  # missing_worker NODE WORKERS EXPECTED: prints the first that did not answer.
   local worker
   if [[ $2 != all ]]; then echo "$2" && return; fi
   for ((worker = 0; worker < $3; worker++)); do
@@ -225,7 +225,7 @@ missing_worker() {  # missing_worker NODE WORKERS EXPECTED: the first that did n
   done
 }
 
-host_command() {  # host_command WORDS...: of laser_pax.cli.host, as a shell's command on a host.
+host_command() {  # host_command WORDS...: prints a shell's command that runs laser_pax.cli.host.
   printf '%s' "cd laser_pax && .venv/bin/python -m laser_pax.cli.host" \
     " --worker=\"\$($worker_number)\" --job=$NAME$(words "$@")"
 }
@@ -236,7 +236,7 @@ states() { cut -f 3 "$scratch/answers"; }
 
 # ---- Setup.
 
-list_files() {  # The checkout's files, as they are now, ends marked by zeros. Settings stay here.
+list_files() {  # Prints the checkout's files, each ended by a zero byte, without settings.
   local file
   { git -C "$repo" ls-files -z --cached -- . ':!*.conf'
     git -C "$repo" ls-files -z --others --exclude-standard -- '*.py' '*.toml' '*.sh'; } |
@@ -265,7 +265,7 @@ setup() {
     tpus run tpu-vm scp "$scratch/laser_pax.tgz" "$node:laser_pax.tgz" --worker=all \
       ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"}
   done
-  # Google's images have Python 3.10. What an earlier setup brought goes first.
+  # Google's images have Python 3.10. Files of an earlier setup are removed first.
   install="set -e
     command -v python3.11 || command -v python3.12 || command -v python3.13 ||
       { sudo apt-get -q update && sudo apt-get -q install -y python3.11 python3.11-venv; }

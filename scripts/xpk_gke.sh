@@ -4,8 +4,8 @@
 #   CLUSTER=... PROJECT=... ZONE=... IMAGE=... POD=v5p-256chips scripts/xpk_gke.sh NAME [--dry-run] \
 #     --exp=C4Laser2B --job_log_dir=gs://... --data=gs://... --vocab=gs://... [flag of train]
 #
-# NAME is the workload's. Where a pod ends by SIGTERM after saving a checkpoint, or by a signal, the
-# workload starts again and resumes, MAX_RESTARTS times.
+# NAME is the workload's. A pod may end by SIGTERM after saving a checkpoint, or by another signal. Then
+# the workload starts again and resumes, at most MAX_RESTARTS times.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

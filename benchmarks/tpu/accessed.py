@@ -1,7 +1,8 @@
-"""What LASER's train step moves through a chip's memory beside its twin's, by the TPU compiler.
+"""Counts what LASER's train step moves through a chip's memory beside its twin's, by the compiler.
 
-`python -m benchmarks.tpu.accessed` compiles both with few layers, unrolled, because a scanned body
-counts once; the difference is a layer's, and docs/fused.md shows what all layers would have.
+`python -m benchmarks.tpu.accessed` compiles both with few layers. Layers are unrolled, because the
+body of a scan counts once. The difference of two compilations is a layer's; docs/fused.md shows
+the figures for all layers.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ POD = 'v5p-256chips'
 LAYERS = (2, 4)
 
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?')
-# What only names arrays, and loops, which do not count.
+# Instructions that only name arrays; and loops, which do not count.
 _STILL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'opt-barrier')
 
 
@@ -30,11 +31,11 @@ class Accessed:
 
   Attributes:
     experiment: Its name.
-    layers: That it was compiled with, unrolled, laid out as the whole model.
-    xla_bytes: XLA's "bytes accessed": it takes what a loop does once, run or not, and a copy from
-      HBM to a chip's fast memory as an access of both.
-    hbm_bytes: As `hbm_bytes` counts.
-    temporary_bytes: Beside state.
+    layers: How many it was compiled with, unrolled, laid out as the whole model.
+    xla_bytes: XLA's "bytes accessed". It counts the body of a loop once, run or not. It counts a
+      copy from HBM to a chip's fast memory as an access of both.
+    hbm_bytes: As the function `hbm_bytes` counts.
+    temporary_bytes: The step's memory beside its state.
   """
 
   experiment: str
@@ -47,11 +48,11 @@ class Accessed:
 def hbm_bytes(text: str) -> int:
   """Counts what a compiled program's entry reads from HBM and writes to it.
 
-  Each instruction counts its operands and results, but for those that the compiler has put into
-  fast memory (VMEM, `S(1)` in the text), which are there by a copy that counts. Of what a fusion
-  only slices, the slices count; of what is updated in place, the update. Kernels count what they
-  are given once. Loops do not count: LASER's levels, which as a rule do not run, and the loss's,
-  which are its twin's as well.
+  Each instruction counts its operands and results. Those that the compiler has put into fast memory
+  (VMEM, `S(1)` in the text) do not count: a copy brings them there, and that copy counts. Where a
+  fusion only slices an array, the slices count. Where it updates an array in place, the update
+  counts. A kernel counts its inputs once. Loops do not count. They are LASER's levels, which as a
+  rule do not run, and the loss's chunks, which its twin has too.
 
   Args:
     text: `compiled.as_text()`.
@@ -63,7 +64,7 @@ def hbm_bytes(text: str) -> int:
   for i in instructions:
     if i.opcode in _STILL or i.opcode.endswith('-done'):
       continue
-    if i.opcode == 'copy-start':  # Its result is a tuple of where to, where from and a flag.
+    if i.opcode == 'copy-start':  # Its result is a tuple: target, source and a flag.
       total += sum(_sizes(i.shape)[:2])
     elif not i.opcode.endswith('-start'):
       called = re.search(r'calls=%?([\w.\-]+)', i.rest)
@@ -74,7 +75,7 @@ def hbm_bytes(text: str) -> int:
 
 
 def _sizes(shape: str) -> list[int]:
-  """The bytes of each array of a shape; 0 for what is in fast memory."""
+  """Returns the bytes of each array of a shape; 0 for an array in fast memory."""
   return [
     0 if 'S(1)' in layout else hlo.array_bytes(dtype, dims)
     for dtype, dims, layout in _ARRAY.findall(shape)
@@ -82,7 +83,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _users(inside: list[hlo.Instruction], name: str) -> Iterator[tuple[hlo.Instruction, str]]:
-  """Yields who uses an instruction, through bitcasts, and by which name."""
+  """Yields the instructions that use a name, through bitcasts, and the name that they use."""
   for i in inside:
     if name in i.operands:
       if i.opcode == 'bitcast':
@@ -92,7 +93,7 @@ def _users(inside: list[hlo.Instruction], name: str) -> Iterator[tuple[hlo.Instr
 
 
 def _read(shape: str, number: int, inside: list[hlo.Instruction] | None) -> int:
-  """Bytes that are read of an instruction's operand."""
+  """Returns the bytes that an instruction reads of its operand."""
   whole = sum(_sizes(shape))
   if not inside or not whole:
     return whole
@@ -106,7 +107,7 @@ def _read(shape: str, number: int, inside: list[hlo.Instruction] | None) -> int:
 
 
 def _written(shape: str, inside: list[hlo.Instruction] | None) -> int:
-  """Bytes that are written of an instruction's results."""
+  """Returns the bytes that an instruction writes of its results."""
   sizes = _sizes(shape)
   if not inside:
     return sum(sizes)
@@ -126,8 +127,8 @@ def accessed(name: str, layers: int) -> Accessed:
   """Compiles an experiment with few layers, unrolled. `libtpu.use` must have been called.
 
   Args:
-    name: Of an experiment of laser_pax.configs.
-    layers: How many.
+    name: An experiment of laser_pax.configs.
+    layers: How many layers.
   """
   whole = getattr(configs, name)
   short = type(name, (whole,), {'NUM_LAYERS': layers, 'USE_REPEATED_LAYER': False})
@@ -158,7 +159,7 @@ def main() -> None:
 
 
 def of_layers(found: list[dict], experiment: str, field: str, layers: int) -> float:
-  """Extends a figure of what was compiled, a straight line over layers, to a number of layers."""
+  """Extends the figures of the compiled experiments, by a straight line, to a number of layers."""
   few, more = (
     next(r[field] for r in found if (r['experiment'], r['layers']) == (experiment, n))
     for n in LAYERS
@@ -167,7 +168,7 @@ def of_layers(found: list[dict], experiment: str, field: str, layers: int) -> fl
 
 
 def table(found: list[dict]) -> str:
-  """GiB of both, and LASER's over standard's, with few layers and by a straight line with all."""
+  """Returns the table: GiB of both, and their ratio, with few layers and with all."""
   names = {'hbm_bytes': 'through HBM', 'xla_bytes': "XLA's bytes accessed"}
   every = getattr(configs, PAIR[0]).NUM_LAYERS
   rows = []

@@ -1,6 +1,7 @@
-"""What fused attention costs beside the plain path: one layer as wide as the 2B's, by the compiler.
+"""Counts the cost of fused attention beside the plain path, by the TPU's compiler.
 
-`python -m benchmarks.tpu.fused_layer` compiles each for one chip, and writes docs/fused.md's table.
+`python -m benchmarks.tpu.fused_layer` compiles one layer as wide as the 2B's with each attention,
+for one chip. It writes docs/fused.md's table.
 """
 
 import dataclasses
@@ -35,12 +36,12 @@ class Cost:
 
   Attributes:
     attention: The class of its attention.
-    chip: Its kind.
+    chip: The kind of chip.
     tokens: T.
-    temporary_bytes: What the compiler needs beside weights, input and gradients; None where the
-      compiler gave up, because it does not fit.
-    fits: Whether all of it is within the chip's memory.
-    accessed_bytes: XLA's count of bytes accessed; of a kernel, its inputs and outputs.
+    temporary_bytes: The memory beside weights, input and gradients; None where the compiler gave
+      up, because the pass does not fit.
+    fits: Whether the peak is within the chip's memory.
+    accessed_bytes: XLA's count of bytes accessed; a kernel counts its inputs and outputs.
   """
 
   attention: str
@@ -55,9 +56,9 @@ def layer_cost(attention: type, chip: str, tokens: int) -> Cost:
   """Compiles a layer of C4Standard2B's sizes, in bfloat16, for one chip.
 
   Args:
-    attention: Of `ATTENTIONS`.
-    chip: Of configs/pods.
-    tokens: Of the one sequence, causal and packed.
+    attention: One of `ATTENTIONS`.
+    chip: A chip of configs/pods.
+    tokens: The length of the one sequence, causal and packed.
 
   Returns:
     Its cost. `libtpu.use` must have been called.
@@ -96,7 +97,7 @@ def layer_cost(attention: type, chip: str, tokens: int) -> Cost:
 
 
 def _layer_config(attention: type) -> pax_fiddle.Config[transformers.Transformer]:
-  """A layer as the experiment's stack makes it."""
+  """Returns the config of a layer as the experiment's stack makes it."""
   experiment = configs.C4Standard2B().on('cpu')
   stack = experiment.task().model.lm_tpl.stacked_transformer_tpl.block
   config = stack.transformer_layer_params_tpl.clone().set(
@@ -112,7 +113,7 @@ def _layer_config(attention: type) -> pax_fiddle.Config[transformers.Transformer
 
 
 def costs() -> Iterator[Cost]:
-  """Yields the cost of a layer with each attention on each chip; some minutes."""
+  """Yields the cost of a layer with each attention on each chip, in some minutes."""
   for chip in CHIPS:
     for tokens in TOKENS:
       for attention in ATTENTIONS:

@@ -1,6 +1,7 @@
-"""What the lean loss costs beside Praxis's: memory and sending by the TPU compiler, time on a CPU.
+"""Measures the lean loss beside Praxis's: memory and sending on TPUs, and time on a CPU.
 
 `python -m benchmarks.tpu.lean_loss` prints the two tables of docs/loss.md, in about two minutes.
+The figures for TPUs are the TPU compiler's.
 """
 
 import statistics
@@ -22,7 +23,7 @@ _AXES = ('replica', 'data', 'mdl')
 _ROWS = ('replica', 'data')
 _MIB = 2**20
 _KINDS = {'Praxis': layers.SharedEmbeddingSoftmax, 'lean': LeanSharedEmbeddingSoftmax}
-# Experiment, and the slice that it is planned for.
+# An experiment, and the slice that it is planned for.
 _PLANS = (('C4Laser300M', 'v5p-64chips'), ('C4Laser2B', 'v5p-256chips'))
 _REPETITIONS = 9
 
@@ -57,7 +58,7 @@ def step(kind: str, model_dims: int, words: int) -> tuple[Callable, dict]:
   def loss(variables, inputs, ids, labels, weights):
     with base_layer.JaxContext.new_context():
       layer_input = layer.apply(variables, ids, method='emb_lookup') + inputs
-      # As the layers between do, this keeps XLA from joining the lookup and the loss.
+      # It keeps XLA from joining the lookup and the loss, as the layers between them do.
       layer_input = jax.lax.optimization_barrier(layer_input)
       found = layer.apply(variables, layer_input, weights[..., None], class_ids=labels[..., None])
     return found.avg_xent, (found.per_example_xent, found.per_example_argmax)
@@ -74,7 +75,7 @@ def on_slice(kind: str, experiment: str, pod: str) -> dict[str, float]:
   """Compiles an experiment's lookup and loss for a slice, all its chips along data.
 
   Returns:
-    Of a chip: 'temporaries', GiB, and 'sent', GiB.
+    'temporaries' and 'sent', in GiB of a chip.
   """
   plan, chips = getattr(configs, experiment)(), slices.find(pod)
   function, variables = step(kind, plan.MODEL_DIMS, plan.VOCAB_SIZE)
@@ -103,7 +104,7 @@ def on_cpu(model_dims: int = 256, words: int = 8_192, rows: int = 8, length: int
   """Runs both forms in turn on this machine's CPU, in float32.
 
   Returns:
-    For each form the median milliseconds, and MiB of temporaries.
+    The median milliseconds and the MiB of temporaries, for each form.
   """
   ids, labels = np.random.default_rng(0).integers(0, words, (2, rows, length)).astype(np.int32)
   inputs, weights = _normal((rows, length, model_dims)), np.ones((rows, length), np.float32)

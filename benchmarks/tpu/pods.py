@@ -2,8 +2,8 @@
 
 `python -m benchmarks.tpu.pods` compiles each pair, train and evaluation step, in some twenty
 minutes on two cores. With `--meshes` it compiles several layouts of each LASER experiment, in about
-half an hour. The exit code is 1 where one does not fit. Each report is kept, in docs/results, as a
-line of JSON.
+half an hour. The exit code is 1 where one does not fit. docs/results keeps each report as a line of
+JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ PODS, MESHES = page.RESULTS / 'pods.jsonl', page.RESULTS / 'meshes.jsonl'
 _GIB = 2**30
 
 
-# Those whose slice the paper names, and its largest; the 234M differs little from the 300M.
+# The sizes whose slice the paper names, and its largest. The 234M differs little from the 300M.
 SIZES = ('300M', '1B', '2B', '7B')
 
 
@@ -69,21 +69,21 @@ def write_meshes() -> int:
 
 
 def pods_tables(found: list[dict]) -> str:
-  """Returns the tables of the pairs on their slices, of reports as kept in `PODS`."""
+  """Returns the tables of the pairs on their slices, from reports as kept in `PODS`."""
   return f'{_pods_table(found)}\n\n{_ratio_table(found)}'
 
 
 def meshes_tables(found: list[dict]) -> str:
-  """Returns the tables of layouts, of reports as kept in `MESHES`."""
+  """Returns the tables of layouts, from reports as kept in `MESHES`."""
   names = dict.fromkeys(r['experiment'] for r in found)
   return '\n\n'.join(_mesh_table(found, name) for name in names)
 
 
 def _compile_all(kept: pathlib.Path, compiled: Iterable[reports.Report]) -> list[dict]:
-  """Keeps each report in a file as it comes, says so, and returns them all."""
+  """Writes each report to a file as it comes, prints a line, and returns all reports."""
   start, found = time.time(), []
   kept.parent.mkdir(exist_ok=True)
-  part = kept.with_suffix('.part')  # So that what was kept before stays until all is there.
+  part = kept.with_suffix('.part')  # The earlier file stays until the new one is complete.
   with open(part, 'w') as file:
     for r in compiled:
       fields = r.to_json() | {'is_rule': r.layout == _ruled(r)}
@@ -98,7 +98,7 @@ def _compile_all(kept: pathlib.Path, compiled: Iterable[reports.Report]) -> list
 
 
 def _ruled(r: reports.Report) -> layouts.Layout:
-  """The layout that the rule gives a report's experiment."""
+  """Returns the layout that the rule gives a report's experiment."""
   return getattr(configs, r.experiment)().on(r.pod.name).layout()
 
 
@@ -137,7 +137,7 @@ def _pods_row(r: dict) -> Iterator[str]:
 
 
 def _computed(parts: dict) -> float:
-  """The sum of what is computed, of FLOPs or of seconds."""
+  """Returns the sum over what is computed, in FLOPs or in seconds."""
   return parts['weights'] + parts['attention'] + parts['rematerialisation'] - parts['skipped']
 
 
