@@ -140,8 +140,9 @@ def save_iterator(iterator: Any) -> bytes:
   """
   import tensorflow as tf
 
-  state = tf.raw_ops.SerializeIterator(resource_handle=_resource(iterator), external_state_policy=0)
-  return _pack_state()(state).numpy()
+  join, _ = _state_graphs()
+  resource = iterator._iterator._iterator_resource
+  return join(tf.raw_ops.SerializeIterator(resource_handle=resource)).numpy()
 
 
 def restore_iterator(iterator: Any, state: bytes) -> None:
@@ -153,38 +154,28 @@ def restore_iterator(iterator: Any, state: bytes) -> None:
   """
   import tensorflow as tf
 
-  tf.raw_ops.DeserializeIterator(
-    resource_handle=_resource(iterator), serialized=_unpack_state()(tf.constant(state))
-  )
-
-
-def _resource(iterator: Any) -> Any:
-  return iterator._iterator._iterator_resource
+  _, split = _state_graphs()
+  resource = iterator._iterator._iterator_resource
+  tf.raw_ops.DeserializeIterator(resource_handle=resource, serialized=split(tf.constant(state)))
 
 
 @functools.cache
-def _pack_state() -> Callable[[Any], Any]:
+def _state_graphs() -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+  """Returns the graphs that join an iterator's elements to a text, and split them again."""
   import tensorflow as tf
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.variant)])
-  def pack(elements):
+  def join(elements):
     texts = tf.map_fn(tf.io.serialize_tensor, elements, fn_output_signature=tf.string)
     return tf.strings.reduce_join(tf.io.encode_base64(texts), separator=',')
 
-  return pack
-
-
-@functools.cache
-def _unpack_state() -> Callable[[Any], Any]:
-  import tensorflow as tf
-
   @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-  def unpack(state):
+  def split(state):
     texts = tf.io.decode_base64(tf.strings.split(state, sep=','))
-    parse = lambda text: tf.io.parse_tensor(text, tf.variant)  # noqa: E731
+    parse = functools.partial(tf.io.parse_tensor, out_type=tf.variant)
     return tf.map_fn(parse, texts, fn_output_signature=tf.variant)
 
-  return unpack
+  return join, split
 
 
 def tuning_measurements() -> bool:
@@ -316,8 +307,8 @@ def read_lambdas_fast() -> None:
 
   @functools.wraps(original)
   def getsource_for_lambda(fn) -> str:
-    lines = linecache.getlines(inspect.getsourcefile(fn), inspect.getmodule(fn).__dict__)
-    lambdas = _lambdas_on_line(''.join(lines), fn.__code__.co_firstlineno)
+    source = ''.join(linecache.getlines(inspect.getsourcefile(fn), inspect.getmodule(fn).__dict__))
+    lambdas = [x for x in _lambdas(source) if x.lineno == fn.__code__.co_firstlineno]
     return ast.unparse(lambdas[0]) if len(lambdas) == 1 else original(fn)
 
   auto_config._getsource_for_lambda = getsource_for_lambda
@@ -326,10 +317,6 @@ def read_lambdas_fast() -> None:
 @functools.cache
 def _lambdas(source: str) -> list[ast.Lambda]:
   return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Lambda)]
-
-
-def _lambdas_on_line(source: str, line: int) -> list[ast.Lambda]:
-  return [node for node in _lambdas(source) if node.lineno == line]
 
 
 def set_heartbeats(seconds: int, missed: int) -> None:

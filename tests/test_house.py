@@ -24,6 +24,7 @@ ROOMS = {
 }
 # The names that everybody knows these modules by.
 ALIASES = {
+  'flax.linen': 'nn',
   'jax.numpy': 'jnp',
   'numpy': 'np',
   'tensorflow': 'tf',

@@ -218,10 +218,9 @@ def _run(job: Job, console: TextIO) -> None:
   pax_fixes.read_lambdas_fast()
 
   import jax
-  from absl import app
-  from absl import flags as absl_flags
-  from fiddle import absl_flags as fiddle_flags
-  from paxml import main as paxml_main
+  from absl import app, flags
+  from fiddle import absl_flags
+  from paxml import main
 
   from laser_pax.cli import profiling, watch
 
@@ -233,13 +232,13 @@ def _run(job: Job, console: TextIO) -> None:
   argv = job.argv()
   jax.config.config_with_absl()
   try:
-    remaining = fiddle_flags.flags_parser(argv)
-  except absl_flags.Error as e:
+    remaining = absl_flags.flags_parser(argv)
+  except flags.Error as e:
     raise UserError(f'{_first_line(e)}; `python -m paxml.main --helpfull` lists all flags') from e
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   try:
-    app.run(paxml_main.main, argv=argv, flags_parser=lambda _: remaining)
+    app.run(main.main, argv=argv, flags_parser=lambda _: remaining)
   finally:
     watcher.close()
 
