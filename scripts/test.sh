@@ -8,4 +8,4 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # Each of two processes takes whole files, so shared fixtures, such as a training run, are made once.
-.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile "$@"
+.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

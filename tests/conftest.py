@@ -31,3 +31,9 @@ def commands(tmp_path_factory):
   server = Server(tmp_path_factory.mktemp('commands'))
   yield server
   server.close()
+
+
+def pytest_collection_modifyitems(items):
+  """Puts files with slow tests first, so that no worker is left with one at the end."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)

@@ -1,18 +1,13 @@
 """The figures of docs/fused.md: what they promise, and that the TPU compiler still gives them."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from benchmarks.tpu import fused_layer
+from benchmarks.tpu import fused_layer, page
 from laser_pax.costs import libtpu
 
-ROOT = pathlib.Path(__file__).parents[2]
-COMMITTED = ROOT / 'docs' / 'results' / 'fused.jsonl'
+COMMITTED = page.RESULTS / 'fused.jsonl'
 
 
 def _committed() -> dict:
@@ -44,27 +39,12 @@ def test_long_sequences_fit_and_laser_takes_a_tenth_of_standards_plain_path():
     assert by_kernel <= plain / 10
 
 
-_COMPILE = """
-import dataclasses, json
-from laser_pax.costs import libtpu
-libtpu.use()
-from laser_pax import layers
-from benchmarks.tpu import fused_layer
-for chip, tokens in (('v5e', 1_024), ('v5p', 32_768)):
-  cost = fused_layer.layer_cost(layers.LaserFusedDotProductAttention, chip, tokens)
-  print('COST', json.dumps(dataclasses.asdict(cost)))
-"""
-
-
 @pytest.mark.slow
-def test_a_layer_compiles_to_the_committed_figures():
+def test_a_layer_compiles_to_the_committed_figures(commands):
   libtpu.fetch()
-  command = [sys.executable, '-c', _COMPILE]
-  done = subprocess.run(
-    command, capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False
-  )
+  done = commands.run('tests.support.tpu_compiles', ['layers'], timeout=600)
   assert done.returncode == 0, done.stderr
-  costs = [json.loads(x[5:]) for x in done.stdout.splitlines() if x.startswith('COST')]
+  costs = json.loads(done.stdout.splitlines()[-1])
   assert len(costs) == 2
   for cost in costs:
     known = _committed()[cost['attention'], cost['chip'], cost['tokens']]

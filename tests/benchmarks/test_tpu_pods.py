@@ -1,26 +1,12 @@
 """The figures of docs/pods.md: what they promise, and that the TPU compiler still gives them."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks.tpu import pods
 from laser_pax import configs
 from laser_pax.costs import libtpu
-
-ROOT = pathlib.Path(__file__).parents[2]
-COMMITTED = pods.PODS
-MESHES = pods.MESHES
-
-
-def _aot(*flags, **env) -> subprocess.CompletedProcess:
-  command = [sys.executable, '-m', 'laser_pax', 'aot', *flags]
-  env = {**os.environ, **env}
-  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 
 @pytest.fixture(scope='module')
@@ -30,13 +16,13 @@ def tpu_compiler():
 
 
 @pytest.mark.slow
-def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(tpu_compiler):
+def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(commands, tpu_compiler):
   committed = {}
-  for line in COMMITTED.read_text().splitlines():
+  for line in pods.PODS.read_text().splitlines():
     r = json.loads(line)
     committed[r['experiment'], r['pod']] = r
   flags = ['--exp=C4Laser300M', '--compare=C4Standard300M', '--pod=v5p-64chips', '--json']
-  done = _aot(*flags)
+  done = commands.run('laser_pax', ['aot', *flags], timeout=600)
   assert done.returncode == 0, done.stderr
   laser, standard = json.loads(done.stdout)
   for found in (laser, standard):
@@ -58,17 +44,19 @@ def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(tpu_compiler):
   ('experiment', 'layers_per_block', 'gib'),
   [('C4Laser300M', 1, 2.4), ('C4Laser2B', 2, 1.5)],
 )
-def test_full_rematerialisation_takes_little(experiment, layers_per_block, gib, tpu_compiler):
-  changes = [f'--fdl.LAYERS_PER_BLOCK={layers_per_block}', '--fdl.CHECKPOINT_POLICY=save_nothing']
-  done = _aot(f'--exp={experiment}', '--json', *changes)
+def test_full_rematerialisation_takes_little(
+  experiment, layers_per_block, gib, commands, tpu_compiler
+):
+  arguments = ['rematerialised', experiment, layers_per_block]
+  done = commands.run('tests.support.tpu_compiles', arguments, timeout=600)
   assert done.returncode == 0, done.stderr
-  (found,) = json.loads(done.stdout)
-  assert found['checkpoint_policy'] == 'SAVE_NOTHING'
-  assert found['train']['temporary_bytes'] <= gib * 2**30
+  report = json.loads(done.stdout.splitlines()[-1])
+  assert report['checkpoint_policy'] == 'SAVE_NOTHING'
+  assert report['train']['temporary_bytes'] <= gib * 2**30
 
 
 @pytest.mark.parametrize(
-  ('kept', 'tables'), [(COMMITTED, pods.pods_tables), (MESHES, pods.meshes_tables)]
+  ('kept', 'tables'), [(pods.PODS, pods.pods_tables), (pods.MESHES, pods.meshes_tables)]
 )
 def test_the_page_shows_what_was_kept(kept, tables):
   found = [json.loads(line) for line in kept.read_text().splitlines()]
@@ -76,7 +64,7 @@ def test_the_page_shows_what_was_kept(kept, tables):
 
 
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
-  reports = [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+  reports = [json.loads(line) for line in pods.PODS.read_text().splitlines()]
   by_name = {(r['experiment'], r['pod']): r for r in reports}
   wanted = {('300M', 64), ('1B', 128), ('2B', 256), ('7B', 256)}
   for size, chips in wanted:
@@ -91,7 +79,7 @@ def test_all_committed_pairs_fit_and_laser_costs_no_more():
 
 
 def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
-  for line in COMMITTED.read_text().splitlines():
+  for line in pods.PODS.read_text().splitlines():
     r = json.loads(line)
     found = getattr(configs, r['experiment'])().on(r['pod']).layout()
     assert list(found.ici_mesh_shape) == r['ici_mesh_shape']
@@ -99,16 +87,17 @@ def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
     assert found.micro_batches == r['micro_batches']
 
 
-def test_a_slice_that_is_too_small_is_refused_with_what_would_fit(tpu_compiler):
-  done = _aot('--exp=C4Laser7B', '--pod=v5e-4chips')
+def test_a_slice_that_is_too_small_is_refused_with_what_would_fit(commands, tpu_compiler):
+  flags = ['aot', '--exp=C4Laser7B', '--pod=v5e-4chips']
+  done = commands.run('laser_pax', flags)
   assert done.returncode == 1, done.stderr
   assert 'DOES NOT FIT v5e-4chips' in done.stdout and 'v5e-64chips' in done.stdout
-  done = _aot('--exp=C4Laser7B', '--pod=v5e-4chips', '--json')
+  done = commands.run('laser_pax', [*flags, '--json'])
   assert done.returncode == 1 and json.loads(done.stdout)[0]['fits'] is False
 
 
 def test_the_rules_mesh_beats_the_plain_one_of_each_size():
-  reports = [json.loads(line) for line in MESHES.read_text().splitlines()]
+  reports = [json.loads(line) for line in pods.MESHES.read_text().splitlines()]
   for size in ('300M', '1B', '2B', '7B'):
     own = [r for r in reports if r['experiment'] == f'C4Laser{size}' and r['fits']]
     (rule,) = (r for r in own if r['is_rule'])

@@ -47,15 +47,28 @@ def test_a_layer_under_checkpoint_is_counted_again():
   )
 
 
-@pytest.fixture(scope='module', params=['Standard', 'Laser'])
-def small(request):
+KINDS = ('Standard', 'Laser')
+
+
+def _small(kind, **attributes):
   """A small model with the proportions of the large ones."""
-  experiment = getattr(configs, f'C4{request.param}300M')().on('cpu')
+  experiment = getattr(configs, f'C4{kind}300M')().on('cpu')
   experiment.NUM_LAYERS, experiment.MODEL_DIMS, experiment.HIDDEN_DIMS = 2, 256, 512
   experiment.SEQ_LEN, experiment.GLOBAL_BATCH_SIZE, experiment.VOCAB_SIZE = 256, 4, 1024
+  for name, value in attributes.items():
+    setattr(experiment, name, value)
   return experiment
 
 
+@functools.cache
+def _traced(kind, **attributes):
+  """The operations of its train step by the trace, those in kernels apart, and its parameters."""
+  experiment = _small(kind, **attributes)
+  traced = compiler.trace_train(experiment, experiment.pod())
+  return flops.count_products(traced.jaxpr), traced.parameters
+
+
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(
   'policy',
   [
@@ -65,25 +78,24 @@ def small(request):
     Policy.SAVE_EVERYTHING,
   ],
 )
-def test_the_formulas_account_for_all_traced_products(small, policy):
-  small.CHECKPOINT_POLICY = policy
-  traced = compiler.trace_train(small, small.pod())
-  matrices = small.sizes().weights()
-  tokens = small.GLOBAL_BATCH_SIZE * small.SEQ_LEN
-  expected = small.sizes().step_flops(policy, 'cpu') + 6 * tokens * (traced.parameters - matrices)
+def test_the_formulas_account_for_all_traced_products(kind, policy):
+  products, parameters = _traced(kind, CHECKPOINT_POLICY=policy)
+  experiment = _small(kind)
+  sizes, tokens = experiment.sizes(), experiment.units_per_step()
+  expected = sizes.step_flops(policy, 'cpu') + 6 * tokens * (parameters - sizes.weights())
   # The formula counts biases and scales as if they were matrices.
-  assert flops.count_products(traced.jaxpr) == (pytest.approx(expected, rel=5e-3), 0)
+  assert products == (pytest.approx(expected, rel=5e-3), 0)
 
 
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('policy', [Policy.SAVE_NOTHING, Policy.SAVE_CONTEXT])
 def test_fused_kernels_are_counted_for_all_devices_and_skip_blocks_above_the_diagonal(
-  small, policy, interpreted_kernels
+  kind, policy, interpreted_kernels
 ):
-  small.CHECKPOINT_POLICY, small.SEQ_LEN = policy, 640
-  traced = compiler.trace_train(small, small.pod())
-  operations = flops.step_flops(small, traced.parameters, traced.jaxpr)
+  experiment = _small(kind, CHECKPOINT_POLICY=policy, SEQ_LEN=640)
+  traced = compiler.trace_train(experiment, experiment.pod())
+  operations = flops.step_flops(experiment, traced.parameters, traced.jaxpr)
   _, in_kernels = flops.count_products(traced.jaxpr)
-  small.SEQ_LEN = 256
   assert operations.skipped == pytest.approx(0.4 * in_kernels)  # 10 of 25 pairs of blocks.
   # Kernels run two products forward and seven backward; SAVE_NOTHING runs two again. The formula
   # has six.
@@ -93,25 +105,20 @@ def test_fused_kernels_are_counted_for_all_devices_and_skip_blocks_above_the_dia
 
 
 @pytest.mark.parametrize('policy', layouts.POLICIES)
-def test_the_formulas_know_blocks_of_layers(small, policy):
-  small.CHECKPOINT_POLICY = policy
-  results = []
-  for small.LAYERS_PER_BLOCK in (1, 2):
-    traced = compiler.trace_train(small, small.pod())
-    formula = small.sizes().step_flops(policy, 'cpu')
-    results.append((sum(flops.count_products(traced.jaxpr)), formula))
-  small.LAYERS_PER_BLOCK = 1
-  (single, single_formula), (pairs, pairs_formula) = results
-  assert pairs - single == pairs_formula - single_formula
+def test_the_formulas_know_blocks_of_layers(policy):
+  """LASER's twin has the same stack, and the same formulas."""
+  single, _ = _traced('Laser', CHECKPOINT_POLICY=policy)
+  pairs, _ = _traced('Laser', CHECKPOINT_POLICY=policy, LAYERS_PER_BLOCK=2)
+  by_formula = [
+    _small('Laser', LAYERS_PER_BLOCK=k).sizes().step_flops(policy, 'cpu') for k in (1, 2)
+  ]
+  assert sum(pairs) - sum(single) == by_formula[1] - by_formula[0]
   assert (pairs == single) == (policy is Policy.SAVE_DOT_WITH_NO_BATCH_DIM)
 
 
-def test_parts_of_a_batch_cost_the_same(small):
-  small.CHECKPOINT_POLICY = Policy.SAVE_NOTHING
-  whole = flops.count_products(compiler.trace_train(small, small.pod()).jaxpr)
-  small.MICRO_BATCHES = 4
-  parts = flops.count_products(compiler.trace_train(small, small.pod()).jaxpr)
-  small.MICRO_BATCHES = None
+def test_parts_of_a_batch_cost_the_same():
+  whole, _ = _traced('Laser', CHECKPOINT_POLICY=Policy.SAVE_NOTHING)
+  parts, _ = _traced('Laser', CHECKPOINT_POLICY=Policy.SAVE_NOTHING, MICRO_BATCHES=4)
   assert sum(parts) == pytest.approx(sum(whole), rel=1e-6)  # And the sums over the parts.
 
 

@@ -1,10 +1,7 @@
 """Reports: one on this machine's CPU, and refusals with advice."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -12,12 +9,6 @@ from laser_pax import configs
 from laser_pax.costs import reports
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def _aot(*flags, **env) -> subprocess.CompletedProcess:
-  command = [sys.executable, '-m', 'laser_pax', 'aot', *flags]
-  env = {**os.environ, **env}
-  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 
 def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
@@ -49,13 +40,14 @@ def test_a_report_of_this_machine():
     (['--pod=v5p-4chips'], ['--exp=NAME']),
   ],
 )
-def test_wrong_use_is_refused_at_once(flags, words, tmp_path):
-  process = _aot(*flags, XDG_CACHE_HOME=str(tmp_path))
+def test_wrong_use_is_refused_at_once(commands, flags, words, tmp_path):
+  process = commands.run('laser_pax', ['aot', *flags], env={'XDG_CACHE_HOME': str(tmp_path)})
   assert process.returncode == 2
   assert process.stderr.startswith('error: ') and process.stderr.count('\n') == 1, process.stderr
   assert all(word in process.stderr for word in words), process.stderr
 
 
-def test_an_unknown_attribute_is_refused():
-  process = _aot('--exp=C4LaserTiny', '--pod=cpu', '--fdl.NUM_LAYER=2')
+def test_an_unknown_attribute_is_refused(commands):
+  flags = ['--exp=C4LaserTiny', '--pod=cpu', '--fdl.NUM_LAYER=2']
+  process = commands.run('laser_pax', ['aot', *flags])
   assert process.returncode == 2 and 'NUM_LAYERS' in process.stderr

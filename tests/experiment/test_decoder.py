@@ -8,6 +8,7 @@ import pytest
 from praxis import base_hyperparams, base_layer, py_utils
 
 from laser_pax import configs
+from tests.support.cases import compiled
 
 LENGTH = 12
 
@@ -28,7 +29,7 @@ def _batch():
 def _token_losses(experiment):
   """Returns a function that adds delta [T, D] to the embeddings and returns the losses [T]."""
   model = base_hyperparams.instantiate(experiment.task().model)
-  variables = model.init(jax.random.PRNGKey(0), _batch())
+  variables = compiled(model.init)(jax.random.PRNGKey(0), _batch())
 
   def losses(delta):
     def add_delta(call_next, args, kwargs, context):
@@ -53,7 +54,7 @@ def test_a_loss_depends_on_no_later_embedding_and_on_each_earlier_one(name):
   experiment.SEQ_LEN = LENGTH
   losses = _token_losses(experiment)
   zero = jnp.zeros((LENGTH, experiment.MODEL_DIMS))
-  gradient = jax.jit(jax.jacrev(losses))(zero)  # [T, T, D]
+  gradient = compiled(jax.jacrev(losses))(zero)  # [T, T, D]
   reach = np.abs(np.asarray(gradient)).max(-1)
   for t in range(LENGTH):
     np.testing.assert_array_equal(reach[t, t + 1 :], 0.0)
@@ -64,7 +65,7 @@ def test_twins_start_from_the_same_weights():
   weights = []
   for name in ('C4LaserTiny', 'C4StandardTiny'):
     model = base_hyperparams.instantiate(getattr(configs, name)().task().model)
-    weights.append(model.init(jax.random.PRNGKey(3), _batch()))
+    weights.append(compiled(model.init)(jax.random.PRNGKey(3), _batch()))
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
@@ -83,7 +84,7 @@ def test_layers_in_blocks_are_the_same_layers(name):
         (metrics, _), _ = model.apply(variables, _batch(), mutable=True)
       return metrics.total_loss[0]
 
-    return model, jax.jit(jax.value_and_grad(loss))
+    return model, compiled(jax.value_and_grad(loss))
 
   def stack(variables):
     return variables['params']['lm']['transformer']['repeat']['sub']
@@ -97,7 +98,7 @@ def test_layers_in_blocks_are_the_same_layers(name):
     return variables
 
   model, single_layer_loss = make_loss(1)
-  variables = {'params': model.init(jax.random.PRNGKey(0), _batch())['params']}
+  variables = {'params': compiled(model.init)(jax.random.PRNGKey(0), _batch())['params']}
   _, block_loss = make_loss(2)
   expected_loss, expected_gradients = single_layer_loss(variables)
   loss, gradients = block_loss(regroup(variables))

@@ -77,7 +77,13 @@ class Server:
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'tests.support.commands', folder / 'socket'],
       cwd=ROOT,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'},
+      env={
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'TF_CPP_MIN_LOG_LEVEL': '3',
+        # What one command compiled the next one takes.
+        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+      },
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
     )
