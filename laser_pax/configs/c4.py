@@ -1,10 +1,16 @@
-"""Decoder language models on C4, in pairs of standard attention and LASER.
+r"""Decoder language models on C4, in pairs of standard attention and LASER.
 
 The paper's setting is 160,000 steps of 1024 sequences of 1024 tokens, 167.8B tokens together. It
 uses AdamW, linear warm-up and cosine decay to zero [paper]. The paper searched its hyperparameters
 on a 16-layer model, and kept them for the larger ones [paper]. Their values are not known, nor are
 precision, clipping, logit caps, tokeniser and mesh shapes. Here they are PAX's defaults or our
 choice [ours].
+
+To train one, on every host of its slice, and the Tiny pair on a laptop:
+
+    python -m paxml.main --exp=laser_pax.configs.C4Laser2B --job_log_dir=DIR \
+      --eval_on_test --jax_fully_async_checkpoint
+    python -m laser_pax train --exp=C4LaserTiny --job_log_dir=DIR
 
 To scale a model, subclass a pair and change its capital attributes:
 
@@ -33,8 +39,6 @@ class C4StandardTiny(DecoderLM):
   """Standard attention at a size for laptops, on the sample [ours].
 
   1.05M parameters, 0.61M tokens, one device.
-
-    python -m laser_pax train --exp=C4StandardTiny --job_log_dir=DIR
   """
 
   NUM_LAYERS = 4  # [ours], like every number of Tiny
@@ -69,8 +73,6 @@ class C4LaserTiny(LaserMixin, C4StandardTiny):
   """LASER at a size for laptops, on the sample [ours].
 
   1.05M parameters, 0.61M tokens, one device.
-
-    python -m laser_pax train --exp=C4LaserTiny --job_log_dir=DIR
   """
 
 
@@ -78,13 +80,10 @@ class C4LaserTiny(LaserMixin, C4StandardTiny):
 # 717 per parameter. FLOPs: 6 x parameters x tokens = 2.4e20.
 @experiment_registry.register
 class C4Standard234M(DecoderLM):
-  r"""Standard attention, 16 layers: the model of the hyperparameter search [paper].
+  """Standard attention, 16 layers: the model of the hyperparameter search [paper].
 
   234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours]. A model of 24 layers with MLP
   hidden 2048 has as many parameters. It is not known which of the two the paper means.
-
-    python -m paxml.main --exp=laser_pax.configs.C4Standard234M --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
   NUM_LAYERS = 16  # [paper]
@@ -95,12 +94,9 @@ class C4Standard234M(DecoderLM):
 
 @experiment_registry.register
 class C4Laser234M(LaserMixin, C4Standard234M):
-  r"""LASER, 16 layers. C4 test loss 2.673 [digest].
+  """LASER, 16 layers. C4 test loss 2.673 [digest].
 
   234.1M parameters [derived], 167.8B tokens [paper], 64 chips [ours].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Laser234M --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -108,12 +104,9 @@ class C4Laser234M(LaserMixin, C4Standard234M):
 # 557 per parameter. FLOPs: 6 x parameters x tokens = 3.0e20.
 @experiment_registry.register
 class C4Standard300M(DecoderLM):
-  r"""Standard attention, the base model [paper]. C4 test loss 2.641 [digest].
+  """Standard attention, the base model [paper]. C4 test loss 2.641 [digest].
 
   301.2M parameters, 167.8B tokens, 64 chips [paper]. 32 layers, 8 heads of 128, MLP hidden 2048.
-
-    python -m paxml.main --exp=laser_pax.configs.C4Standard300M --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
   NUM_LAYERS = 32  # [paper]
@@ -124,12 +117,9 @@ class C4Standard300M(DecoderLM):
 
 @experiment_registry.register
 class C4Laser300M(LaserMixin, C4Standard300M):
-  r"""LASER, the base model [paper]. C4 test loss 2.595 [digest].
+  """LASER, the base model [paper]. C4 test loss 2.595 [digest].
 
   301.2M parameters, 167.8B tokens, 64 chips [paper].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Laser300M --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -137,12 +127,9 @@ class C4Laser300M(LaserMixin, C4Standard300M):
 # per parameter. FLOPs: 6 x parameters x tokens = 1.1e21.
 @experiment_registry.register
 class C4Standard1B(DecoderLM):
-  r"""Standard attention at 1.1B [paper]. No result of this size is known.
+  """Standard attention at 1.1B [paper]. No result of this size is known.
 
   1.139B parameters, the shape [ours]; 167.8B tokens, 128 chips [paper].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Standard1B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
   NUM_LAYERS = 32  # [ours]
@@ -153,12 +140,9 @@ class C4Standard1B(DecoderLM):
 
 @experiment_registry.register
 class C4Laser1B(LaserMixin, C4Standard1B):
-  r"""LASER at 1.1B [paper]. No result of this size is known.
+  """LASER at 1.1B [paper]. No result of this size is known.
 
   1.139B parameters, the shape [ours]; 167.8B tokens, 128 chips [paper].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Laser1B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -166,12 +150,9 @@ class C4Laser1B(LaserMixin, C4Standard1B):
 # per parameter. FLOPs: 6 x parameters x tokens = 2.2e21.
 @experiment_registry.register
 class C4Standard2B(DecoderLM):
-  r"""Standard attention at 2.2B [paper]. Mean of 16 downstream tasks 62.34% [digest].
+  """Standard attention at 2.2B [paper]. Mean of 16 downstream tasks 62.34% [digest].
 
   2.213B parameters, the shape [ours]; 167.8B tokens, 256 chips [paper].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Standard2B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
   NUM_LAYERS = 64  # [ours]
@@ -182,12 +163,9 @@ class C4Standard2B(DecoderLM):
 
 @experiment_registry.register
 class C4Laser2B(LaserMixin, C4Standard2B):
-  r"""LASER at 2.2B [paper]. Mean of 16 downstream tasks 63.39% [digest].
+  """LASER at 2.2B [paper]. Mean of 16 downstream tasks 63.39% [digest].
 
   2.213B parameters, the shape [ours]; 167.8B tokens, 256 chips [paper].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Laser2B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
 
@@ -196,12 +174,9 @@ class C4Laser2B(LaserMixin, C4Standard2B):
 # tokens = 2.0e21.
 @experiment_registry.register
 class C4Standard7B(DecoderLM):
-  r"""Standard attention at 7.7B [paper]. Mean of 11 downstream tasks 52.53% [digest].
+  """Standard attention at 7.7B [paper]. Mean of 11 downstream tasks 52.53% [digest].
 
   7.714B parameters, the shape [ours]; 44B tokens [digest], 256 chips [ours].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Standard7B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
 
   NUM_LAYERS = 36  # [ours]
@@ -213,10 +188,7 @@ class C4Standard7B(DecoderLM):
 
 @experiment_registry.register
 class C4Laser7B(LaserMixin, C4Standard7B):
-  r"""LASER at 7.7B. Mean of 11 downstream tasks 53.97% [digest], +1.44 [paper].
+  """LASER at 7.7B. Mean of 11 downstream tasks 53.97% [digest], +1.44 [paper].
 
   7.714B parameters, the shape [ours]; 44B tokens [digest], 256 chips [ours].
-
-    python -m paxml.main --exp=laser_pax.configs.C4Laser7B --job_log_dir=DIR \
-      --eval_on_test --jax_fully_async_checkpoint
   """
