@@ -22,6 +22,7 @@ def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
 def test_a_report_of_this_machine():
   experiment = configs.C4LaserTiny().on('cpu')
   experiment.NUM_LAYERS, experiment.MICRO_BATCHES = 1, 2
+  experiment.VOCAB_SIZE, experiment.SEQ_LEN = 512, 32  # So that it compiles soon.
   report = reports.report(experiment)
   assert report.fits and report.times is None and report.collectives == []
   assert 0 < report.evaluation.peak_bytes < report.train.peak_bytes
