@@ -27,7 +27,8 @@ def plain(query, key, value, segment_ids):
 
 def by_blocks(query, key, value, segment_ids):
   """As the layers have it on a CPU."""
-  return blocks.attention_by_blocks(query, key, value, segment_ids, segment_ids, True, CAP)
+  spec = blocks.AttentionSpec(is_causal=True, logit_cap=CAP)
+  return blocks.attention_by_blocks(query, key, value, segment_ids, segment_ids, spec)
 
 
 def with_gradients(attention):

@@ -29,7 +29,7 @@ from praxis.layers import attentions, base_ops
 
 from laser_pax import ops
 from laser_pax.layers.attentions import LaserDotProductAttention
-from laser_pax.ops import devices, fused
+from laser_pax.ops import by_heads, devices
 
 JTensor = pytypes.JTensor
 
@@ -186,5 +186,5 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
       return ops.laser(attention, numerics=self.numerics)
     # Heads come first, as the kernel wants them: then it and the loop over wide columns read the
     # same arrays.
-    by_heads = functools.partial(ops.fused_attention_by_heads, **attention.keywords)
-    return fused.heads_swapped(ops.laser_by_heads(by_heads))
+    fused_by_heads = functools.partial(ops.fused_attention_by_heads, **attention.keywords)
+    return by_heads.heads_swapped(ops.laser_by_heads(fused_by_heads))

@@ -1,6 +1,7 @@
 r"""Fused attention in plain jax, for platforms without a kernel: a block of queries at a time.
 
-    W_ts = exp(cap(A_ts) - m_t)      A = Q K^T, m_t its greatest that t sees; 0 for what it does not
+    W_ts = exp(cap(A_ts) - m_t)      A = Q K^T, m_t the greatest of the keys that t sees
+                                     0 for a key that t does not see
     O_th = sum_s W_ts V_sh / l_t     l_t = sum_s W_ts
 
 and with g_th the cotangent of O, P = W / l and d_t = sum_sh P_ts g_th V_sh:
@@ -9,14 +10,15 @@ and with g_th the cotangent of O, P = W / l and d_t = sum_sh P_ts g_th V_sh:
     dA_ts = P_ts (sum_h g_th V_sh - d_t) cap'(A_ts)
     dQ_th = sum_s dA_ts K_sh                               dK_sh = sum_t dA_ts Q_th
 
-A causal block of queries meets the keys up to its end and no others: of n blocks a side
-(n + 1) / 2n is computed. Logits are formed a block at a time, and again in the backward pass, of
-query and key alone: nothing else is kept, whatever the checkpoint policy.
+A causal block of queries meets the keys up to its end alone: of n x n pairs of blocks the share
+(n + 1) / 2n is computed. The backward pass forms the logits again, a block at a time, from query
+and key. Nothing else is kept, whatever the checkpoint policy.
 
 Shapes: B batch, T query length, S key length, N heads, H head size.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,26 +27,46 @@ from jax.ad_checkpoint import checkpoint_name
 Array = jax.Array
 F32 = jnp.float32
 
-# What a checkpoint policy may save so that a forward pass is not run again: the mixture, and of a
-# kernel the softmax's normaliser. The name is Praxis's own for an attention's output.
+# A checkpoint policy may save what bears this name, so that a forward pass is not run again: the
+# output, and a kernel's normaliser of the softmax. Praxis gives it to an attention's output.
 CHECKPOINT_NAME = 'context'
 
-# Fewer blocks compute more of what a causal mask hides; more have less to do each, and take longer
-# to compile.
+# Fewer blocks compute more of what a causal mask hides. More blocks have less to do each, and take
+# longer to compile.
 _MIN_ROWS = 64
 _MAX_BLOCKS = 8
-_HIDDEN = -1e30  # A logit that is not seen: finite, so that a row that sees nothing stays finite.
+_HIDDEN = -1e30  # Finite, so that a row that sees nothing stays finite.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+class AttentionSpec(NamedTuple):
+  """What attention computes, beside its arrays.
+
+  Attributes:
+    is_causal: Whether query t sees only the keys s <= t; T must then be S.
+    logit_cap: c of cap(a) = c tanh(a / c); None: cap(a) = a.
+  """
+
+  is_causal: bool
+  logit_cap: float | None = None
+
+  def cap(self, logits: Array) -> Array:
+    """Caps logits; as they are without a cap."""
+    c = self.logit_cap
+    return c * jnp.tanh(logits / c) if c else logits
+
+  def cap_slope(self, capped: Array) -> Array:
+    """Returns the derivative of a cap that there is, where its result is `capped`."""
+    return 1.0 - jnp.square(capped / self.logit_cap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attention_by_blocks(
   query: Array,
   key: Array,
   value: Array,
   segment_ids: Array | None,
   key_segment_ids: Array | None,
-  is_causal: bool,
-  logit_cap: float | None,
+  spec: AttentionSpec,
 ) -> Array:
   """Mixes values by attention probabilities; see this file's head.
 
@@ -54,8 +76,7 @@ def attention_by_blocks(
     value: [B, N, S, H].
     segment_ids: [B, T] int32, or None: a query sees the keys of its own segment alone.
     key_segment_ids: [B, S] int32; None exactly if segment_ids is.
-    is_causal: Whether query t sees only the keys s <= t; T must then be S.
-    logit_cap: c of cap(a) = c tanh(a / c); None for none.
+    spec: Whether it is causal, and the cap.
 
   Returns:
     [B, N, T, H] in value's dtype; the softmax is float32, and sums are accumulated in float32. The
@@ -63,36 +84,36 @@ def attention_by_blocks(
 
   Source: [ours].
   """
-  return _forward(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap)[0]
+  return _forward(query, key, value, segment_ids, key_segment_ids, spec)[0]
 
 
-def _forward(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap):
+def _forward(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec):
   outputs = []
-  for rows, keys in _blocks(query.shape[2], key.shape[2], is_causal):
-    seen = _seen(rows, keys, segment_ids, key_segment_ids, is_causal)
-    capped = _capped(query[:, :, rows], key[:, :, keys], logit_cap)
-    weights, total = _weights(capped, seen, value.dtype)
+  for rows, keys in _blocks(query.shape[2], key.shape[2], spec.is_causal):
+    visible = _visible(rows, keys, segment_ids, key_segment_ids, spec.is_causal)
+    capped = spec.cap(_logits(query[:, :, rows], key[:, :, keys]))
+    weights, total = _weights(capped, visible, value.dtype)
     outputs.append(_einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
   output = checkpoint_name(jnp.concatenate(outputs, axis=2).astype(value.dtype), CHECKPOINT_NAME)
   return output, (query, key, value, segment_ids, key_segment_ids)
 
 
-def _backward(is_causal, logit_cap, residuals, cotangent):
+def _backward(spec: AttentionSpec, residuals, cotangent):
   query, key, value, segment_ids, key_segment_ids = residuals
   d_query, d_key, d_value = [], jnp.zeros(key.shape, F32), jnp.zeros(value.shape, F32)
-  for rows, keys in _blocks(query.shape[2], key.shape[2], is_causal):
+  for rows, keys in _blocks(query.shape[2], key.shape[2], spec.is_causal):
     q, k, v, g = query[:, :, rows], key[:, :, keys], value[:, :, keys], cotangent[:, :, rows]
-    seen = _seen(rows, keys, segment_ids, key_segment_ids, is_causal)
-    capped = _capped(q, k, logit_cap)
-    weights, total = _weights(capped, seen, value.dtype)
+    visible = _visible(rows, keys, segment_ids, key_segment_ids, spec.is_causal)
+    capped = spec.cap(_logits(q, k))
+    weights, total = _weights(capped, visible, value.dtype)
     probabilities = weights.astype(F32) / total
-    by_probability = _einsum('BNTH,BNSH->BNTS', g, v)
-    centers = jnp.sum(probabilities * by_probability, axis=-1, keepdims=True)
-    d_logits = probabilities * (by_probability - centers)
-    if logit_cap:
-      d_logits *= 1.0 - jnp.square(capped / logit_cap)
-    if segment_ids is not None:  # Of a row that sees nothing probabilities are not 0.
-      d_logits = jnp.where(seen, d_logits, 0.0)
+    d_probabilities = _einsum('BNTH,BNSH->BNTS', g, v)
+    centers = jnp.sum(probabilities * d_probabilities, axis=-1, keepdims=True)
+    d_logits = probabilities * (d_probabilities - centers)
+    if spec.logit_cap:
+      d_logits *= spec.cap_slope(capped)
+    if segment_ids is not None:  # A row that sees nothing has probabilities all the same.
+      d_logits = jnp.where(visible, d_logits, 0.0)
     d_logits = d_logits.astype(query.dtype)
     d_query.append(_einsum('BNTS,BNSH->BNTH', d_logits, k))
     d_key = d_key.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', d_logits, q))
@@ -106,7 +127,7 @@ attention_by_blocks.defvjp(_forward, _backward)
 
 
 def computed_share(length: int) -> float:
-  """Returns the share of all pairs that is computed of causal attention."""
+  """Returns the share of all pairs that causal attention computes."""
   cuts = _blocks(length, length, is_causal=True)
   return sum((rows.stop - rows.start) * keys.stop for rows, keys in cuts) / length**2
 
@@ -121,30 +142,29 @@ def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[slice, slice]]:
   ]
 
 
-def _capped(query: Array, key: Array, cap: float | None) -> Array:
-  logits = _einsum('BNTH,BNSH->BNTS', query, key)
-  return cap * jnp.tanh(logits / cap) if cap else logits
+def _logits(query: Array, key: Array) -> Array:
+  return _einsum('BNTH,BNSH->BNTS', query, key)
 
 
 def _einsum(equation: str, *operands: Array) -> Array:
   return jnp.einsum(equation, *operands, preferred_element_type=F32)
 
 
-def _seen(rows, keys, segment_ids, key_segment_ids, is_causal) -> Array | None:
-  """Returns what these rows see of these keys, [B|1, 1, T, S]; None: all."""
-  seen = None
+def _visible(rows, keys, segment_ids, key_segment_ids, is_causal: bool) -> Array | None:
+  """Returns which of these keys each of these rows sees, [B|1, 1, T, S]; None: all."""
+  visible = None
   if is_causal:
-    seen = (jnp.arange(rows.start, rows.stop)[:, None] >= jnp.arange(keys.stop))[None, None]
+    visible = (jnp.arange(rows.start, rows.stop)[:, None] >= jnp.arange(keys.stop))[None, None]
   if segment_ids is not None:
-    same = segment_ids[:, None, rows, None] == key_segment_ids[:, None, None, keys]
-    seen = same if seen is None else seen & same
-  return seen
+    is_same = segment_ids[:, None, rows, None] == key_segment_ids[:, None, None, keys]
+    visible = is_same if visible is None else visible & is_same
+  return visible
 
 
-def _weights(capped: Array, seen: Array | None, dtype: jnp.dtype) -> tuple[Array, Array]:
+def _weights(capped: Array, visible: Array | None, dtype: jnp.dtype) -> tuple[Array, Array]:
   """Returns W [B, N, T, S] in dtype, and the sum of each row as it is rounded, [B, N, T, 1]."""
-  logits = capped if seen is None else jnp.where(seen, capped, _HIDDEN)
-  # As far as 1, whatever the cap: LASER's values need the rest of the range (exact.py, WIDTH).
+  logits = capped if visible is None else jnp.where(visible, capped, _HIDDEN)
+  # At most 1, whatever the cap: LASER's values need the rest of the range (columns.py, WIDTH).
   weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).astype(dtype)
   # A product: a sum along rows is slower on a CPU.
   ones = jnp.ones((weights.shape[3], 1), dtype)

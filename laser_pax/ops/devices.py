@@ -1,4 +1,4 @@
-"""The devices that a function is traced for: the mesh in context, the platform, shardings."""
+"""The devices that a function is traced for: their mesh, platform and shardings."""
 
 import dataclasses
 import math
@@ -24,8 +24,8 @@ def platform(mesh: Mesh | None = None) -> str:
   """Returns the platform that is compiled for: 'tpu', 'gpu' or 'cpu'.
 
   Args:
-    mesh: The devices. None: those of the mesh in context, which may be of another machine, or
-      jax's own.
+    mesh: The devices. None: those of the mesh in context, which may belong to another machine; and
+      without a mesh jax's own.
   """
   mesh = mesh or current_mesh()
   return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
@@ -35,13 +35,13 @@ def platform(mesh: Mesh | None = None) -> str:
 class TokenSharding:
   """How inputs [..., D], their labels and weights [...], and W [D, V] are sharded over a mesh.
 
-  Each device computes its own tokens, with W gathered along D, and reduces its gradient once.
+  Each device gathers W along D, computes its own tokens, and reduces W's gradient once.
 
   Attributes:
     mesh: The devices.
-    tokens: Mesh axes of each leading axis of the inputs, the labels and the weights.
-    dims: Mesh axes of D in W, all of them among those of the tokens.
-    words: Mesh axes of V in W and b, none of them among those of the tokens.
+    tokens: For each leading axis of inputs, labels and weights, the mesh axes that divide it.
+    dims: The mesh axes that divide D in W; all of them divide tokens too.
+    words: The mesh axes that divide V in W and b; none of them divides tokens.
   """
 
   mesh: Mesh
@@ -51,15 +51,15 @@ class TokenSharding:
 
   @property
   def token_axes(self) -> Axes:
-    """All mesh axes that tokens are sharded over."""
+    """All mesh axes that divide tokens."""
     return tuple(axis for axes in self.tokens for axis in axes)
 
   def size(self, axes: Axes) -> int:
-    """Devices along axes."""
+    """Returns the number of devices along axes."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def fits(self, inputs: tuple[int, ...], w: tuple[int, ...]) -> bool:
-    """Whether arrays of these shapes can be sharded so."""
+    """Whether arrays of these shapes can be sharded in this way."""
     axes = (*self.tokens, self.dims, self.words)
     sizes = (*inputs[:-1], *w)
     return (
@@ -94,11 +94,11 @@ class TokenSharding:
     return shard_map(function, self.mesh, in_specs, out_specs, check_rep=False)
 
   def gather(self, w: jax.Array) -> jax.Array:
-    """Returns, on a device, W with all of D, of a device's share of W."""
+    """Gathers, on a device, all of D from the devices' shares of W."""
     return lax.all_gather(w, self.dims, axis=0, tiled=True) if self.dims else w
 
   def reduce(self, w: jax.Array) -> jax.Array:
-    """Sums, on a device, what each device has of W's gradient; a device keeps its share."""
+    """Sums, on a device, the devices' gradients of W; the device keeps its share of the sum."""
     if self.dims:
       w = lax.psum_scatter(w, self.dims, scatter_dimension=0, tiled=True)
     rest = tuple(axis for axis in self.token_axes if axis not in self.dims)

@@ -2,10 +2,12 @@ r"""Attention that never forms all T x S logits in memory, by jax's own fused ke
 
     O_th = sum_s p_ts V_sh,   p_t = softmax_s( cap(Q_t . K_s) ),   cap(a) = c tanh(a / c)
 
-over the keys that query t may see: s <= t where causal, and of its own segment. On a TPU the kernel
-is jax's Pallas splash attention, of jax's two the one that has PAX's logit cap; on a GPU it is
-cuDNN's, which has no cap; elsewhere, and where a kernel cannot serve, plain jax by blocks of
-queries (blocks.py).
+over the keys that query t may see: s <= t where causal, and of its own segment. Which kernel serves
+depends on the platform:
+
+- TPU: jax's Pallas splash attention. It has PAX's logit cap; jax's other TPU kernel has not.
+- GPU: cuDNN's, which has no cap.
+- Elsewhere, and where a kernel cannot serve: plain jax by blocks of queries (blocks.py).
 
 The values are mixed linearly, so `laser(fused_attention)` is fused LASER.
 
@@ -24,14 +26,16 @@ from jax.experimental.shard_map import shard_map
 from jax.sharding import Mesh, PartitionSpec
 
 from laser_pax.ops import devices
-from laser_pax.ops.blocks import CHECKPOINT_NAME, attention_by_blocks
+from laser_pax.ops.blocks import CHECKPOINT_NAME, AttentionSpec, attention_by_blocks
+from laser_pax.ops.by_heads import heads_swapped
+from laser_pax.ops.open_vjp import OpenVjp, vjp_without_output
 
 Array = jax.Array
 Kernel = Literal['splash', 'cudnn', 'blocks']
 
-# The kernel's blocks; the greatest that divides the sequence is taken. At 1,024 three of the four
-# pairs of blocks do not lie wholly above the causal diagonal and are computed; with n blocks,
-# (n + 1) / 2n. Larger ones than 512 exceed the fast memory of a v5e in the backward pass.
+# The sizes of the kernel's blocks; it uses the greatest that divides the sequence. A pair of blocks
+# that lies wholly above the causal diagonal is not computed: with n blocks a side, (n + 1) / 2n of
+# the pairs are. Blocks above 512 exceed the fast memory of a v5e in the backward pass.
 _BLOCKS = (512, 384, 256, 128)
 _LANES = 128
 
@@ -56,14 +60,14 @@ def fused_attention(
     query: [B, T, N, H], scaled beforehand.
     key: [B, S, N, H].
     value: [B, S, N, H].
-    segment_ids: [B, T] int32: a query sees the keys of its own segment alone. None: all.
+    segment_ids: [B, T] int32: a query sees the keys of its own segment alone. None: all keys.
     key_segment_ids: [B, S] int32; None: those of the queries.
     is_causal: Whether query t sees only the keys s <= t; T must then be S.
     logit_cap: c; None for no cap.
 
   Returns:
-    [B, T, N, H] in value's dtype; the softmax is float32, and sums are accumulated in float32. The
-    row of a query that sees no key is finite, and means nothing.
+    [B, T, N, H] in value's dtype. The softmax and all sums are float32. The row of a query that
+    sees no key is finite, and means nothing.
 
   Raises:
     ValueError: the shapes do not fit.
@@ -85,31 +89,21 @@ def fused_attention_by_heads(
   is_causal: bool,
   logit_cap: float | None = None,
 ) -> Array:
-  """As `fused_attention`, of [B, N, T, H] and [B, N, S, H], for `laser_by_heads`."""
+  """Computes `fused_attention` over [B, N, T, H] and [B, N, S, H], for `laser_by_heads`."""
   if segment_ids is not None and key_segment_ids is None:
     key_segment_ids = segment_ids
+  spec = AttentionSpec(is_causal, logit_cap)
   kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'blocks': attention_by_blocks}
-  mix = kernels[choose(query.dtype, logit_cap)]
-  mixed = mix(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap)
-  return mixed.astype(value.dtype)
-
-
-def heads_swapped(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
-  """Makes attention over [B, N, T, H] of one over [B, T, N, H], or the other way round."""
-
-  @functools.wraps(attention_fn)
-  def attention(query: Array, key: Array, value: Array, *others) -> Array:
-    swapped = (x.swapaxes(1, 2) for x in (query, key, value))
-    return attention_fn(*swapped, *others).swapaxes(1, 2)
-
-  return attention
+  attention = kernels[choose(query.dtype, logit_cap)]
+  output = attention(query, key, value, segment_ids, key_segment_ids, spec)
+  return output.astype(value.dtype)
 
 
 def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
-  """Returns what serves on the platform that is compiled for.
+  """Returns the kernel that serves on the platform that is compiled for.
 
   Args:
-    dtype: Of the queries.
+    dtype: The queries' dtype.
     logit_cap: As `fused_attention` takes it.
   """
   platform = devices.platform()
@@ -125,14 +119,15 @@ def over_mesh(
 ) -> Callable[..., Array]:
   """Lets each device attend over its own batch entries and heads; no device sends anything.
 
-  A kernel must be called so, as the compiler cannot divide it. A LASER that wraps the kernel
-  belongs inside, so that what it decides by the values is decided by a device's own.
+  The compiler cannot divide a kernel, so that it must be called in this way. A LASER that wraps the
+  kernel belongs inside: each device then decides by its own values.
 
   Args:
-    attention_fn: Of (query, key, value, segment_ids, key_segment_ids), as `fused_attention`.
+    attention_fn: A function of (query, key, value, segment_ids, key_segment_ids), as
+      `fused_attention`.
     mesh: The devices.
     batch_axes: The axes of the mesh that divide the batch: a name, a tuple of names, or None.
-    head_axes: Those that divide the heads.
+    head_axes: The axes of the mesh that divide the heads.
 
   Returns:
     A function of the same arguments.
@@ -153,12 +148,12 @@ def over_mesh(
 
 
 def block_size(length: int) -> int:
-  """Returns the block that a sequence, padded to a multiple of 128, is computed in."""
+  """Returns the size of the blocks of a sequence that is padded to a multiple of 128."""
   return next(block for block in _BLOCKS if _padded(length) % block == 0)
 
 
 def computed_share(length: int) -> float:
-  """Returns the share of all pairs of blocks that the kernel computes of causal attention."""
+  """Returns the share of all pairs of blocks that the kernel computes in causal attention."""
   blocks = _padded(length) // block_size(length)
   return (blocks + 1) / (2 * blocks)
 
@@ -187,13 +182,13 @@ def _check_shapes(query, key, value, segment_ids, key_segment_ids, is_causal) ->
     raise ValueError(f'with {s} keys for {t} queries key_segment_ids are needed')
 
 
-def _splash(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap) -> Array:
-  """By jax's Pallas kernel, which wants [N, T, H], T and H multiples of 128: what lacks is zeros.
+def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec) -> Array:
+  """Attends by jax's Pallas kernel, for which T and H are padded to multiples of 128.
 
-  A padded key is of a segment that no query is of; with a causal mask alone, no query sees it.
+  A padded key belongs to a segment without queries. With a causal mask alone no query sees it.
   """
   (n, t), s, h = query.shape[1:3], key.shape[2], value.shape[3]
-  if segment_ids is None and not is_causal and _padded(s) != s:
+  if segment_ids is None and not spec.is_causal and _padded(s) != s:
     batch = query.shape[0]
     segment_ids, key_segment_ids = (jnp.zeros((batch, x), jnp.int32) for x in (t, s))
   segments = None
@@ -204,40 +199,51 @@ def _splash(query, key, value, segment_ids, key_segment_ids, is_causal, logit_ca
       kv=fill(key_segment_ids, ((0, 0), (0, _padded(s) - s))),
     )
   kernel = splash.make_splash_mha(
-    _splash_mask(_padded(t), _padded(s), n, is_causal),
+    _splash_mask(_padded(t), _padded(s), n, spec.is_causal),
     block_sizes=_splash_blocks(t, s),
-    attn_logits_soft_cap=logit_cap or None,
+    attn_logits_soft_cap=spec.logit_cap or None,
     head_shards=1,
     q_seq_shards=1,
     residual_checkpoint_name=CHECKPOINT_NAME,
   )
-  mixed = _compact(kernel, *(_filled(x) for x in (query, key, value)), segments)
-  return mixed if mixed.shape[2:] == (t, h) else mixed[:, :, :t, :h]
+  output = _call_compactly(kernel, *(_filled(x) for x in (query, key, value)), segments)
+  return output if output.shape[2:] == (t, h) else output[:, :, :t, :h]
 
 
 @jax.custom_vjp
-def _compact(kernel: splash.SplashAttentionKernel, query, key, value, segments) -> Array:
-  """Calls the kernel, and sees to it that what is kept for the backward pass is small at once.
+def _call_compactly(kernel: splash.SplashAttentionKernel, query, key, value, segments) -> Array:
+  """Calls the kernel, and makes what is kept for the backward pass small at once.
 
-  The kernel writes a softmax's normaliser 128 times, twice as much as its result. XLA would take
-  the one that is needed as late as the backward pass, and keep all until then.
+  The kernel writes 128 copies of the softmax's normaliser, twice as much as its output. XLA would
+  select the one copy that is needed in the backward pass, and keep all until then.
   """
   return jax.vmap(kernel)(query, key, value, segments)
 
 
 def _compact_forward(kernel, query, key, value, segments):
-  mixed, pull = jax.vjp(lambda *qkv: jax.vmap(kernel)(*qkv, segments), query, key, value)
-  # Each once: what is mixed is kept too, and stays one array (laser_pax/ops/exact.py, settled).
-  kept = {id(x): x for x in jax.tree.leaves((mixed, pull)) if jnp.issubdtype(x.dtype, jnp.floating)}
-  at_once = dict(zip(kept, jax.lax.optimization_barrier([*kept.values()]), strict=True))
-  return jax.tree.map(lambda x: at_once.get(id(x), x), (mixed, pull))
+  output, open_vjp = vjp_without_output(
+    lambda *qkv: jax.vmap(kernel)(*qkv, segments), query, key, value
+  )
+  output, open_vjp = _at_once((output, open_vjp))
+  return output, (output, open_vjp)
 
 
-def _compact_backward(pull, cotangent):
-  return None, *pull(cotangent), None
+def _compact_backward(residuals: tuple[Array, OpenVjp], cotangent: Array):
+  output, open_vjp = residuals
+  return None, *open_vjp(output, cotangent), None
 
 
-_compact.defvjp(_compact_forward, _compact_backward)
+_call_compactly.defvjp(_compact_forward, _compact_backward)
+
+
+def _at_once(tree):
+  """Returns the tree, whose float arrays the compiler may then no longer compute later."""
+  leaves, structure = jax.tree.flatten(tree)
+  is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+  floats = [x for x, is_one in zip(leaves, is_float, strict=True) if is_one]
+  computed = iter(jax.lax.optimization_barrier(floats))
+  leaves = [next(computed) if is_one else x for x, is_one in zip(leaves, is_float, strict=True)]
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> splash_masks.MultiHeadMask:
@@ -246,7 +252,7 @@ def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> splash_masks.Mu
 
 
 def _splash_blocks(t: int, s: int) -> splash.BlockSizes:
-  """Blocks of the forward kernel and of the two backward ones.
+  """Returns the block sizes of the forward kernel and of the two backward kernels.
 
   jax's single backward kernel would write a gradient of the queries for each block of keys.
   """
@@ -267,9 +273,8 @@ def _filled(x: Array) -> Array:
   return jnp.pad(x, padding)
 
 
-def _cudnn(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap) -> Array:
-  """By cuDNN's kernel, which has no cap; segments become a mask, which it takes as [B, 1, T, S]."""
-  del logit_cap
+def _cudnn(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec) -> Array:
+  """Attends by cuDNN's kernel, which has no cap and takes segments as a mask [B, 1, T, S]."""
   mask = None
   if segment_ids is not None:
     mask = (segment_ids[:, :, None] == key_segment_ids[:, None, :])[:, None]
@@ -279,6 +284,6 @@ def _cudnn(query, key, value, segment_ids, key_segment_ids, is_causal, logit_cap
     value.astype(query.dtype),
     mask=mask,
     scale=1.0,
-    is_causal=is_causal,
+    is_causal=spec.is_causal,
     implementation='cudnn',
   )

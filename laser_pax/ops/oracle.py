@@ -1,8 +1,7 @@
-"""LASER in float64 that never overflows or underflows: what every other form is measured against.
+"""LASER in float64 that never overflows or underflows: every other form is measured against it.
 
-Nothing is exponentiated but differences that are at most 0 in the place that matters: the logarithm
-of each weight is added to the value first, and a log-sum-exp with its own maximum for every row and
-column does the rest. Slow (it forms [T, S, H]), and meant to be.
+The logarithm of each weight is added to the value. A log-sum-exp over keys follows, with a maximum
+of its own for each row and column. It is slow, as it forms [T, S, H]; it is meant to be plain.
 """
 
 import numpy as np
@@ -37,12 +36,12 @@ def laser_oracle(query, key, value, mask=None, scale: float | None = None) -> np
   """O_th = log sum_s p_ts exp(V_sh), p = softmax(scale Q K^T), for any finite V and any mask.
 
   Args:
-    query: [B, T, N, H], anything that numpy makes float64.
+    query: [B, T, N, H], of any dtype that numpy converts to float64.
     key: [B, S, N, H].
     value: [B, S, N, H].
     mask: None, or booleans that broadcast to [B, N, T, S]: True where key s is visible to query t.
-      A row that sees nothing attends to all keys alike, as Praxis does.
-    scale: Of the logits; H ** -0.5 unless given.
+      A row that sees nothing attends to all keys alike, as in Praxis.
+    scale: The factor of the logits; None: H ** -0.5.
 
   Returns:
     O, [B, T, N, H], float64.
@@ -68,7 +67,7 @@ def laser_oracle_vjp(
     query: As in `laser_oracle`, like key, value, mask and scale.
     key: [B, S, N, H].
     value: [B, S, N, H].
-    cotangent: [B, T, N, H].
+    cotangent: The cotangent of the output, [B, T, N, H].
     mask: As in `laser_oracle`.
     scale: As in `laser_oracle`.
 

@@ -58,7 +58,7 @@ def found(query, key, value, cotangent, ids, key_ids, is_causal, cap, form=lambd
   @jax.jit
   def run(query, key, value, cotangent):
     attention = form(
-      lambda *given: blocks.attention_by_blocks(*given, is_causal=is_causal, logit_cap=cap)
+      lambda *given: blocks.attention_by_blocks(*given, blocks.AttentionSpec(is_causal, cap))
     )
     output, pull = jax.vjp(lambda *qkv: attention(*qkv, ids, key_ids), query, key, value)
     return output, *pull(cotangent)

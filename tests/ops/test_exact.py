@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_pax.ops import exact, laser, log_weighted_sum_exp
+from laser_pax.ops import columns, laser, levels, log_weighted_sum_exp
 
 UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; some of float32 is lost in sums.
 EQUATION = 'TS,SH->TH'
@@ -44,7 +44,7 @@ def probabilities(rng, seen, spread):
   return weights / weights.sum(1, keepdims=True)
 
 
-def columns(rng, length, width, scale, change):
+def draw_columns(rng, length, width, scale, change):
   values = scale * rng.standard_normal((length, width))
   at = rng.integers(length)
   if change == 'one huge':
@@ -84,7 +84,7 @@ def test_error_is_bounded_whatever_the_values(
   """|error of O| <= u (|O| + min(8, range of V)), u the unit of rounding; gradients alike."""
   rng = np.random.default_rng(seed)
   weights = jnp.asarray(probabilities(rng, masks(rng, mask, length), spread), dtype)
-  values = jnp.asarray(columns(rng, length, width, scale, change), dtype)
+  values = jnp.asarray(draw_columns(rng, length, width, scale, change), dtype)
   cotangent = jnp.asarray(rng.standard_normal((length, width)), dtype)
   found = [np.asarray(x, np.float64) for x in run(weights, values, cotangent)]
   assert all(np.isfinite(x).all() for x in found)
@@ -171,19 +171,19 @@ def test_vmaps_give_what_each_example_alone_gives():
       np.testing.assert_allclose(x[at], y, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('levels', ['_sum_of_levels', '_gradient_of_levels'])
-def test_levels_are_taken_of_examples_with_wide_columns_alone(levels, monkeypatch):
-  correct = getattr(exact, levels)
+@pytest.mark.parametrize('name', ['sum_of_levels', 'gradients_of_levels'])
+def test_levels_are_taken_of_examples_with_wide_columns_alone(name, monkeypatch):
+  correct = getattr(levels, name)
 
   def spoilt(*args):
     return jax.tree.map(lambda x: x + jnp.nan, correct(*args))
 
-  monkeypatch.setattr(exact, levels, spoilt)
+  monkeypatch.setattr(levels, name, spoilt)
   weights, values = of_examples()
   mix = functools.partial(log_weighted_sum_exp, EQUATION, weights)
   output, pull = jax.vjp(jax.vmap(jax.vmap(mix)), values)
-  shown = output if levels == '_sum_of_levels' else pull(jnp.ones_like(output))[0]
-  is_wide = np.asarray(values.max((2, 3)) - values.min((2, 3)) > exact.WIDTH)
+  shown = output if name == 'sum_of_levels' else pull(jnp.ones_like(output))[0]
+  is_wide = np.asarray(values.max((2, 3)) - values.min((2, 3)) > columns.WIDTH)
   assert is_wide.tolist() == [[True, False], [False, False]]
   np.testing.assert_array_equal(np.isnan(shown).any((2, 3)), is_wide)
 
@@ -225,4 +225,4 @@ def test_a_function_may_close_over_arrays_under_a_scan_and_a_checkpoint():
 def test_the_center_is_within_reach_of_the_lowest_value():
   low = jnp.array([-9.0, -1.0, 0.5, -3.0])
   high = jnp.array([9.0, 1.0, 3.0, -2.5])
-  np.testing.assert_allclose(exact._center(low, high), [-7.0, 0.0, 0.5, -2.5])
+  np.testing.assert_allclose(columns.center(low, high), [-7.0, 0.0, 0.5, -2.5])

@@ -1,0 +1,208 @@
+r"""LASER where a column is too wide for exact.py: its values in levels, from the lowest up [ours].
+
+A level holds the values within LEVEL of the lowest that is left. With its c_k, its E_k, and its
+membership L_k (1 for the values in it, 0 for others),
+
+    O_th = log sum_k exp(c_k) (P L_k + P E_k)_th
+
+The sum is a pair (base, above): the c_k of the level that weighs most in this row, and how far O
+lies above it. A key that a row cannot see has probability 0 in every level. So neither padding, nor
+other segments, nor the future ever decide a row's precision.
+
+    dL/dp_ts = sum_k sum_h G_kth E_ksh + (G_kth - g_th) L_ksh         G_kth = g_th exp(c_k - O_th)
+    dL/dV_sh = (L_k + E_k)_sh (P^T G_k)_sh                            k the level of V_sh
+
+A level costs two products. The gradients of keys of a probability below exp(-REACH) are too low.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from laser_pax.ops import columns
+from laser_pax.ops.mixtures import Mixture, take_entry
+
+Array = jax.Array
+F32 = jnp.float32
+
+# In levels a row may lie below what it does not see. exp(LEVEL + REACH) leaves 1e7 to the gradient.
+LEVEL = 24.0
+REACH = 48.0
+
+
+def replace_wide_outputs(
+  is_narrow: Array, mixture: Mixture, values: Array, outputs: Array
+) -> Array:
+  """Returns outputs with O in place of each wide entry.
+
+  Args:
+    is_narrow: Booleans over the batch axes.
+    mixture: P.
+    values: V. It is read in wide entries alone.
+    outputs: The shape of P V.
+  """
+
+  def output(entry):
+    entry_values = take_entry(values, entry)
+    entry_mixture = mixture.entry(entry)
+    base, above = sum_of_levels(entry_mixture, entry_values)
+    # NaN where the column has a value that is not finite.
+    poison = 0 * entry_values.astype(F32).sum(mixture.mixed_axes, keepdims=True)
+    return base + above + entry_mixture.align(poison)
+
+  return _replace_wide(is_narrow, outputs, output)
+
+
+def replace_wide_gradients(
+  is_narrow: Array,
+  mixture: Mixture,
+  values: Array,
+  cotangent: Array,
+  gradients: tuple[Mixture, Array],
+) -> tuple[Mixture, Array]:
+  """Returns gradients, as `Mixture.gradients` has them, with LASER's in place of wide entries.
+
+  Args:
+    is_narrow: Booleans over the batch axes.
+    mixture: P.
+    values: V. It is read in wide entries alone, as the cotangent is.
+    cotangent: The cotangent of O.
+    gradients: What stays in narrow entries.
+  """
+
+  def gradient(entry):
+    return gradients_of_levels(
+      mixture.entry(entry), take_entry(values, entry), take_entry(cotangent, entry)
+    )
+
+  return _replace_wide(is_narrow, gradients, gradient)
+
+
+def _replace_wide(
+  is_narrow: Array, results: Any, compute: Callable[[tuple[Array, ...]], Any]
+) -> Any:
+  """Returns results, a tree, with compute(entry) in place of each wide entry.
+
+  A loop over the wide entries, which as a rule does not run at all. Unlike a conditional it needs
+  no memory: what it returns takes the place of the results it was given. A branch over all values
+  of a chip took 1.23 times the memory of standard attention, this 1.00: docs/numerics.md.
+  """
+
+  def visit(carry):
+    is_ready, results = carry
+    entry = jnp.unravel_index(jnp.argmin(is_ready), is_ready.shape)  # The first that is not.
+
+    def put(result, x):
+      start = (*entry, *(0,) * (result.ndim - len(entry)))
+      return jax.lax.dynamic_update_slice(result, x.astype(result.dtype), start)
+
+    return is_ready.at[entry].set(True), jax.tree.map(put, results, compute(entry))
+
+  return jax.lax.while_loop(lambda carry: ~jnp.all(carry[0]), visit, (is_narrow, results))[1]
+
+
+class Level(NamedTuple):
+  """A level of the values.
+
+  Attributes:
+    members: L, 1 for the values in it and 0 for others; booleans, values' shape.
+    center: c, of size 1 along the mixed axes, float32.
+    gap: V - c of its members, 0 for others; float32, values' shape.
+  """
+
+  members: Array
+  center: Array
+  gap: Array
+
+
+def _fold_levels(
+  mixture: Mixture, values: Array, visit: Callable[[Any, Level], Any], state: Any
+) -> Any:
+  """Calls state = visit(state, level) for each level, from the lowest up."""
+  x, axes = values.astype(F32), mixture.mixed_axes
+
+  def visit_next(carry):
+    top_before, state = carry
+    left = x > top_before
+    low = jnp.where(left, x, jnp.inf).min(axes, keepdims=True)
+    top = low + LEVEL
+    members = left & (x <= top)
+    high = jnp.where(members, x, -jnp.inf).max(axes, keepdims=True)
+    # A column of which nothing is left has a level without members.
+    center = jnp.where(jnp.isfinite(low), columns.center(low, high), 0.0)
+    level = Level(members, center, gap=jnp.where(members, x - center, 0.0))
+    return top, visit(state, level)
+
+  bottom = jnp.full_like(x.min(axes, keepdims=True), -jnp.inf)
+  return jax.lax.while_loop(lambda carry: jnp.any(x > carry[0]), visit_next, (bottom, state))[1]
+
+
+def sum_of_levels(mixture: Mixture, values: Array) -> tuple[Array, Array]:
+  """Returns O as a pair (base, above), float32, in the output's layout."""
+
+  def mix(x):
+    return mixture.mix(x.astype(values.dtype)).astype(F32)
+
+  total = mix(jnp.ones_like(values))  # 1, but for the rounding of the probabilities.
+
+  def visit(pair, level):
+    mixed, mass = mix(jnp.expm1(level.gap)), mix(level.members)
+    is_most = mass > total / 2
+    above = jnp.where(
+      is_most,
+      jnp.log1p(jnp.where(is_most, (mixed + (mass - total)) / total, 0.0)),
+      jnp.log(jnp.where(is_most, 1.0, (mixed + mass) / total)),
+    )
+    return _log_add_exp(pair, (mixture.align(level.center), above))
+
+  nothing = jnp.zeros_like(total), jnp.full_like(total, -jnp.inf)
+  return _fold_levels(mixture, values, visit, nothing)
+
+
+def _log_add_exp(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+  """Returns log(exp(a) + exp(b)) of pairs (base, above), with the greater one's base."""
+  a_leads = sum(a) >= sum(b)
+  base, above, other_base, other_above = (
+    jnp.where(a_leads, x, y) for x, y in zip((*a, *b), (*b, *a), strict=True)
+  )
+  is_nothing = jnp.isneginf(other_above)
+  gap = jnp.where(is_nothing, -jnp.inf, (other_base - base) + (other_above - above))
+  return base, above + jnp.log1p(jnp.exp(gap))
+
+
+def gradients_of_levels(mixture: Mixture, values: Array, cotangent: Array) -> tuple[Mixture, Array]:
+  """Returns the gradients of mixture and values, float32, summed level by level."""
+  base, above = sum_of_levels(mixture, values)
+  g = cotangent.astype(F32)
+
+  def gradients_at(x, d_mixed):
+    mixed, residuals = mixture.mix_with_residuals(x.astype(values.dtype))
+    return mixture.gradients(residuals, mixed, d_mixed, d_total=None)
+
+  def visit(state, level):
+    # A level far above O is one that the row does not see, or hardly.
+    scaled = g * jnp.exp(jnp.minimum(mixture.align(level.center) - base - above, REACH))
+    d_mixture, d_values = state
+    parts = zip(_split(scaled, values.dtype), _split(scaled - g, values.dtype), strict=True)
+    for scaled_part, rest_part in parts:
+      by_e, d_e = gradients_at(jnp.expm1(level.gap), scaled_part)
+      by_members, _ = gradients_at(level.members, rest_part)
+      d_mixture = jax.tree.map(lambda d, a, b: d + a.astype(F32) + b, d_mixture, by_e, by_members)
+      d_values += jnp.where(level.members, d_e.astype(F32) * jnp.exp(level.gap), 0.0)
+    return d_mixture, d_values
+
+  shapes = jax.eval_shape(gradients_at, values, g)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, F32), shapes)
+  return _fold_levels(mixture, values, visit, zeros)
+
+
+def _split(x: Array, dtype: jnp.dtype) -> list[Array]:
+  """Returns x as a sum: a part that dtype holds without rounding, and the rest.
+
+  Where one key decides a row, dL/dp is a sum over columns that may all but cancel. The rounding of
+  each must then not show.
+  """
+  rounded = x.astype(dtype).astype(F32)
+  return [x] if dtype == F32 else [rounded, x - rounded]
