@@ -18,8 +18,8 @@ def interpreted_kernels(monkeypatch):
   """Fused attention as on a TPU, its kernels interpreted: slow, the same numbers."""
   from laser_pax.ops import devices, fused
 
-  interpreted = functools.partial(fused.splash.make_splash_mha, interpret=True)
-  monkeypatch.setattr(fused.splash, 'make_splash_mha', interpreted)
+  interpreted = functools.partial(fused.splash_attention_kernel.make_splash_mha, interpret=True)
+  monkeypatch.setattr(fused.splash_attention_kernel, 'make_splash_mha', interpreted)
   monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')
 
 

@@ -20,8 +20,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel,
+  splash_attention_mask,
+)
 from jax.experimental.shard_map import shard_map
 from jax.sharding import Mesh, PartitionSpec
 
@@ -194,11 +196,11 @@ def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec
   segments = None
   if segment_ids is not None:
     fill = functools.partial(jnp.pad, mode='constant', constant_values=-(2**31))
-    segments = splash.SegmentIds(
+    segments = splash_attention_kernel.SegmentIds(
       q=jnp.pad(segment_ids, ((0, 0), (0, _padded(t) - t))),
       kv=fill(key_segment_ids, ((0, 0), (0, _padded(s) - s))),
     )
-  kernel = splash.make_splash_mha(
+  kernel = splash_attention_kernel.make_splash_mha(
     _splash_mask(_padded(t), _padded(s), n, spec.is_causal),
     block_sizes=_splash_blocks(t, s),
     attn_logits_soft_cap=spec.logit_cap or None,
@@ -211,7 +213,9 @@ def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec
 
 
 @jax.custom_vjp
-def _call_compactly(kernel: splash.SplashAttentionKernel, query, key, value, segments) -> Array:
+def _call_compactly(
+  kernel: splash_attention_kernel.SplashAttentionKernel, query, key, value, segments
+) -> Array:
   """Calls the kernel, and makes what is kept for the backward pass small at once.
 
   The kernel writes 128 copies of the softmax's normaliser, twice as much as its output. XLA would
@@ -246,18 +250,24 @@ def _at_once(tree):
   return jax.tree.unflatten(structure, leaves)
 
 
-def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> splash_masks.MultiHeadMask:
-  mask = splash_masks.CausalMask((t, s)) if is_causal else splash_masks.FullMask((t, s))
-  return splash_masks.MultiHeadMask([mask] * heads)
+def _splash_mask(
+  t: int, s: int, heads: int, is_causal: bool
+) -> splash_attention_mask.MultiHeadMask:
+  mask = (
+    splash_attention_mask.CausalMask((t, s))
+    if is_causal
+    else splash_attention_mask.FullMask((t, s))
+  )
+  return splash_attention_mask.MultiHeadMask([mask] * heads)
 
 
-def _splash_blocks(t: int, s: int) -> splash.BlockSizes:
+def _splash_blocks(t: int, s: int) -> splash_attention_kernel.BlockSizes:
   """Returns the block sizes of the forward kernel and of the two backward kernels.
 
   jax's single backward kernel would write a gradient of the queries for each block of keys.
   """
   q, kv = block_size(t), block_size(s)
-  return splash.BlockSizes(
+  return splash_attention_kernel.BlockSizes(
     block_q=q,
     block_kv=kv,
     block_q_dkv=q,

@@ -9,11 +9,11 @@ from tests.support import steps
 
 
 @pytest.fixture(scope='module')
-def moved(tmp_path_factory):
+def moved(commands, tmp_path_factory):
   """The output of tests/support/moved_checkpoint.py."""
   folder = tmp_path_factory.mktemp('moved')
   checkpoints = str(folder / 'checkpoints')
-  return steps.in_own_process(8, 'moved_checkpoint', checkpoints, folder=folder)
+  return steps.in_own_process(commands, 8, 'moved_checkpoint', checkpoints)
 
 
 @pytest.mark.slow

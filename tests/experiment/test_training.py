@@ -15,9 +15,9 @@ from tests.support import steps
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(commands):
   """The output of tests/support/micro_batches.py."""
-  return steps.in_own_process(4, 'micro_batches', folder=tmp_path_factory.mktemp('trained'))
+  return steps.in_own_process(commands, 4, 'micro_batches')
 
 
 @pytest.mark.slow

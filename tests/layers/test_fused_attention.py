@@ -219,7 +219,7 @@ def test_use_fused_changes_classes_alone_before_or_after_laser():
   assert config.cls is layers.LaserFusedDotProductAttention and config.atten_logit_cap == 7.0
 
 
-def test_four_devices_train_as_one(tmp_path):
-  found = steps.in_own_process(4, 'fused_mesh', folder=tmp_path)
+def test_four_devices_train_as_one(commands):
+  found = steps.in_own_process(commands, 4, 'fused_mesh')
   assert found['kernels'] > 0
   np.testing.assert_allclose(found['by_kernels'], found['plain'], rtol=1e-5)

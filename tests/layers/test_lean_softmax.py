@@ -161,9 +161,9 @@ def test_decoding_is_praxis():
 
 
 @pytest.fixture(scope='module')
-def spread(tmp_path_factory):
+def spread(commands):
   """What tests/support/sharded_loss.py prints."""
-  return steps.in_own_process(4, 'sharded_loss', folder=tmp_path_factory.mktemp('spread'))
+  return steps.in_own_process(commands, 4, 'sharded_loss')
 
 
 @pytest.mark.parametrize('mesh', ['[4, 1, 1]', '[1, 4, 1]', '[2, 2, 1]', '[1, 2, 2]', '[1, 1, 4]'])

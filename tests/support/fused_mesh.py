@@ -17,13 +17,13 @@ def losses() -> list[float]:
 
 def main() -> None:
   plain, made = losses(), []
-  make = fused.splash.make_splash_mha
+  make = fused.splash_attention_kernel.make_splash_mha
 
   def interpreted(*args, **kwargs):
     made.append(kwargs)
     return make(*args, interpret=True, **kwargs)
 
-  fused.splash.make_splash_mha = functools.wraps(make)(interpreted)
+  fused.splash_attention_kernel.make_splash_mha = functools.wraps(make)(interpreted)
   devices.platform = lambda mesh=None: 'tpu'
   print(json.dumps({'plain': plain, 'by_kernels': losses(), 'kernels': len(made)}))
 

@@ -5,37 +5,24 @@ their number only before jax starts.
 """
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 
 from tests.support.commands import QUICK_COMPILE
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIZES = dict(NUM_LAYERS=2, MODEL_DIMS=32, NUM_HEADS=2, DIMS_PER_HEAD=16, HIDDEN_DIMS=64)
 SIZES |= dict(VOCAB_SIZE=128, SEQ_LEN=32, GLOBAL_BATCH_SIZE=16, NUM_TRAIN_STEPS=40, WARMUP_STEPS=4)
 SIZES |= dict(LEARNING_RATE=3e-3)
 
 
-def in_own_process(devices: int, script: str, *arguments: str, folder: pathlib.Path):
+def in_own_process(commands, devices: int, module: str, *arguments: str):
   """Runs a module of tests/support on so many CPU devices; returns the JSON that it prints last."""
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-  env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}'
-  with open(folder / 'output.txt', 'w+') as output:
-    process = subprocess.run(
-      [sys.executable, '-m', f'tests.support.{script}', *arguments],
-      env=env,
-      stdout=output,
-      stderr=subprocess.STDOUT,
-      timeout=600,
-    )
-    output.seek(0)
-    text = output.read()
-  assert process.returncode == 0, text
-  return json.loads(text.splitlines()[-1])
+  flags = f'--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}'
+  process = commands.run(
+    f'tests.support.{module}', arguments, env={'XLA_FLAGS': flags}, timeout=600
+  )
+  assert process.returncode == 0, process.stdout + process.stderr
+  return json.loads(process.stdout.splitlines()[-1])
 
 
 def batch(step: int, padded: bool, rows: int, length: int):
