@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel,
-  splash_attention_mask,
 )
 from jax.experimental.shard_map import shard_map
 from jax.sharding import Mesh, PartitionSpec
@@ -250,15 +249,9 @@ def _at_once(tree):
   return jax.tree.unflatten(structure, leaves)
 
 
-def _splash_mask(
-  t: int, s: int, heads: int, is_causal: bool
-) -> splash_attention_mask.MultiHeadMask:
-  mask = (
-    splash_attention_mask.CausalMask((t, s))
-    if is_causal
-    else splash_attention_mask.FullMask((t, s))
-  )
-  return splash_attention_mask.MultiHeadMask([mask] * heads)
+def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> MultiHeadMask:
+  mask = CausalMask((t, s)) if is_causal else FullMask((t, s))
+  return MultiHeadMask([mask] * heads)
 
 
 def _splash_blocks(t: int, s: int) -> splash_attention_kernel.BlockSizes:
