@@ -1,4 +1,4 @@
-"""LASER attention as Praxis layers, one call that swaps it into any config, and a lean loss."""
+"""LASER attention as Praxis layers, a call that swaps it into any config, and a lean loss."""
 
 from laser_pax.layers.attentions import (
   LaserDotProductAttention,

@@ -2,18 +2,17 @@ r"""LASER in every attention of Praxis: the probabilities are Praxis's own, the 
 
     O_th = log( sum_s p_ts exp(V_sh) )        p: whatever the standard layer attends with
 
-Each class here is the standard class with the few methods overridden in which probabilities meet
-values. An override lets the standard method run, keeps the probabilities that it returns, and mixes
-the values itself. The standard context, now unused, is removed by the compiler (a test compares the
-FLOPs). Masks, caps, position biases, rotary embeddings, projections, caches and shardings therefore
-are Praxis's, and so are the variables: checkpoints of the two forms have the same tree.
+Each class here derives from the standard class and overrides the few methods in which probabilities
+meet values. An override lets the standard method run, keeps the probabilities that it returns, and
+mixes the values itself. The compiler removes the standard context, which nobody uses (a test
+compares the FLOPs). Masks, caps, position biases, rotary embeddings, projections, caches and
+shardings therefore are Praxis's. So are the variables: checkpoints of both forms have one tree.
 
-Method resolution order does the rest. `DotProductAttentionWithContext` narrows the mask and then
-calls super(); a class that lists it before `LaserDotProductAttention` has LASER called with the
-narrowed mask.
+The order of the bases matters. `DotProductAttentionWithContext` narrows the mask and then calls
+super(). A class that lists it before `LaserDotProductAttention` gives LASER the narrowed mask.
 
 Shapes: B batch, T query length, S key length, N heads, K key/value heads, G query heads per
-key/value head, H head size; of blocked local attention, U blocks of W queries and C keys.
+key/value head, H head size. Blocked local attention has U blocks of W queries and C keys.
 """
 
 import dataclasses
@@ -43,7 +42,7 @@ _PLAIN_TEMPLATES = {
 
 
 def changed_template(attention) -> str | None:
-  """Returns why a template field of `attention` rules LASER out, or None.
+  """Returns why a template field of an attention rules LASER out, or None.
 
   Args:
     attention: A Praxis attention layer, or its config.
@@ -51,14 +50,14 @@ def changed_template(attention) -> str | None:
   for name, (plain, reason) in _PLAIN_TEMPLATES.items():
     template = getattr(attention, name, None)
     if template is not None and get_callable(template) is not plain:
-      found = get_callable(template).__qualname__
-      return f'its {name} is {found}, not {plain.__qualname__}: {reason}. Leave {name} unset'
+      given = get_callable(template).__qualname__
+      return f'its {name} is {given}, not {plain.__qualname__}: {reason}. Leave {name} unset'
   return None
 
 
-@dataclasses.dataclass(kw_only=True)  # No layer itself, but its field is one of the layers'.
+@dataclasses.dataclass(kw_only=True)  # Makes its field a field of the layers.
 class _LaserMixin:
-  """What all LASER layers share; stands before a standard class among the bases.
+  """All LASER layers have it as a base, before a standard class.
 
   Attributes:
     numerics: How LASER is computed: 'exact', or 'paper' for the paper's Algorithm 1 to the letter.
@@ -73,7 +72,7 @@ class _LaserMixin:
     super().setup()
 
   def _keep_prob(self) -> float:
-    """The probability with which a weight survives dropout in this pass; 1 if dropout is off."""
+    """Returns the probability that dropout keeps a weight in this pass; 1 if dropout is off."""
     active = not self.do_eval or self.atten_dropout.dropout_at_eval
     return self.atten_dropout.keep_prob if active else 1.0
 
@@ -84,16 +83,16 @@ class _LaserMixin:
 
         O_th = 1/keep log( sum_s w_ts exp(V_sh) + (1 - sum_s w_ts) exp(0) ),    w = keep probs
 
-    The mass that dropout or the sink of `attention_extra_logit` took goes to a key of value zero,
-    which is how standard attention treats it too: docs/laser.md, "Probabilities that do not sum
-    to 1". Without either this is LASER as the paper has it.
+    Dropout, or the sink of `attention_extra_logit`, takes some of the mass. It goes to a key of
+    value zero, as in standard attention: docs/laser.md, "Probabilities that do not sum to 1".
+    Without either this is the paper's LASER.
 
     Args:
-      equation: An einsum of probs and value, the keys being the last axis of probs.
-      probs: Attention probabilities as Praxis returns them: after dropout, hence 1/keep times those
-        that were kept.
+      equation: An einsum of probs and value. The last axis of probs is the keys.
+      probs: Attention probabilities as Praxis returns them. Dropout has multiplied those that it
+        kept by 1/keep.
       value: Values.
-      keep_prob: The probability of being kept with which dropout was applied to probs.
+      keep_prob: The probability with which dropout kept each of probs.
 
     Returns:
       The context, in the layout that the equation names, in value's dtype.
@@ -101,7 +100,7 @@ class _LaserMixin:
     if keep_prob == 1.0 and getattr(self, 'attention_extra_logit', None) is None:
       return ops.log_weighted_sum_exp(equation, probs, value, numerics=self.numerics)
     weights = probs * keep_prob
-    # Of the weights as they are, rounded: so that the total is 1 whatever the rounding.
+    # The missing mass is that of the rounded weights, so that the total is 1.
     missing = jnp.maximum(1.0 - weights.sum(-1, dtype=jnp.float32), 0.0)
     mixed = ops.log_weighted_sum_exp(equation, weights, value, missing, self.numerics)
     return mixed / keep_prob
@@ -114,7 +113,7 @@ class _LaserMixin:
       atten_mask: [..., S], broadcastable; large negative numbers where masked.
 
     Returns:
-      encoded, with zeros in fully masked rows if `zero_fully_masked` is set.
+      The context, with zeros in fully masked rows if `zero_fully_masked` is set.
     """
     if not self.zero_fully_masked:
       return encoded
@@ -123,7 +122,7 @@ class _LaserMixin:
 
 
 class LaserDotProductAttention(_LaserMixin, attentions.DotProductAttention):
-  """DotProductAttention with LASER's context. Fields and variables are those of the base."""
+  """DotProductAttention with LASER's context. It has the base's fields and variables."""
 
   def _dot_atten(
     self,
@@ -196,7 +195,7 @@ class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAtte
   ) -> tuple[JTensor, JTensor]:
     encoded, probs = super()._dot_atten(query, key, value, atten_mask, relative_bias)
     if self.simulated:
-      return encoded, probs  # Of LaserDotProductAttention, with the mask narrowed on the way.
+      return encoded, probs  # LaserDotProductAttention computed both, with the narrowed mask.
     b, t, n, h = query.shape
     value_blocks = attentions.extract_block_context(
       self._shard_blnh(value),
@@ -232,7 +231,7 @@ class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAtte
 
 
 class BiasByBlocks:
-  """Local attention whose position bias Praxis has for whole sequences in blocks alone."""
+  """Local attention whose position bias Praxis computes only for whole sequences in blocks."""
 
   def setup(self) -> None:
     if self.simulated:
@@ -273,7 +272,7 @@ class LaserMultiQueryDotProductAttention(
 ):
   """MultiQueryDotProductAttention with LASER's context, for any number of key/value heads.
 
-  With several, Praxis maps the methods below over them: here they see one, as [B, S, H].
+  Praxis maps the methods below over several key/value heads: each call sees one, [B, S, H].
   """
 
   def _atten_context(
@@ -296,7 +295,7 @@ class LaserMultiQueryDotProductAttention(
     atten_mask: JTensor,
     relative_bias: JTensor | None = None,
   ) -> tuple[JTensor, None]:
-    """A chunk of queries at a time, over the keys up to that chunk's end: for causal masks."""
+    """Attends a chunk of queries at a time, to the keys up to its end: for causal masks."""
     length, chunks = value.shape[1], self.chunked_attn_num_seq_split
     if length % chunks:
       raise UserError(

@@ -3,14 +3,13 @@ r"""Fused attention as Praxis layers, standard and LASER.
     standard   O = softmax(cap(Q K^T)) V
     LASER      O = log( softmax(cap(Q K^T)) exp(V) )          the logits are never all in memory
 
-A kernel knows a mask by what it says, causal and segments, not by its T x T numbers. So does what
-stands for one where there is none, on a CPU say (laser_pax/ops/blocks.py): it is meant below too.
-Praxis's decoder makes such numbers of the segment ids, so that nobody after it can tell what they
-say without reading them all. `SegmentedTransformerLm` hands on the segment ids themselves, as a
-`CausalSegments`, to attentions that know it. Every other mask of T rows takes the plain path.
+A kernel is told whether its mask is causal, and the segment ids; it takes no T x T numbers. On a
+CPU, attention by blocks of queries (laser_pax/ops/blocks.py) serves as the kernel. Praxis's decoder
+turns segment ids into T x T numbers, from which nobody can tell the segments without reading all.
+`SegmentedTransformerLm` hands on the segment ids themselves, as `CausalSegments`, to attentions
+that know them. Every other mask of T rows takes the plain path, which is the standard class's own.
 
-Fields and variables are those of the standard classes: checkpoints are interchangeable. The plain
-path is the standard class's own.
+Fields and variables are those of the standard classes: checkpoints are interchangeable.
 
 Shapes: B batch, T query length, S key length, N heads, H head size.
 """
@@ -37,7 +36,7 @@ JTensor = pytypes.JTensor
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CausalSegments:
-  """A mask by which a position sees the earlier ones of its own segment, and itself.
+  """A mask: a position sees itself and the earlier positions of its own segment.
 
   Attributes:
     segment_ids: [B, T] int32. Padding is a segment too.
@@ -46,18 +45,18 @@ class CausalSegments:
   segment_ids: JTensor
 
   def dense(self, dtype: jnp.dtype) -> JTensor:
-    """Returns it as Praxis has it: [B, 1, T, T], large negative numbers where masked."""
+    """Returns Praxis's form of the mask: [B, 1, T, T], large negative numbers where masked."""
     return attentions.causal_segment_mask(self.segment_ids, dtype)
 
 
-# As Praxis's layers take them, and one more.
+# Praxis's layers take arrays; fused ones take segments too.
 Mask = JTensor | CausalSegments
 
 
 class FusedMixin:
-  """Stands before a Praxis attention among the bases, and takes whole sequences to a kernel.
+  """A base before a Praxis attention: a kernel attends over whole sequences.
 
-  What the kernel cannot do, the base does: see `plain_reason`. Decoding step by step is the base's.
+  The Praxis attention does what the kernel cannot do (see `plain_reason`), and all decoding.
   """
 
   def _dot_atten(
@@ -68,7 +67,7 @@ class FusedMixin:
     atten_mask: Mask,
     relative_bias: JTensor | None = None,
   ) -> tuple[JTensor, JTensor | None]:
-    """As Praxis's, but for the probabilities, which are None where a kernel serves."""
+    """Returns the context, and the probabilities; None for these where a kernel serves."""
     reason = self.plain_reason(query, key, atten_mask, relative_bias)
     if reason is not None:
       logging.log_first_n(logging.WARNING, '%s: no fused kernel: %s', 1, self.name, reason)
@@ -80,18 +79,18 @@ class FusedMixin:
     if self.scale_logits_by_head_dims:
       query = query * query.shape[-1] ** -0.5
     segments = _segments(atten_mask, query.shape[0], query.shape[1])
-    encoded = self._over_mesh(self._mixture(isinstance(atten_mask, CausalSegments)))(
-      query, key, value, *segments
-    )
-    return self._shard_blnh(encoded), None
+    attention = self._over_mesh(self._attention(isinstance(atten_mask, CausalSegments)))
+    return self._shard_blnh(attention(query, key, value, *segments)), None
 
-  def _mixture(self, is_causal: bool) -> Callable[..., JTensor]:
+  def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
     """Returns the attention function of (query, key, value, segment ids, key segment ids)."""
-    cap = self.atten_logit_cap if self.atten_logit_cap > 0 else None
-    return functools.partial(ops.fused_attention, is_causal=is_causal, logit_cap=cap)
+    return functools.partial(ops.fused_attention, is_causal=is_causal, logit_cap=self._cap())
+
+  def _cap(self) -> float | None:
+    return self.atten_logit_cap if self.atten_logit_cap > 0 else None
 
   def _over_mesh(self, attention: Callable[..., JTensor]) -> Callable[..., JTensor]:
-    """Divides batch and heads over the mesh in context as the layer's annotation says."""
+    """Divides batch and heads over the mesh in context, as the layer is annotated."""
     mesh = devices.current_mesh()
     if mesh is None or mesh.size == 1:
       return attention
@@ -99,7 +98,7 @@ class FusedMixin:
     return ops.over_mesh(attention, mesh, batch, heads)
 
   def _blnh_axes(self) -> tuple:
-    """The axes of the mesh that divide batch, length, heads and head size."""
+    """Returns the axes of the mesh that divide batch, length, heads and head size."""
     blnh = self.activation_split_dims_mapping.blnh
     return tuple(base_layer.to_partition_spec(blnh, self.mesh_axis_names))
 
@@ -111,12 +110,12 @@ class FusedMixin:
     Args:
       query: [B, T, N, H].
       key: [B, S, N, H].
-      atten_mask: As `_dot_atten` takes it.
-      relative_bias: As well.
+      atten_mask: [B|1, 1, T|1, S], or segments.
+      relative_bias: [B|1, N, T, S], or None.
     """
     if not isinstance(atten_mask, CausalSegments):
       if atten_mask.shape[2] != 1:
-        return 'the mask has a row for each query, of which a kernel cannot tell what it says'
+        return 'the mask has a row for each query, whose meaning a kernel cannot tell'
       if self.zero_fully_masked:
         return 'zero_fully_masked: a kernel does not tell which rows see nothing'
     return self._plain_feature(relative_bias) or self._plain_mesh(query)
@@ -134,7 +133,7 @@ class FusedMixin:
       'a qk_einsum_tpl of another class': _is_changed(self.qk_einsum_tpl),
       'a pv_einsum_tpl of another class': _is_changed(self.pv_einsum_tpl),
     }
-    return next((name for name, wanted in features.items() if wanted), None)
+    return next((name for name, is_used in features.items() if is_used), None)
 
   def _plain_mesh(self, query: JTensor) -> str | None:
     """Returns why a kernel cannot be divided over the mesh in context, or None."""
@@ -159,32 +158,32 @@ def _is_changed(einsum_tpl: pax_fiddle.Config | None) -> bool:
 
 
 def _segments(mask: Mask, batch: int, length: int) -> tuple[JTensor | None, JTensor | None]:
-  """Returns segment ids of the queries [B, T], and of the keys [B, S] where they are others.
+  """Returns segment ids of the queries [B, T], and of the keys [B, S]; None: those of queries.
 
-  A mask [1|B, 1, 1, S] hides keys from all queries alike: those form a segment without queries.
+  A mask [1|B, 1, 1, S] hides keys from all queries alike. Hidden keys form a segment of their own.
   """
   if isinstance(mask, CausalSegments):
     return mask.segment_ids, None
-  seen = mask[:, 0, 0] >= py_utils.get_large_negative_number(jnp.float32) / 2
-  seen = jnp.broadcast_to(seen, (batch, seen.shape[1])).astype(jnp.int32)
-  return jnp.ones((batch, length), jnp.int32), seen
+  is_shown = mask[:, 0, 0] >= py_utils.get_large_negative_number(jnp.float32) / 2
+  key_segments = jnp.broadcast_to(is_shown, (batch, is_shown.shape[1])).astype(jnp.int32)
+  return jnp.ones((batch, length), jnp.int32), key_segments
 
 
 class FusedDotProductAttention(FusedMixin, attentions.DotProductAttention):
-  """DotProductAttention by a fused kernel. Fields and variables are those of the base."""
+  """DotProductAttention by a fused kernel. It has the base's fields and variables."""
 
 
 class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
-  """LASER by a fused kernel, which is given exponentials of values.
+  """LASER by a fused kernel, to which it gives exponentials of values.
 
-  Where no kernel serves it is LaserDotProductAttention.
+  Where no kernel serves, it is LaserDotProductAttention.
   """
 
-  def _mixture(self, is_causal: bool) -> Callable[..., JTensor]:
-    attention = super()._mixture(is_causal)
+  def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
     if self.numerics != 'exact':
-      return ops.laser(attention, numerics=self.numerics)
-    # Heads come first, as the kernel wants them: then it and the loop over wide columns read the
-    # same arrays.
-    fused_by_heads = functools.partial(ops.fused_attention_by_heads, **attention.keywords)
-    return by_heads.heads_swapped(ops.laser_by_heads(fused_by_heads))
+      return ops.laser(super()._attention(is_causal), numerics=self.numerics)
+    # Heads first, as the kernel wants them: it and the loop over wide columns read the same arrays.
+    attention = functools.partial(
+      ops.fused_attention_by_heads, is_causal=is_causal, logit_cap=self._cap()
+    )
+    return by_heads.heads_swapped(ops.laser_by_heads(attention))

@@ -15,16 +15,16 @@ NestedMap = py_utils.NestedMap
 class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
   """SharedEmbeddingSoftmax whose loss is computed a chunk of tokens at a time: docs/loss.md.
 
-  Fields and variables are those of the base, and so are the results, but that `logits` and
-  `log_probs` of a loss are None, as with the base's own `chunk_size`. `get_logits`, and so
-  decoding, are the base's. What the chunks do not cover goes the base's way: class probabilities, a
+  Fields and variables are those of the base. So are the results, but a loss has no `logits` and no
+  `log_probs`: they are None, as with the base's own `chunk_size`. `get_logits`, and so decoding,
+  are the base's. The base also computes what the chunks do not cover: class probabilities, a
   bi-tempered loss, z-loss, `chunk_size`, and templates that are not Praxis's plain ones.
 
   Attributes:
-    tokens_per_chunk: Tokens of one device whose logits are computed at a time. None: 256 on a CPU,
-      512 elsewhere.
-    lookup_style: 'index' looks up by indices, with a gradient summed in float32; 'matmul' is the
-      base's.
+    tokens_per_chunk: How many tokens of one device have their logits computed at a time. None: 256
+      on a CPU, 512 elsewhere.
+    lookup_style: 'index' looks up by indices, with a gradient summed in float32; 'matmul' takes the
+      base's lookup.
   """
 
   tokens_per_chunk: int | None = None
@@ -41,7 +41,7 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
       return super().__call__(inputs, class_weights, class_ids, class_probabilities, input_ids)
     if self.scale_before_logits:
       inputs *= self.input_dims**-0.5
-    smoothed = not self.do_eval or self.label_smoothing_apply_for_eval
+    is_smoothed = not self.do_eval or self.label_smoothing_apply_for_eval
     xent = ops.cross_entropy(
       inputs,
       self.logits_ffn.linear.theta.w,
@@ -49,7 +49,7 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
       jnp.squeeze(class_ids, -1),
       jnp.squeeze(class_weights, -1),
       cap=self.soft_cap_logits or 0.0,
-      smoothing=self.label_smoothing_prob if smoothed else 0.0,
+      smoothing=self.label_smoothing_prob if is_smoothed else 0.0,
       tokens_per_chunk=self.tokens_per_chunk,
       sharding=self._sharding(inputs.shape),
     )
@@ -67,8 +67,8 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
     )
 
   def emb_lookup(self, ids: JTensor) -> JTensor:
-    plain = fiddle.get_callable(self.array_lookup_tpl) is base_ops.ArrayLookup
-    if self.lookup_style != 'index' or not plain:
+    is_plain = fiddle.get_callable(self.array_lookup_tpl) is base_ops.ArrayLookup
+    if self.lookup_style != 'index' or not is_plain:
       return super().emb_lookup(ids)
     sharding = self._sharding((*ids.shape, self.input_dims))
     embs = ops.lookup(sharding, self.logits_ffn.linear.theta.w, ids)
@@ -94,7 +94,7 @@ class LeanSharedEmbeddingSoftmax(embedding_softmax.SharedEmbeddingSoftmax):
     return all(fiddle.get_callable(template) is plain for template, plain in templates)
 
   def _sharding(self, shape: tuple[int, ...]) -> ops.TokenSharding | None:
-    """How tokens of inputs of this shape, and w, are sharded over the mesh in context, if any."""
+    """Returns how inputs of this shape, and w, are sharded over the mesh in context, if any."""
     mesh = devices.current_mesh()
     out, w = self.activation_split_dims_mapping.out, self.weight_split_dims_mapping.wt
     if mesh is None or mesh.size == 1 or not (out and w and self.mesh_axis_names):

@@ -1,8 +1,8 @@
-"""Projections as one matrix product each: on a CPU that spares a small train step 15%.
+"""Projections as one matrix product each: on a CPU a small train step takes 15% less time.
 
-The gradient of a weight sums over examples and positions. Of an einsum over both XLA's CPU compiler
-makes a product only after it has transposed the activations in memory, word by word; of rows by
-columns it makes one as they lie. On a TPU layouts are the compiler's own: Praxis's einsum stays.
+The gradient of a weight sums over examples and positions. For an einsum over both, XLA's CPU
+compiler first transposes the activations in memory, word by word. For a product of two matrices it
+reads them as they lie. On a TPU the compiler chooses layouts, and Praxis's einsum stays.
 """
 
 import math
@@ -19,8 +19,8 @@ from laser_pax.ops import devices
 class RowsEinsum(base_ops.EinsumOp):
   """Praxis's einsum of activations and a weight; on a CPU as a product of two matrices [ours].
 
-  What is no such product (axes of both that the output keeps, repeated axes, other numbers of
-  operands) is the base's.
+  An einsum that is no such product takes the base's way: an axis of both operands that the output
+  keeps, repeated axes, or other numbers of operands.
   """
 
   def __call__(self, equation: str, *args: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def _axes(equation: str, x_ndim: int, w_ndim: int) -> tuple[str, str, str] | Non
   """Returns the axes of x, w and the output by name; None if it is no product of two matrices."""
   operands, output = equation.replace(' ', '').split('->')
   x, w = operands.split(',')
-  # What an ellipsis stands for, named by digits: other names are letters.
+  # Digits name the axes of an ellipsis: other names are letters.
   rest = ''.join(str(i) for i in range(x_ndim - len(x.replace('...', ''))))
   x, output = x.replace('...', rest), output.replace('...', rest)
   if len(set(x)) != x_ndim or len(set(w)) != w_ndim:
@@ -56,17 +56,17 @@ def _product(x_axes: str, w_axes: str, output_axes: str, x: jax.Array, w: jax.Ar
     return ordered.reshape([math.prod(sizes[a] for a in part) for part in (first, second)])
 
   product = matrix(x, x_axes, rows, mixed) @ matrix(w, w_axes, mixed, columns)
-  found = rows + columns
-  return product.reshape([sizes[a] for a in found]).transpose([found.index(a) for a in output_axes])
+  axes = rows + columns
+  return product.reshape([sizes[a] for a in axes]).transpose([axes.index(a) for a in output_axes])
 
 
 def use_rows_einsum(config: fiddle.Buildable) -> None:
   """Gives every projection of a config, in place, `RowsEinsum` for Praxis's own einsum.
 
   Args:
-    config: A Fiddle config of layers, a stack of them say. Products of activations, `qk_einsum_tpl`
-      and `pv_einsum_tpl`, stay as they are. Not of a softmax: `LeanSharedEmbeddingSoftmax` computes
-      its loss Praxis's way where the templates are not Praxis's.
+    config: A Fiddle config of layers, such as a stack of them. Products of activations,
+      `qk_einsum_tpl` and `pv_einsum_tpl`, stay as they are. It must hold no softmax, because
+      `LeanSharedEmbeddingSoftmax` is lean with Praxis's own templates alone.
   """
   for node, path in list(daglish.iterate(config)):
     is_projection = path and getattr(path[-1], 'name', None) == 'einsum_tpl'

@@ -1,4 +1,4 @@
-"""A decoder that makes no T x T mask, and one call that gives any config fused attention."""
+"""A decoder that makes no T x T mask, and a call that gives any config fused attention."""
 
 import fiddle
 import flax.linen as nn
@@ -19,15 +19,15 @@ JTensor = pytypes.JTensor
 
 
 class SegmentedTransformerLm(transformer_models.TransformerLm):
-  """TransformerLm that hands fused attentions segment ids in place of a T x T mask.
+  """TransformerLm that hands segment ids to fused attentions, in place of a T x T mask.
 
-  The mask of 32,768 positions would take 2 GiB an example, and be kept for the backward pass. Where
-  the model is not causal, or an attention is not fused, this is TransformerLm.
+  A mask of 32,768 positions takes 2 GiB an example, and is kept for the backward pass. If the model
+  is not causal, or an attention is not fused, this is TransformerLm.
   """
 
   @nn.nowrap
   def create_child(self, name: str, params: pax_fiddle.Config, **kwargs) -> base_layer.BaseLayer:
-    """As the base's; a stack that is given a whole mask need not make it causal."""
+    """Creates a child as the base does; a stack that is given segments makes no causal mask."""
     if name == 'transformer' and self._hands_on_segments():
       _block(params).mask_self_attention = False
     return super().create_child(name, params, **kwargs)
@@ -43,14 +43,14 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
     segment_mask: JTensor | None = None,
     **kwargs,
   ) -> py_utils.NestedMap:
-    """As TransformerLm's."""
+    """Computes what TransformerLm computes."""
     if self._hands_on_segments():
       if segment_mask is not None:
         causal = attentions.causal_mask(jnp.zeros((*inputs.shape, 1), segment_mask.dtype))
         segment_mask = attentions.merge_masks(segment_mask, causal)
       elif segment_ids is not None:
         segment_mask = CausalSegments(segment_ids)
-      else:  # As the base, which makes padding a segment.
+      else:  # The base, too, makes padding a segment.
         segment_mask = CausalSegments(jnp.asarray(1 - paddings, jnp.int32))
     return super().__call__(
       inputs,
@@ -64,7 +64,7 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
     )
 
   def _hands_on_segments(self) -> bool:
-    """Whether all attentions understand segment ids, and the stack between hands them on."""
+    """Whether all attentions understand segment ids, and the stack hands them on."""
     block = _block(self.stacked_transformer_tpl)
     if self.model_type != transformer_models.LanguageModelType.CAUSAL or block is None:
       return False
@@ -74,7 +74,7 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
 
 
 def _block(stack: pax_fiddle.Config) -> pax_fiddle.Config | None:
-  """Returns the StackedTransformer of a stack, repeated or not; None if the stack is another."""
+  """Returns the StackedTransformer of a stack, repeated or not; None for other stacks."""
   cls = fiddle.get_callable(stack)
   if cls is transformers.StackedTransformerRepeated:
     return _block(stack.block)
@@ -91,11 +91,11 @@ _FUSED = {
 def use_fused(config: fiddle.Buildable) -> None:
   """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
 
-  Decoders are made to spare it their T x T masks. Fields and variables stay, and so does every
-  attention of another class. To be called before or after `use_laser`.
+  Decoders become `SegmentedTransformerLm`. Fields and variables stay, and so does every attention
+  of another class. It may be called before or after `use_laser`.
 
   Args:
-    config: A Fiddle config: a task, a model, a stack of layers, an attention.
+    config: A Fiddle config of a task, a model, a stack of layers or an attention.
   """
   for node, _ in list(daglish.iterate(config)):
     if isinstance(node, fiddle.Buildable) and fiddle.get_callable(node) in _FUSED:

@@ -53,7 +53,7 @@ _LAZY_PREFIX = (
   'lazy prefix broadcast decodes a chunk of the cache at a time and adds the results up, and a sum '
   'of logarithms is no logarithm of a sum. Use {base} instead: it decodes without the sharing'
 )
-_REASONS = {  # By the beginning of the class's full name.
+_REASONS = {  # The keys are beginnings of a class's full name.
   'praxis.layers.attentions.DotProductAttentionWithLPB': _LAZY_PREFIX.format(
     base='DotProductAttention'
   ),
@@ -76,7 +76,7 @@ class Change:
   """One attention that `use_laser` turned into LASER.
 
   Attributes:
-    path: Where in the config, e.g. 'model.lm_tpl.stacked_transformer_tpl.block'; '' is its root.
+    path: Its place in the config: 'model.lm_tpl.stacked_transformer_tpl.block'; '' is the root.
     before: The standard class.
     after: The LASER class.
   """
@@ -92,28 +92,28 @@ class Change:
 
   @property
   def decodes(self) -> bool:
-    """Whether the LASER class can decode: of three classes Praxis has no right step."""
+    """Whether the LASER class can decode: for three classes Praxis has no correct step."""
     return not issubclass(self.after, BiasByBlocks)
 
 
 def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]:
   """Turns every attention in a config into LASER, in place; fields and variables stay.
 
-  The config may be of anything: a task, a model, a stacked, repeated or pipelined transformer, an
-  attention itself. All is checked first: if one attention is refused, none is changed. An attention
-  that is LASER already is left alone, so a second call changes nothing.
+  The config may hold anything: a task, a model, a stacked, repeated or pipelined transformer, or an
+  attention itself. All attentions are checked first: if one is refused, none is changed. A LASER
+  attention stays as it is, so that a second call changes nothing.
 
   Args:
-    config: A Fiddle config, as Praxis's `pax_fiddle.Config(...)` or an experiment's `task()` make.
-    numerics: Of the layers that are changed: 'exact', or 'paper' for the paper's Algorithm 1.
+    config: A Fiddle config, from Praxis's `pax_fiddle.Config(...)` or an experiment's `task()`.
+    numerics: The form that the changed layers take: 'exact', or 'paper' for Algorithm 1.
 
   Returns:
-    One `Change` for each attention changed, in the order of the config; its `str` is a line for a
+    One `Change` for each attention changed, in the order of the config. Its `str` is a line for a
     person to read. Empty if all were LASER already.
 
   Raises:
-    UserError: an attention cannot be LASER, and why; or the config has no attention; or numerics is
-      not known.
+    UserError: an attention cannot be LASER, with the reason; or the config has no attention; or
+      numerics is not known.
 
   Example:
     task = super().task()
@@ -121,12 +121,8 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
   """
   if numerics not in (known := get_args(ops.Numerics)):
     raise UserError(f'numerics must be {" or ".join(known)}; got {numerics!r}')
-  swaps, refusals, found = [], [], False
-  for node, path in daglish.iterate(config):
-    attention = _attention_class(node)
-    if attention is None:
-      continue
-    found = True
+  swaps, refusals = [], []
+  for node, path, attention in _attentions(config):
     if issubclass(attention, _LASERS):
       continue
     change = Change(daglish.path_str(path).lstrip('.'), attention, _TWINS.get(attention))
@@ -137,16 +133,23 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
       refusals.append(f'{change.path or "the config itself"}: {attention.__qualname__}: {reason}')
   if refusals:
     raise UserError('LASER is refused, and nothing was changed:\n  ' + '\n  '.join(refusals))
-  if not found:
-    raise UserError(
-      f'found no attention in {_describe(config)}: expected a config that holds one of '
-      f'{", ".join(cls.__name__ for cls in _FAMILIES)} or a class derived from them'
-    )
   for node, change in swaps:
     pax_fiddle.update_callable(node, change.after)
     if numerics != 'exact':
       node.numerics = numerics
   return [change for _, change in swaps]
+
+
+def _attentions(config: fiddle.Buildable) -> list[tuple[fiddle.Buildable, daglish.Path, type]]:
+  """Returns every attention in a config: the node, its path, and its class."""
+  nodes = [(node, path, _attention_class(node)) for node, path in daglish.iterate(config)]
+  attentions_in_config = [x for x in nodes if x[2] is not None]
+  if not attentions_in_config:
+    raise UserError(
+      f'found no attention in {_describe(config)}: expected a config that holds one of '
+      f'{", ".join(cls.__name__ for cls in _FAMILIES)} or a class derived from them'
+    )
+  return attentions_in_config
 
 
 def _attention_class(node) -> type | None:

@@ -106,6 +106,14 @@ def cross_entropy(
 
   Source: the order of computation is ours [ours]; the loss is that of Praxis's FullSoftmax.
   """
+  options = _Options(
+    cap=float(cap), smoothing=float(smoothing), tokens_per_chunk=tokens_per_chunk, sharding=sharding
+  )
+  _check(options, inputs, w, bias, labels, weights)
+  return _cross_entropy(options, inputs, w, bias, labels, weights)
+
+
+def _check(options: _Options, inputs, w, bias, labels, weights) -> None:
   shapes = f'inputs {inputs.shape}, w {w.shape}, labels {labels.shape}, weights {weights.shape}'
   if inputs.shape[-1:] != w.shape[:1] or w.ndim != 2:
     raise ValueError(f'expected inputs [..., D] and w [D, V]; got {shapes}')
@@ -113,14 +121,10 @@ def cross_entropy(
     raise ValueError(f'expected labels and weights shaped as inputs without D; got {shapes}')
   if bias is not None and bias.shape != w.shape[1:]:
     raise ValueError(f'expected a bias of {w.shape[1:]}; got {bias.shape}')
-  if tokens_per_chunk is not None and tokens_per_chunk < 1:
-    raise ValueError(f'tokens_per_chunk must be at least 1; got {tokens_per_chunk}')
-  if sharding is not None and not sharding.fits(inputs.shape, w.shape):
-    raise ValueError(f'{shapes} cannot be sharded as {sharding}')
-  options = _Options(
-    cap=float(cap), smoothing=float(smoothing), tokens_per_chunk=tokens_per_chunk, sharding=sharding
-  )
-  return _cross_entropy(options, inputs, w, bias, labels, weights)
+  if options.tokens_per_chunk is not None and options.tokens_per_chunk < 1:
+    raise ValueError(f'tokens_per_chunk must be at least 1; got {options.tokens_per_chunk}')
+  if options.sharding is not None and not options.sharding.fits(inputs.shape, w.shape):
+    raise ValueError(f'{shapes} cannot be sharded as {options.sharding}')
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,8 +12,8 @@ precision:
 - c_h is the point of that range which is nearest zero. There small outputs, which bear the least
   error, are sums of small E.
 
-The gradient is written down, not derived, because rounding is. With g_th the cotangent of O_th and
-G_th = g_th exp(c_h - O_th) = g_th / (1 + M_th),
+The gradient is written down: one derived by jax would round worse. With g_th the cotangent of O_th
+and G_th = g_th exp(c_h - O_th) = g_th / (1 + M_th),
 
     dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = (1 + E_sh) (P^T G)_sh
 
@@ -48,14 +48,14 @@ class Residuals(NamedTuple):
     is_narrow: Booleans over the batch axes.
     e_or_v: E of narrow entries, V of wide ones; values' shape and dtype.
     m_or_o: M of narrow entries, O of wide ones; the shape and dtype of what P mixes.
-    of_mixture: What `Mixture.gradients` needs beside M. It is right for narrow entries alone.
+    mixture_residuals: What `Mixture.gradients` needs beside M. It serves narrow entries alone.
   """
 
   mixture: Mixture
   is_narrow: Array
   e_or_v: Array
   m_or_o: Array
-  of_mixture: Any
+  mixture_residuals: Any
 
 
 @jax.custom_vjp
@@ -71,21 +71,21 @@ def log_mixture_exp(mixture: Mixture, values: Array) -> Array:
 
 def _forward(mixture: Mixture, values: Array) -> tuple[Array, Residuals]:
   x = values.astype(F32)
-  # Of values, not of x: the compiler then reads them once for both.
+  # The extremes of values, not of x: the compiler then reads values once for both.
   low, high = (f(values, mixture.mixed_axes, keepdims=True).astype(F32) for f in (jnp.min, jnp.max))
   c = columns.center(low, high)
   is_narrow = jnp.all(high - c <= columns.WIDTH, tuple(range(mixture.batch_axes, x.ndim)))
   e_or_v = _select(is_narrow, jnp.expm1(x - c), x).astype(values.dtype)
-  m, of_mixture = mixture.mix_with_residuals(e_or_v)
+  m, mixture_residuals = mixture.mix_with_residuals(e_or_v)
   m_or_o = levels.replace_wide_outputs(is_narrow, mixture, e_or_v, m)
   output = m_or_o.astype(F32)
   output = _select(is_narrow, mixture.align(c) + jnp.log1p(output), output)
-  residuals = Residuals(mixture, is_narrow, e_or_v, m_or_o, of_mixture)
+  residuals = Residuals(mixture, is_narrow, e_or_v, m_or_o, mixture_residuals)
   return output.astype(values.dtype), residuals
 
 
 def _backward(residuals: Residuals, cotangent: Array) -> tuple[Mixture, Array]:
-  mixture, is_narrow, e_or_v, m_or_o, of_mixture = residuals
+  mixture, is_narrow, e_or_v, m_or_o, mixture_residuals = residuals
   # The compiler would otherwise compute E once more, from V, and keep V for that.
   e_or_v = jax.lax.optimization_barrier(e_or_v)
   g = cotangent.astype(F32)
@@ -95,7 +95,7 @@ def _backward(residuals: Residuals, cotangent: Array) -> tuple[Mixture, Array]:
     mixture,
     e_or_v,
     scaled_or_g.astype(cotangent.dtype),
-    mixture.gradients(of_mixture, m_or_o, scaled_or_g, d_total=scaled_or_g - g),
+    mixture.gradients(mixture_residuals, m_or_o, scaled_or_g, d_total=scaled_or_g - g),
   )
   d_mixture, d_e_or_v = gradients[0], gradients[1].astype(F32)
   d_values = _select(is_narrow, d_e_or_v * (1 + e_or_v.astype(F32)), d_e_or_v)

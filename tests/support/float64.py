@@ -1,10 +1,13 @@
 """One attention head in float64, output and gradients, for standard attention and for LASER.
 
-As laser_pax/ops/oracle.py, whose results these equal (test_precision.py), but by matrix products:
-fast enough for thousands of positions, right where a column's values span less than 1,400.
+The results equal those of laser_pax/ops/oracle.py (test_precision.py), but come from matrix
+products: fast enough for thousands of positions.
 """
 
 import numpy as np
+
+# A level of values spans so much: with the logarithm of a probability it stays in the range of exp.
+_LEVEL = 600.0
 
 
 def probabilities(query, key, seen):
@@ -16,7 +19,7 @@ def probabilities(query, key, seen):
   return weights / weights.sum(1, keepdims=True)
 
 
-def _of_logits(query, key, seen, d_logits):
+def _query_and_key_gradients(query, key, seen, d_logits):
   d_logits = np.where(seen, d_logits, 0) / np.sqrt(query.shape[1])
   return d_logits @ key, d_logits.T @ query
 
@@ -26,15 +29,31 @@ def standard(query, key, value, seen, cotangent):
   p = probabilities(query, key, seen)
   d_p = cotangent @ value.T
   d_logits = p * (d_p - (p * d_p).sum(1, keepdims=True))
-  return p @ value, *_of_logits(query, key, seen, d_logits), p.T @ cotangent
+  return p @ value, *_query_and_key_gradients(query, key, seen, d_logits), p.T @ cotangent
+
+
+def _levels(value):
+  """Returns pairs (c [1, H], exp(V - c) [S, H]): each value is in one pair, in others 0 is."""
+  levels, left = [], np.ones(value.shape, bool)
+  while left.any():
+    top = np.where(left, value, -np.inf).max(0, keepdims=True)
+    members = left & (value >= top - _LEVEL)
+    center = np.where(np.isfinite(top), top, 0.0)
+    levels.append((center, np.where(members, np.exp(np.minimum(value - center, 0.0)), 0.0)))
+    left &= ~members
+  return levels
 
 
 def laser(query, key, value, seen, cotangent):
   """Returns the output [T, H] and the gradients of query, key and value."""
   p = probabilities(query, key, seen)
-  middle = (value.max(0) + value.min(0)) / 2
-  e = np.exp(value - middle)
-  mixed = p @ e
-  pulled = cotangent / mixed
-  d_logits = p * (pulled @ e.T - cotangent.sum(1, keepdims=True))
-  return middle + np.log(mixed), *_of_logits(query, key, seen, d_logits), e * (p.T @ pulled)
+  levels = _levels(value)
+  with np.errstate(divide='ignore'):
+    output = np.logaddexp.reduce([center + np.log(p @ e) for center, e in levels])
+  d_p, d_value = -cotangent.sum(1, keepdims=True), 0.0
+  for center, e in levels:
+    # Above the bound there is nothing that the row sees.
+    scaled = cotangent * np.exp(np.minimum(center - output, 700.0))
+    d_p = d_p + scaled @ e.T
+    d_value = d_value + e * (p.T @ scaled)
+  return output, *_query_and_key_gradients(query, key, seen, p * d_p), d_value
