@@ -18,8 +18,8 @@ class Command(NamedTuple):
 
   Attributes:
     target: `module:attribute` of a function, or of a `typer.Typer` that has sub-commands.
-    help: one line.
-    context_settings: click's, such as `TAKES_ANY_FLAG`.
+    help: One line.
+    context_settings: Click's, such as `TAKES_ANY_FLAG`.
   """
 
   target: str
@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
   where it came from.
 
   Args:
-    args: the words after the program's name; by default those of the process.
+    args: The words after the program's name; by default those of the process.
 
   Raises:
     SystemExit: always, with the command's exit code.

@@ -1,4 +1,4 @@
-"""`python -m laser_pax doctor`: what the environment is, what is wrong with it, and the cure."""
+"""`python -m laser_pax doctor`: the environment, its faults, and the commands that mend them."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Finding(NamedTuple):
   """One line of the report.
 
   Attributes:
-    subject: what was looked at.
+    subject: What was looked at.
     state: `ok`; `note` for what only some runs need; `wrong` for what must be mended.
-    found: what is there.
-    fix: the command that mends it, one line; empty if nothing is to be done.
+    actual: What is there.
+    fix: The command that mends it, one line; empty if nothing is to be done.
   """
 
   subject: str
   state: Literal['ok', 'note', 'wrong']
-  found: str
+  actual: str
   fix: str = ''
 
 
@@ -69,14 +69,14 @@ class Environment:
   """All that the checks look at.
 
   Attributes:
-    python: major, minor.
-    installed: version by normalised package name.
-    required: the same, as the requirements file of this machine's kind pins them.
-    requirements: that file's path.
-    environ: the environment variables.
-    has_tpu: whether the machine has a TPU.
-    has_nvidia: whether the machine has an NVIDIA GPU.
-    job_dir: where a run would write.
+    python: Major, minor.
+    installed: Version by normalised package name.
+    required: The same, as the requirements file of this machine's kind pins them.
+    requirements: That file's path.
+    environ: The environment variables.
+    has_tpu: Whether the machine has a TPU.
+    has_nvidia: Whether the machine has an NVIDIA GPU.
+    job_dir: Where a run would write.
   """
 
   python: tuple[int, int]
@@ -94,7 +94,7 @@ class Devices(NamedTuple):
 
   Attributes:
     names: `platform kind` of each; empty if it failed.
-    error: why it failed, one line.
+    error: Why it failed, one line.
   """
 
   names: tuple[str, ...]
@@ -142,11 +142,11 @@ def diagnose(environment: Environment, ask_devices) -> list[Finding]:
 
 def check_python(environment: Environment) -> list[Finding]:
   """Checks that Python is one of those on which the pinned packages exist."""
-  found = '.'.join(map(str, environment.python))
+  version = '.'.join(map(str, environment.python))
   if PYTHONS[0] <= environment.python <= PYTHONS[1]:
-    return [Finding('Python', 'ok', found)]
+    return [Finding('Python', 'ok', version)]
   expected = ' to '.join('.'.join(map(str, version)) for version in PYTHONS)
-  return [Finding('Python', 'wrong', f'{found}; expected {expected}', 'scripts/setup.sh')]
+  return [Finding('Python', 'wrong', f'{version}; expected {expected}', 'scripts/setup.sh')]
 
 
 def check_packages(environment: Environment) -> list[Finding]:
@@ -154,20 +154,20 @@ def check_packages(environment: Environment) -> list[Finding]:
   if not environment.required:
     return [Finding('packages', 'note', f'{environment.requirements} is not there to compare')]
   fix = f'{sys.executable} -m pip install --no-deps --requirement {environment.requirements}'
-  findings, others = [], 0
+  findings, matching = [], 0
   for name in sorted(environment.required, key=lambda n: (n not in PINNED, n)):
-    expected, found = environment.required[name], environment.installed.get(name)
-    if found is None:
+    expected, installed = environment.required[name], environment.installed.get(name)
+    if installed is None:
       findings.append(Finding(name, 'wrong', f'missing; expected {expected}', fix))
-    elif found != expected:
+    elif installed != expected:
       state = 'wrong' if name in PINNED else 'note'
       mend = fix if name in PINNED else ''
-      findings.append(Finding(name, state, f'{found}; expected {expected}', mend))
+      findings.append(Finding(name, state, f'{installed}; expected {expected}', mend))
     elif name in PINNED:
-      findings.append(Finding(name, 'ok', found))
+      findings.append(Finding(name, 'ok', installed))
     else:
-      others += 1
-  return [*findings, Finding('other packages', 'ok', f'{others} as required')]
+      matching += 1
+  return [*findings, Finding('other packages', 'ok', f'{matching} as required')]
 
 
 def check_clashes(environment: Environment) -> list[Finding]:
@@ -211,16 +211,16 @@ def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
     fix = f'JAX_PLATFORMS=cpu {sys.executable} -c "import jax; print(jax.devices())"'
     return [Finding('devices', 'wrong', devices.error, fix)]
   counts = {name: devices.names.count(name) for name in devices.names}
-  found = ', '.join(f'{count} x {name}' for name, count in counts.items())
+  listed = ', '.join(f'{count} x {name}' for name, count in counts.items())
   if not all(name.startswith('cpu') for name in devices.names):
-    return [Finding('devices', 'ok', found)]
+    return [Finding('devices', 'ok', listed)]
   if platforms := environment.environ.get('JAX_PLATFORMS'):
-    return [Finding('devices', 'ok', f'{found} (JAX_PLATFORMS={platforms})')]
+    return [Finding('devices', 'ok', f'{listed} (JAX_PLATFORMS={platforms})')]
   if environment.has_tpu:
-    return [Finding('devices', 'wrong', f'{found}; the TPU is not used', 'scripts/setup.sh tpu')]
+    return [Finding('devices', 'wrong', f'{listed}; the TPU is not used', 'scripts/setup.sh tpu')]
   if environment.has_nvidia:
-    return [Finding('devices', 'note', f'{found}; the GPU is not used', 'scripts/setup.sh gpu')]
-  return [Finding('devices', 'ok', found)]
+    return [Finding('devices', 'note', f'{listed}; the GPU is not used', 'scripts/setup.sh gpu')]
+  return [Finding('devices', 'ok', listed)]
 
 
 def check_data(environment: Environment) -> list[Finding]:
@@ -265,14 +265,14 @@ def _check_path(subject: str, variable: str, path: str, inside: str, command: st
 
 def check_job_dir(environment: Environment) -> list[Finding]:
   """Checks that files can be made in the job folder, or in the nearest parent that exists."""
-  wanted = environment.job_dir.expanduser().absolute()
-  existing = next(p for p in (wanted, *wanted.parents) if p.exists())
+  folder = environment.job_dir.expanduser().absolute()
+  existing = next(p for p in (folder, *folder.parents) if p.exists())
   try:
     with tempfile.TemporaryFile(dir=existing):
-      return [Finding('job folder', 'ok', f'{wanted} can be written')]
+      return [Finding('job folder', 'ok', f'{folder} can be written')]
   except OSError as e:
     fix = f'{sys.executable} -m laser_pax doctor --job_log_dir={pathlib.Path.home() / "runs"}'
-    return [Finding('job folder', 'wrong', f'{wanted} cannot be written: {e.strerror}', fix)]
+    return [Finding('job folder', 'wrong', f'{folder} cannot be written: {e.strerror}', fix)]
 
 
 def read_environment(job_dir: pathlib.Path) -> Environment:
@@ -341,7 +341,7 @@ def _print(findings: list[Finding]) -> None:
   styles = {'ok': 'green', 'note': 'yellow', 'wrong': 'bold red'}
   report = table.Table(box=box.SIMPLE, show_header=False)
   for finding in findings:
-    report.add_row(finding.state, finding.subject, finding.found, style=styles[finding.state])
+    report.add_row(finding.state, finding.subject, finding.actual, style=styles[finding.state])
   out.print(report)
   for state, title in (('wrong', 'To mend:'), ('note', 'If you need it:')):
     fixes = dict.fromkeys(f.fix for f in findings if f.state == state and f.fix)

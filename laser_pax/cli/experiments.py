@@ -1,4 +1,4 @@
-"""Which experiments there are, known in milliseconds: from the source, without importing paxml."""
+"""The experiments that there are, read from the source in milliseconds, without paxml."""
 
 import ast
 import contextlib
@@ -48,15 +48,15 @@ def full_name(name: str) -> str:
       `my.module.MyLaser500M`.
 
   Raises:
-    UserError: there is no such experiment; the message has near names.
+    UserError: there is no such experiment; the message has similar names.
   """
   module, _, short = name.rpartition('.')
   if short in registered() and f'.{PACKAGE}'.endswith(f'.{module}' if module else ''):
     return f'{PACKAGE}.{short}'
   if module and not module.startswith(PACKAGE) and _module_exists(module):
     return name
-  near = difflib.get_close_matches(short, registered(), n=3, cutoff=0.5)
-  hint = f' did you mean {" or ".join(near)}?' if near else ''
+  similar = difflib.get_close_matches(short, registered(), n=3, cutoff=0.5)
+  hint = f' did you mean {" or ".join(similar)}?' if similar else ''
   raise UserError(f'unknown experiment {name!r};{hint} `python -m laser_pax list` lists all')
 
 

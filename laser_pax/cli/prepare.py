@@ -10,7 +10,7 @@ app = typer.Typer(help='Turns source files into data sets.', no_args_is_help=Tru
 
 @app.callback()
 def _main() -> None:
-  """Keeps `c4` a subcommand, as typer drops the name of a single one."""
+  """Keeps `c4` a subcommand: typer drops the name of a single one."""
 
 
 @app.command('c4')

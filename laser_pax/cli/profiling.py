@@ -1,4 +1,4 @@
-"""Traces of training steps by jax's profiler, as PAX's open-source one traces nothing."""
+"""Traces training steps by jax's profiler. PAX's own profiler, as published, traces nothing."""
 
 import contextlib
 import re
@@ -18,8 +18,8 @@ def steps(text: str) -> range:
   Raises:
     UserError: it has another form, or names no step.
   """
-  found = re.fullmatch(r'(\d+):(\d+)', text)
-  traced = range(int(found[1]), int(found[2])) if found else range(0)
+  match = re.fullmatch(r'(\d+):(\d+)', text)
+  traced = range(int(match[1]), int(match[2])) if match else range(0)
   if not traced:
     raise UserError(
       f'--profile takes START:STOP, START less than STOP, such as 10:13; got {text!r}'
@@ -28,19 +28,19 @@ def steps(text: str) -> range:
 
 
 def tracer(text: str | None, folder: str) -> 'Tracer':
-  """Returns what traces the steps that --profile names into a folder; none of them, if None."""
+  """Returns a tracer of the steps that --profile names, into a folder; None names none."""
   return Tracer(steps(text) if text else range(0), folder)
 
 
 class Tracer:
-  """Traces a range of steps into a folder; told before and after each step."""
+  """Traces a range of steps into a folder. It is called before and after each step."""
 
   def __init__(self, traced: range, folder: str):
     """Takes the steps, and the folder, which may be in a bucket."""
     self._steps, self._folder, self._is_tracing = traced, folder, False
 
   def before(self, step: int) -> None:
-    """Begins with the first of the steps; in a run that is resumed among them, with that."""
+    """Begins at the first of the steps that this run trains."""
     if step in self._steps and not self._is_tracing:
       with _tensorflow_unharmed():
         jax.profiler.start_trace(self._folder)

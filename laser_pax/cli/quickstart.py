@@ -50,7 +50,7 @@ def quickstart(
 
 
 def _experiment_flags(name: str, steps: int | None) -> list[str]:
-  """How `train` is told which experiment, and for how many steps."""
+  """Returns the flags of `train` that name the experiment and its steps."""
   if steps is None:
     return [f'--exp={name}']
   shorter = {'NUM_TRAIN_STEPS': steps, 'WARMUP_STEPS': steps // 10}
@@ -61,7 +61,7 @@ def _experiment_flags(name: str, steps: int | None) -> list[str]:
 
 
 def result_table(finished: list[runs.Run], unigram_entropy: float) -> Table:
-  """The comparison, a row a run, with the unigram entropy as the yardstick."""
+  """Returns the comparison: a row for each run, and one for the unigram entropy."""
   table = Table(box=None)
   for column in ('attention', 'test loss', 'perplexity', 'tokens/s', 'minutes'):
     table.add_column(column, justify='left' if column == 'attention' else 'right')
@@ -80,7 +80,7 @@ def result_table(finished: list[runs.Run], unigram_entropy: float) -> Table:
 
 
 def _unigram_entropy() -> float:
-  """The loss on the sample of a model that knows the words' frequencies alone, in nats a token."""
+  """Returns the loss of a model that knows only how frequent each word is, in nats a token."""
   from laser_pax.data import records, sample
 
   return records.unigram_entropy(sample.prepare_sample())

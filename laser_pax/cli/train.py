@@ -20,11 +20,11 @@ from laser_pax.cli import experiments
 from laser_pax.errors import UserError
 from laser_pax.experiment import jobs
 
-# How soon a job ends when one of its processes is gone: after half a minute. jax's own are 10, 10.
+# A job ends half a minute after one of its processes is gone. jax's own values are 10 and 10.
 HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 6
 
-# How much of what it compiled jax keeps, what was used last.
+# jax keeps so much of what it compiled, the programs that were used last.
 COMPILED_BYTES = 4 * 2**30
 
 
@@ -83,9 +83,9 @@ def train(
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
   ] = None,
 ) -> None:
-  """Trains an experiment: paxml.main with a quiet console. Takes every flag of paxml as well.
+  """Trains an experiment: paxml.main with a quiet console. Takes every flag of paxml too.
 
-  The console has one progress line, and evaluations as they come (--noeval_on_test leaves them
+  The console has one progress line, and a line for each evaluation (--noeval_on_test leaves them
   out). Full logs are in JOB_LOG_DIR/logs, each step's loss in JOB_LOG_DIR/progress.jsonl, and
   TensorBoard's summaries where PAX writes them. Run again with the same folder, it resumes. Where
   JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in ~/.cache/laser_pax/runs.
@@ -129,7 +129,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> None:
-  """Refuses what paxml would ignore, or answer only after minutes.
+  """Refuses flags that paxml would ignore, or refuse only after minutes.
 
   Raises:
     UserError: for such a flag, a missing flag, or an unknown experiment.
@@ -159,7 +159,7 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
 
 
 def _fdl_config(flags: list[str]) -> str:
-  """The experiment that --fdl_config names."""
+  """Returns the experiment that --fdl_config names."""
   for flag in flags:
     if flag.lstrip('-').startswith('fdl_config='):
       return flag.split('=', 1)[1]
@@ -182,7 +182,7 @@ def _open_folder(job: Job) -> None:
 
 @contextlib.contextmanager
 def _writing_to(job_log_dir: str) -> Iterator[None]:
-  """Tells a failure to write in the terms of --job_log_dir."""
+  """Says that --job_log_dir cannot be written, where writing fails."""
   try:
     yield
   except OSError as e:
@@ -194,7 +194,7 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
-  """Sends all that this process prints, C++ included, to `log`; yields the real standard output."""
+  """Sends all that this process prints to `log`, that of C++ too; yields the real output."""
   sys.stdout.flush()
   sys.stderr.flush()
   saved = [os.dup(fd) for fd in (1, 2)]
@@ -212,7 +212,7 @@ def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
 
 
 def _run(job: Job, console: TextIO) -> None:
-  """Runs paxml.main in this process on the experiment, watched."""
+  """Runs paxml.main on the watched experiment, in this process."""
   from laser_pax import pax_fixes
 
   pax_fixes.read_lambdas_fast()
@@ -244,7 +244,10 @@ def _run(job: Job, console: TextIO) -> None:
 
 
 def _keep_compiled_programs() -> None:
-  """Has jax keep what it compiles, so that a run that starts again need not; unless it does so."""
+  """Has jax keep what it compiles, so that a run that starts again need not compile.
+
+  A folder that the user named in jax's own way stays.
+  """
   import jax
 
   if jax.config.jax_compilation_cache_dir is None:
@@ -266,13 +269,13 @@ def _find_class(name: str) -> type:
 
 
 def _register(job: Job, experiment_cls: type) -> None:
-  """Has both of PAX's ways to name an experiment find this class."""
+  """Registers this class, so that both of PAX's ways to name an experiment find it."""
   from paxml import experiment_registry
 
   from laser_pax.cli import watch
 
   class Claimed(experiment_cls):
-    """Marks the job's folder when PAX validates: only then it is known which process this is."""
+    """Marks the job's folder when PAX validates. Only then is it known which process this is."""
 
     def validate(self) -> None:
       jobs.write_mark(job.folder, job.mark)

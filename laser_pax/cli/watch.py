@@ -19,12 +19,12 @@ _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
 
-# What is told of an experiment that is not derived from laser_pax's.
+# The metric of an experiment that is not derived from laser_pax's.
 _METRIC_OF_PAX = Metric(name='total_loss', label='loss')
 
 
 def _duration(seconds: float) -> str:
-  """1h02m, 3m05s or 12s."""
+  """Returns a duration as people write it: 1h02m, 3m05s or 12s."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
@@ -63,7 +63,7 @@ class Watch:
     self.loss = math.nan
 
   def start(self, step: int, num_train_steps: int) -> None:
-    """Tells where training begins."""
+    """Says at which step training begins."""
     self._num_train_steps, self._started = num_train_steps, time.time()
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
@@ -104,7 +104,7 @@ class Watch:
     self._line_open = False
 
   def units_per_second(self) -> float:
-    """Units a second over the last half minute of training, evaluations left out."""
+    """Returns units a second over the last half minute of training, without evaluations."""
     if len(self._window) < 2:
       return math.nan
     (first, _), (last, _) = self._window[0], self._window[-1]
@@ -164,7 +164,7 @@ class WatchedTrainProgram(training.TrainProgram):
   def __init__(
     self, watch: Watch, micro_batches: int, units_per_step: int, tracer: profiling.Tracer
   ):
-    """Takes the watch to tell, a step's parts of a batch and units, and what traces steps."""
+    """Takes the watch, the parts and units of a step, and the tracer of steps."""
     super().__init__(micro_batches)
     self._watch, self._units_per_step, self._tracer = watch, units_per_step, tracer
 
@@ -174,7 +174,7 @@ class WatchedTrainProgram(training.TrainProgram):
     self._watch.start(self._initial_step, task.train.num_train_steps)
 
   def run(self, state, step):
-    """Runs one step, input and all, traced if it is to be."""
+    """Runs one step with its input, and traces it if it was named."""
     self._tracer.before(step)
     output = super().run(state, step)
     self._tracer.after(step, output.loss)
@@ -197,7 +197,7 @@ class WatchedEvalProgram(programs.SingleTaskEvalProgram):
   """PAX's evaluation program, which also tells a Watch of its result."""
 
   def __init__(self, input_p, watch: Watch, metric: Metric):
-    """Takes the split's input, the watch to tell, and what to tell it of."""
+    """Takes the split's input, the watch, and the metric to tell."""
     super().__init__(input_p)
     self._watch, self._metric = watch, metric
 
@@ -214,7 +214,7 @@ class WatchedEvalProgram(programs.SingleTaskEvalProgram):
 
 
 def _is_silent() -> bool:
-  """Whether this is not the first of several processes, which alone speaks and records."""
+  """Whether this process must not speak or record: of several, the first alone does."""
   return jax.process_index() > 0
 
 
@@ -227,7 +227,7 @@ def _is_valid(outputs) -> jax.Array:
 
 
 def unit_of(experiment_cls: type) -> str:
-  """Returns what training counts; steps, for an experiment of PAX's own."""
+  """Returns what training counts. An experiment of PAX's own counts steps."""
   return experiment_cls.UNIT if issubclass(experiment_cls, Experiment) else 'steps'
 
 

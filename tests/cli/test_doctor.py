@@ -64,12 +64,12 @@ def test_python(healthy, python, fine):
     assert all(f.state != 'wrong' for f in findings)
   else:
     wrong = _only_wrong(findings)
-    assert 'expected 3.11 to 3.13' in wrong.found and wrong.fix == 'scripts/setup.sh'
+    assert 'expected 3.11 to 3.13' in wrong.actual and wrong.fix == 'scripts/setup.sh'
 
 
 def test_another_jax(healthy):
   wrong = _only_wrong(_diagnose(_with_packages(healthy, jax='0.6.0')))
-  assert wrong.subject == 'jax' and wrong.found == '0.6.0; expected 1.0'
+  assert wrong.subject == 'jax' and wrong.actual == '0.6.0; expected 1.0'
   assert wrong.fix.endswith('-m pip install --no-deps --requirement requirements.txt')
 
 
@@ -77,7 +77,7 @@ def test_another_jax(healthy):
 def test_missing_package(healthy, name):
   installed = {k: v for k, v in healthy.installed.items() if k != name}
   wrong = _only_wrong(_diagnose(_with(healthy, installed=installed)))
-  assert wrong.subject == name and 'missing' in wrong.found and 'pip install' in wrong.fix
+  assert wrong.subject == name and 'missing' in wrong.actual and 'pip install' in wrong.fix
 
 
 def test_another_version_of_a_minor_package_is_only_noted(healthy):
@@ -106,7 +106,7 @@ def test_libtpu_with_tpu_is_fine(healthy):
   environment = _with(_with_packages(healthy, libtpu='0.0.11.4'), has_tpu=True)
   findings = _diagnose(environment, doctor.Devices(('tpu TPU v5p',) * 4))
   assert all(f.state != 'wrong' for f in findings)
-  assert '4 x tpu TPU v5p' in [f.found for f in findings]
+  assert '4 x tpu TPU v5p' in [f.actual for f in findings]
 
 
 def test_tpu_that_jax_does_not_use(healthy):
@@ -115,7 +115,7 @@ def test_tpu_that_jax_does_not_use(healthy):
 
 
 def test_gpu_that_jax_does_not_use_is_noted(healthy):
-  (note,) = [f for f in _diagnose(_with(healthy, has_nvidia=True)) if 'GPU' in f.found]
+  (note,) = [f for f in _diagnose(_with(healthy, has_nvidia=True)) if 'GPU' in f.actual]
   assert (note.state, note.fix) == ('note', 'scripts/setup.sh gpu')
 
 
@@ -126,7 +126,7 @@ def test_chosen_cpu_is_fine_beside_a_tpu(healthy):
 
 def test_jax_that_fails(healthy):
   wrong = _only_wrong(_diagnose(healthy, doctor.Devices((), 'jax gave no answer in 60 s')))
-  assert wrong.found == 'jax gave no answer in 60 s'
+  assert wrong.actual == 'jax gave no answer in 60 s'
 
 
 def test_jax_that_hangs_or_crashes_is_told_in_one_line(monkeypatch):
@@ -155,8 +155,8 @@ def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
   vocab.write_bytes(b'')
   environ = {sources.DATA_DIR_VARIABLE: str(tmp_path), sources.VOCAB_VARIABLE: str(vocab)}
   found = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
-  assert (found['data'].state, found['data'].found) == ('ok', str(tmp_path))
-  assert (found['vocabulary'].state, found['vocabulary'].found) == ('ok', str(vocab))
+  assert (found['data'].state, found['data'].actual) == ('ok', str(tmp_path))
+  assert (found['vocabulary'].state, found['vocabulary'].actual) == ('ok', str(vocab))
 
 
 def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):

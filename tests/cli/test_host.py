@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from laser_pax.cli import host
+from laser_pax.cli import host, host_checks
 from laser_pax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,30 +107,30 @@ def pods(tmp_path, monkeypatch):
 
 
 def test_chips_are_counted(pods):
-  assert host.check_chips('1chips') == '1 cpu1'
+  assert host_checks.check_chips('1chips') == '1 cpu1'
   with pytest.raises(UserError, match='expected 3 cpu3 chips, found 1'):
-    host.check_chips('3chips')
+    host_checks.check_chips('3chips')
 
 
 def test_data_and_vocabulary_are_looked_for(tmp_path):
   from laser_pax.data import sample
 
   source = sample.prepare_sample()
-  assert host.check_data('', '') == 'the sample'
-  assert host.check_data(source.data_dir, source.vocab) == '4096 pieces'
+  assert host_checks.check_data('', '') == 'the sample'
+  assert host_checks.check_data(source.data_dir, source.vocab) == '4096 pieces'
   with pytest.raises(UserError, match='no prepared data: .*none'):
-    host.check_data(str(tmp_path / 'none'), source.vocab)
+    host_checks.check_data(str(tmp_path / 'none'), source.vocab)
   with pytest.raises(UserError, match='no vocabulary: .*none.model'):
-    host.check_data(source.data_dir, str(tmp_path / 'none.model'))
+    host_checks.check_data(source.data_dir, str(tmp_path / 'none.model'))
 
 
 def test_the_job_folder_is_probed_and_left_clean(tmp_path):
   folder = tmp_path / 'job'
-  assert host.check_job_log_dir(str(folder)) == 'writable'
+  assert host_checks.check_job_log_dir(str(folder)) == 'writable'
   assert not list(folder.iterdir())
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write to .*file'):
-    host.check_job_log_dir(str(tmp_path / 'file' / 'job'))
+    host_checks.check_job_log_dir(str(tmp_path / 'file' / 'job'))
 
 
 def test_an_error_is_one_line_of_tabs(tmp_path):

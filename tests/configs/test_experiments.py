@@ -15,6 +15,7 @@ from praxis import base_hyperparams
 
 from laser_pax import configs
 from laser_pax.cli import experiments
+from laser_pax.configs import c4
 from laser_pax.costs import facts
 from laser_pax.experiment.decoder import DecoderLM
 
@@ -77,10 +78,15 @@ def test_is_registered_under_the_name_of_the_package(name):
   assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
 
 
+def test_the_commands_stand_once_and_name_experiments():
+  named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', c4.__doc__)
+  assert len(named) == 2 and set(named) <= set(NAMES)
+  assert not any('--exp=' in getattr(configs, name).__doc__ for name in NAMES)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_says_what_it_is(name):
   doc, f = getattr(configs, name).__doc__, _facts(name)
-  assert name in doc.split('--exp=')[1]
   assert any(mark in doc.split('\n')[0] for mark in ('[ours]', '[paper]', '[digest]'))
   scale = {'M': 1e6, 'B': 1e9}
   number, unit = re.search(r'([\d.]+)([MB]) parameters', doc).groups()

@@ -1,0 +1,134 @@
+"""What scripts/tpu_pod.sh checks on each host before it starts a job."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import socket
+
+from laser_pax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+# `sha256  path` of each file that `tpu_pod.sh setup` brought.
+MANIFEST = ROOT / '.manifest'
+
+
+def check(code: str, pod: str, data: str, vocab: str, job_log_dir: str) -> list[str]:
+  """Makes all checks that one host can make.
+
+  Returns:
+    A line each for code, versions, chips, data with vocabulary, and job folder: `ok: ` and what
+    is there, or `wrong: ` and what to do.
+  """
+  checks = (
+    lambda: check_code(code),
+    check_versions,
+    lambda: check_chips(pod),
+    lambda: check_data(data, vocab),
+    lambda: check_job_log_dir(job_log_dir),
+  )
+  results = []
+  for one_check in checks:
+    try:
+      results.append(f'ok: {one_check()}')
+    except Exception as e:  # noqa: BLE001  # Each kind of storage has its own.
+      results.append(f'wrong: {e}')
+  return results
+
+
+def check_code(expected: str) -> str:
+  """Compares the files here with those that `setup` brought; returns the hash of the whole.
+
+  Args:
+    expected: The hash of the checkout that `tpu_pod.sh` is part of.
+  """
+  fix = 'run: scripts/tpu_pod.sh setup'
+  if not MANIFEST.exists():
+    raise UserError(f'no code was brought here; {fix}')
+  for line in MANIFEST.read_text().splitlines():
+    digest, path = line.split('  ', 1)
+    file = ROOT / path
+    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+      raise UserError(f'{path} is not as setup brought it; {fix}')
+  code = hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:12]
+  if code != expected:
+    raise UserError(f'the code here is {code}, that of tpu_pod.sh is {expected}; {fix}')
+  return code
+
+
+def check_versions() -> str:
+  """Compares the packages with the requirements; returns the versions that matter most."""
+  from laser_pax.cli import doctor
+
+  environment = doctor.read_environment(pathlib.Path())
+  findings = [*doctor.check_python(environment), *doctor.check_packages(environment)]
+  if wrong := [f for f in findings if f.state == 'wrong']:
+    first = wrong[0]
+    raise UserError(f'{first.subject}: {first.actual}; run: scripts/tpu_pod.sh setup')
+  return f'python {platform.python_version()}, jax {importlib.metadata.version("jax")}'
+
+
+def check_chips(pod: str) -> str:
+  """Counts the chips of this host without taking hold of them; returns how many there are."""
+  from laser_pax.experiment import slices
+
+  chip = slices.find(pod).chip
+  if chip.platform == 'tpu':
+    from laser_pax import pax_fixes
+
+    chips = pax_fixes.count_tpu_chips()
+  else:
+    import jax
+
+    chips = jax.local_device_count()
+  if chips != chip.chips_per_host:
+    raise UserError(
+      f'expected {chip.chips_per_host} {chip.name} chips, found {chips}: make the slice anew with '
+      f'scripts/tpu_pod.sh delete and create'
+    )
+  return f'{chips} {chip.name}'
+
+
+def check_data(data: str, vocab: str) -> str:
+  """Looks for the prepared data and the vocabulary, and reads a byte of the data."""
+  if not data and not vocab:
+    return 'the sample'
+
+  from etils import epath
+
+  from laser_pax.data import sources, vocabulary
+  from laser_pax.data.datasets import C4
+
+  if not vocab:
+    raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
+  if not epath.Path(vocab).exists():
+    raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
+  size = vocabulary.vocabulary_size(vocab)
+  source = sources.find_source(C4, data, vocab, size)
+  folder = epath.Path(source.data_dir) / C4.folder
+  for split in C4.splits:
+    file = next(iter(sorted(folder.glob(f'*-{split}.*'))), None)
+    if file is None:
+      raise UserError(f'{folder} has no file of the split {split}: copy the whole of the data')
+    with file.open('rb') as f:
+      f.read(1)
+  return f'{size} pieces'
+
+
+def check_job_log_dir(job_log_dir: str) -> str:
+  """Writes a file into the job's folder, and removes it."""
+  from etils import epath
+
+  folder = epath.Path(job_log_dir).expanduser()
+  probe = folder / f'.probe-{socket.gethostname()}-{os.getpid()}'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.write_text('')
+    probe.unlink()
+  except Exception as e:  # noqa: BLE001  # Each kind of storage has its own.
+    reason = getattr(e, 'strerror', None) or str(e)
+    raise UserError(f'cannot write to {job_log_dir} ({reason}): name one that you may write') from e
+  return 'writable'
