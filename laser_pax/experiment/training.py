@@ -169,12 +169,24 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     """
     super().__init__()
     self._micro_batches = micro_batches
+    self._has_run = False
 
   def setup(self, task, train_input, *args, **kwargs) -> None:
     """Sets the program up, and moves the data to the step where training continues."""
     super().setup(task, train_input, *args, **kwargs)
     if hasattr(train_input, 'go_to'):
       train_input.go_to(self._initial_step)
+
+  def run(self, state, step):
+    """Runs one step; the first one on a copy of the state, if on a CPU.
+
+    A restored state lies in memory that is not XLA's. A step gives its state's memory away, and one
+    that was compiled by an earlier process (`compiled` in the cache folder) then crashes on a CPU.
+    """
+    if jax.default_backend() == 'cpu' and not self._has_run:
+      state = jax.tree.map(jnp.copy, state)
+    self._has_run = True
+    return super().run(state, step)
 
   def _get_train_step(self, inputs):
     """Compiles the step at the first call, like the method that it overrides."""
