@@ -26,10 +26,10 @@ def main(variant: str, rows: int = 40) -> None:
     os.environ['XLA_FLAGS'] = f'--xla_dump_to={folder}/hlo --xla_dump_hlo_as_text'
     os.environ['JAX_PLATFORMS'] = 'cpu'
     seconds = _trace(variant, f'{folder}/trace')
-    known, took = _operations(f'{folder}/hlo'), _took(f'{folder}/trace')
+    shapes, took = _operations(f'{folder}/hlo'), _took(f'{folder}/trace')
   print(f'{seconds:.3f} s a step; on its thread {sum(took.values()):.3f} s; of it, in ms:')
   for name, spent in took.most_common(rows):
-    print(f'{1e3 * spent:7.1f}  {name:44} {known.get(name, "")}')
+    print(f'{1e3 * spent:7.1f}  {name:44} {shapes.get(name, "")}')
 
 
 def _trace(variant: str, folder: str) -> float:
@@ -54,13 +54,13 @@ def _trace(variant: str, folder: str) -> float:
 def _operations(folder: str) -> dict[str, str]:
   """Returns the shape of each operation of the compiled step, and its place in the model."""
   (text,) = glob.glob(f'{folder}/*_wrapped_step_fn*cpu_after_optimizations.txt')
-  found = {}
+  shapes = {}
   with open(text) as lines:
     for line in lines:
       if named := re.match(r'\s+(?:ROOT )?%?([\w.-]+) = (\S+) ', line):
         source = re.search(r'op_name="([^"]*)"', line)
-        found[named[1]] = f'{named[2][:32]:34}{source[1][-90:] if source else ""}'
-  return found
+        shapes[named[1]] = f'{named[2][:32]:34}{source[1][-90:] if source else ""}'
+  return shapes
 
 
 def _took(folder: str) -> collections.Counter:

@@ -52,7 +52,7 @@ VARIANTS = {'laser': configs.C4LaserTiny, 'standard': configs.C4StandardTiny, 's
 
 def experiment(variant: str, batch: int, length: int):
   """Returns a variant's experiment at the benchmark's sizes."""
-  found = VARIANTS[variant]()
+  variant_experiment = VARIANTS[variant]()
   sizes = dict(NUM_LAYERS=turns.LAYERS, MODEL_DIMS=turns.DIMS, HIDDEN_DIMS=turns.HIDDEN)
   sizes |= dict(DIMS_PER_HEAD=turns.DIMS // turns.HEADS, VOCAB_SIZE=turns.VOCAB)
   sizes |= dict(GLOBAL_BATCH_SIZE=batch, SEQ_LEN=length, FPROP_DTYPE=jnp.float32)
@@ -60,8 +60,8 @@ def experiment(variant: str, batch: int, length: int):
   sizes |= dict(ADAM_BETA1=turns.BETAS[0], ADAM_BETA2=turns.BETAS[1], ADAM_EPSILON=turns.EPSILON)
   sizes |= dict(CLIP_GRADIENT_NORM_TO_VALUE=0.0, ICI_MESH_SHAPE=[1, 1, 1])
   for name, value in sizes.items():
-    setattr(found, name, value)
-  return found
+    setattr(variant_experiment, name, value)
+  return variant_experiment
 
 
 def random_batch(rng: np.random.Generator, batch: int, length: int) -> py_utils.NestedMap:
@@ -104,5 +104,5 @@ def prepare(variant: str, batch: int, length: int):
 
 
 if __name__ == '__main__':
-  asked = turns.arguments(*VARIANTS)
-  turns.serve(lambda: prepare(asked.variant, asked.batch, asked.length))
+  args = turns.arguments(*VARIANTS)
+  turns.serve(lambda: prepare(args.variant, args.batch, args.length))

@@ -58,5 +58,5 @@ def prepare(variant: str, batch: int, length: int):
 
 
 if __name__ == '__main__':
-  asked = turns.arguments('plain', 'flash')
-  turns.serve(lambda: prepare(asked.variant, asked.batch, asked.length))
+  args = turns.arguments('plain', 'flash')
+  turns.serve(lambda: prepare(args.variant, args.batch, args.length))

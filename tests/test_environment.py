@@ -42,7 +42,7 @@ def _versions(file, python='3.11'):
   return versions
 
 
-def _asked(requirements):
+def _unconditional(requirements):
   return [r for r in map(Requirement, requirements) if not r.marker]
 
 
@@ -62,11 +62,11 @@ def test_file_holds_names_versions_and_hashes_alone(file):
 @pytest.mark.parametrize('file', _FILES)
 def test_file_satisfies_pyproject(file, python):
   versions = _versions(file, python)
-  wanted = _asked(_PROJECT['project']['dependencies'])
-  wanted += _asked(_PROJECT['tool']['uv']['override-dependencies'])
+  direct = _unconditional(_PROJECT['project']['dependencies'])
+  direct += _unconditional(_PROJECT['tool']['uv']['override-dependencies'])
   if file == 'requirements-dev.txt':
-    wanted += _asked(_PROJECT['dependency-groups']['dev'])
-  for requirement in wanted:
+    direct += _unconditional(_PROJECT['dependency-groups']['dev'])
+  for requirement in direct:
     version = versions.get(canonicalize_name(requirement.name))
     assert version and requirement.specifier.contains(version), f'{requirement}: {version}'
 
@@ -120,16 +120,16 @@ def _setup(clone, *args, path=None):
 
 
 def test_setup_refuses_an_unknown_kind(clone):
-  done = _setup(clone, 'npu')
-  assert done.returncode == 1
-  assert done.stderr == "error: expected cpu, tpu, gpu or dev, got 'npu'\n"
+  completed = _setup(clone, 'npu')
+  assert completed.returncode == 1
+  assert completed.stderr == "error: expected cpu, tpu, gpu or dev, got 'npu'\n"
 
 
 def test_setup_leaves_a_foreign_venv_alone(clone):
   (clone / '.venv').mkdir()
   (clone / '.venv' / 'precious').write_text('mine')
-  done = _setup(clone)
-  assert done.returncode == 1 and 'mv .venv .venv.old' in done.stderr
+  completed = _setup(clone)
+  assert completed.returncode == 1 and 'mv .venv .venv.old' in completed.stderr
   assert [f.name for f in (clone / '.venv').iterdir()] == ['precious']
 
 
@@ -141,10 +141,10 @@ def test_setup_without_a_usable_python(clone, tmp_path):
   old = tools / 'python3'
   old.write_text('#!/bin/sh\necho Python 3.9.2\nexit 1\n')
   old.chmod(0o755)
-  done = _setup(clone, path=str(tools))
-  assert done.returncode == 1
-  assert 'Python 3.11, 3.12 or 3.13' in done.stderr and '3.9.2' in done.stderr
-  assert 'apt-get install' in done.stderr and not (clone / '.venv').exists()
+  completed = _setup(clone, path=str(tools))
+  assert completed.returncode == 1
+  assert 'Python 3.11, 3.12 or 3.13' in completed.stderr and '3.9.2' in completed.stderr
+  assert 'apt-get install' in completed.stderr and not (clone / '.venv').exists()
 
 
 def test_setup_does_nothing_when_nothing_changed(clone, tmp_path):
@@ -167,8 +167,8 @@ esac
 
   def installations(*args):
     log.write_text('')
-    done = _setup(clone, *args, path=path)
-    assert done.returncode == 0, done.stderr
+    completed = _setup(clone, *args, path=path)
+    assert completed.returncode == 0, completed.stderr
     return len(log.read_text().splitlines())
 
   assert installations() == 2  # The requirements, then the project.
@@ -183,7 +183,7 @@ esac
 
 def test_package_imports_neither_tensorflow_nor_paxml():
   program = 'import sys, laser_pax.cli, laser_pax; print(*sys.modules)'
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=_ROOT
   )
-  assert not {'tensorflow', 'paxml', 'praxis', 'jax'} & set(done.stdout.split())
+  assert not {'tensorflow', 'paxml', 'praxis', 'jax'} & set(completed.stdout.split())

@@ -43,9 +43,9 @@ def succeeds(run):
   """Runs one of the README's commands in a folder, and returns what it printed."""
 
   def succeeds(command: str, cwd, **env) -> str:
-    done = run(command, cwd, **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    completed = run(command, cwd, **env)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
   return succeeds
 
@@ -53,11 +53,11 @@ def succeeds(run):
 def _subprocess(command: list[str], cwd) -> str:
   path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PATH': path, 'PYTHONPATH': f'{ROOT}:{cwd}'}
-  done = subprocess.run(
+  completed = subprocess.run(
     command, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
   )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
+  assert completed.returncode == 0, completed.stdout + completed.stderr
+  return completed.stdout
 
 
 def test_no_command_is_left_out():

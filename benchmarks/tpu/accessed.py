@@ -147,34 +147,34 @@ def accessed(name: str, layers: int) -> Accessed:
 def main() -> None:
   """Writes docs/fused.md's table of the pair, and docs/results/accessed.jsonl."""
   libtpu.use()
-  found = []
+  measured = []
   with open(page.RESULTS / 'accessed.jsonl', 'w') as kept:
     for name in PAIR:
       for layers in LAYERS:
-        found.append(accessed(name, layers))
-        kept.write(json.dumps(dataclasses.asdict(found[-1])) + '\n')
-        print(found[-1], flush=True)
+        measured.append(accessed(name, layers))
+        kept.write(json.dumps(dataclasses.asdict(measured[-1])) + '\n')
+        print(measured[-1], flush=True)
         jax.clear_caches()
-  page.replace('accessed', table([dataclasses.asdict(x) for x in found]), page.DOCS / 'fused.md')
+  page.replace('accessed', table([dataclasses.asdict(x) for x in measured]), page.DOCS / 'fused.md')
 
 
-def of_layers(found: list[dict], experiment: str, field: str, layers: int) -> float:
+def extrapolate(measured: list[dict], experiment: str, field: str, layers: int) -> float:
   """Extends the figures of the compiled experiments, by a straight line, to a number of layers."""
   few, more = (
-    next(r[field] for r in found if (r['experiment'], r['layers']) == (experiment, n))
+    next(r[field] for r in measured if (r['experiment'], r['layers']) == (experiment, n))
     for n in LAYERS
   )
   return few + (more - few) / (LAYERS[1] - LAYERS[0]) * (layers - LAYERS[0])
 
 
-def table(found: list[dict]) -> str:
+def table(measured: list[dict]) -> str:
   """Returns the table: GiB of both, and their ratio, with few layers and with all."""
   names = {'hbm_bytes': 'through HBM', 'xla_bytes': "XLA's bytes accessed"}
   every = getattr(configs, PAIR[0]).NUM_LAYERS
   rows = []
   for field, title in names.items():
     for layers in (*LAYERS, every):
-      standard, laser = (of_layers(found, name, field, layers) for name in PAIR)
+      standard, laser = (extrapolate(measured, name, field, layers) for name in PAIR)
       cells = f'{standard / 2**30:.3f}', f'{laser / 2**30:.3f}', f'{laser / standard:.4f}'
       rows.append([title, str(layers), *cells])
   return page.rows(['GiB a chip and step', 'layers', *(f'`{x}`' for x in PAIR), 'ratio'], rows)

@@ -124,18 +124,18 @@ def costs() -> Iterator[Cost]:
 def main() -> None:
   """Writes docs/fused.md's table, and docs/results/fused.jsonl."""
   libtpu.use()
-  found = []
+  measured = []
   with open(page.RESULTS / 'fused.jsonl', 'w') as kept:
     for cost in costs():
       kept.write(json.dumps(dataclasses.asdict(cost)) + '\n')
       print(cost, flush=True)
-      found.append(cost)
-  page.replace('fused', _table(found), page.DOCS / 'fused.md')
+      measured.append(cost)
+  page.replace('fused', _table(measured), page.DOCS / 'fused.md')
 
 
-def _table(found: list[Cost]) -> str:
+def _table(measured: list[Cost]) -> str:
   rows = (
-    [chip, f'{tokens:,}', *(_cell(c) for c in found if (c.chip, c.tokens) == (chip, tokens))]
+    [chip, f'{tokens:,}', *(_cell(c) for c in measured if (c.chip, c.tokens) == (chip, tokens))]
     for chip in CHIPS
     for tokens in TOKENS
   )

@@ -60,8 +60,8 @@ def step(kind: str, model_dims: int, words: int) -> tuple[Callable, dict]:
       layer_input = layer.apply(variables, ids, method='emb_lookup') + inputs
       # It keeps XLA from joining the lookup and the loss, as the layers between them do.
       layer_input = jax.lax.optimization_barrier(layer_input)
-      found = layer.apply(variables, layer_input, weights[..., None], class_ids=labels[..., None])
-    return found.avg_xent, (found.per_example_xent, found.per_example_argmax)
+      output = layer.apply(variables, layer_input, weights[..., None], class_ids=labels[..., None])
+    return output.avg_xent, (output.per_example_xent, output.per_example_argmax)
 
   def shape(*dims):
     return jax.ShapeDtypeStruct(dims, jnp.float32)
@@ -136,14 +136,14 @@ def main() -> None:
   print('| lookup and loss | pod | form | temporaries, GiB | sent, GiB |\n|---|---|---|---|---|')
   for experiment, pod in _PLANS:
     for kind in _KINDS:
-      found = on_slice(kind, experiment, pod)
-      cells = f'{found["temporaries"]:.2f} | {found["sent"]:.2f}'
+      gibibytes = on_slice(kind, experiment, pod)
+      cells = f'{gibibytes["temporaries"]:.2f} | {gibibytes["sent"]:.2f}'
       print(f'| `{experiment}` | {pod} | {kind} | {cells} |', flush=True)
-  found = on_cpu()
+  costs = on_cpu()
   print('\n| form | CPU, ms | temporaries, MiB |\n|---|---|---|')
-  for kind, (milliseconds, memory) in found.items():
+  for kind, (milliseconds, memory) in costs.items():
     print(f'| {kind} | {milliseconds:.0f} | {memory:.0f} |')
-  print(f'ratio {found["Praxis"][0] / found["lean"][0]:.2f}')
+  print(f'ratio {costs["Praxis"][0] / costs["lean"][0]:.2f}')
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ def write_pods() -> int:
   Returns:
     The exit code: 1 where one does not fit.
   """
-  found = _compile_all(
+  records = _compile_all(
     PODS,
     (
       reports.report(getattr(configs, name)().on(pod))
@@ -49,8 +49,8 @@ def write_pods() -> int:
       for name in pair
     ),
   )
-  page.replace('pods', pods_tables(found), PAGE)
-  return 0 if all(r['fits'] for r in found) else 1
+  page.replace('pods', pods_tables(records), PAGE)
+  return 0 if all(r['fits'] for r in records) else 1
 
 
 def write_meshes() -> int:
@@ -60,41 +60,41 @@ def write_meshes() -> int:
     The exit code: 1 where the rule's own does not fit.
   """
   sizes = [laser for _, laser in pairs()]
-  found = _compile_all(
+  records = _compile_all(
     MESHES,
     (r for name in sizes for r in search.compile_layouts(getattr(configs, name)().on())),
   )
-  page.replace('meshes', meshes_tables(found), PAGE)
-  return 0 if all(r['fits'] for r in found if r['is_rule']) else 1
+  page.replace('meshes', meshes_tables(records), PAGE)
+  return 0 if all(r['fits'] for r in records if r['is_rule']) else 1
 
 
-def pods_tables(found: list[dict]) -> str:
+def pods_tables(records: list[dict]) -> str:
   """Returns the tables of the pairs on their slices, from reports as kept in `PODS`."""
-  return f'{_pods_table(found)}\n\n{_ratio_table(found)}'
+  return f'{_pods_table(records)}\n\n{_ratio_table(records)}'
 
 
-def meshes_tables(found: list[dict]) -> str:
+def meshes_tables(records: list[dict]) -> str:
   """Returns the tables of layouts, from reports as kept in `MESHES`."""
-  names = dict.fromkeys(r['experiment'] for r in found)
-  return '\n\n'.join(_mesh_table(found, name) for name in names)
+  names = dict.fromkeys(r['experiment'] for r in records)
+  return '\n\n'.join(_mesh_table(records, name) for name in names)
 
 
 def _compile_all(kept: pathlib.Path, compiled: Iterable[reports.Report]) -> list[dict]:
   """Writes each report to a file as it comes, prints a line, and returns all reports."""
-  start, found = time.time(), []
+  start, records = time.time(), []
   kept.parent.mkdir(exist_ok=True)
   part = kept.with_suffix('.part')  # The earlier file stays until the new one is complete.
   with open(part, 'w') as file:
     for r in compiled:
       fields = r.to_json() | {'is_rule': r.layout == _ruled(r)}
-      found.append(fields)
+      records.append(fields)
       file.write(json.dumps(fields) + '\n')
       file.flush()
       where = f'{r.experiment} on {r.pod.name}, {reports.describe(r.layout)}'
       print(f'{time.time() - start:6.0f} s  {where}: {console.verdict(r)}', flush=True)
       jax.clear_caches()
   part.replace(kept)
-  return found
+  return records
 
 
 def _ruled(r: reports.Report) -> layouts.Layout:
@@ -110,11 +110,11 @@ def _layout_cells(r: dict) -> list[str]:
   ]
 
 
-def _pods_table(found: list[dict]) -> str:
+def _pods_table(records: list[dict]) -> str:
   header = ['experiment', 'pod', 'mesh', 'layers keep', 'parts', 'state', 'temporaries', 'peak']
   header += ['of the memory', "evaluation's peak", 'sent', 'compute, ms', 'send, ms', 'memory, ms']
   header += ['MFU bound', 'compile, s']
-  return page.rows(header, (_pods_row(r) for r in found))
+  return page.rows(header, (_pods_row(r) for r in records))
 
 
 def _pods_row(r: dict) -> Iterator[str]:
@@ -141,8 +141,8 @@ def _computed(parts: dict) -> float:
   return parts['weights'] + parts['attention'] + parts['rematerialisation'] - parts['skipped']
 
 
-def _ratio_table(found: list[dict]) -> str:
-  by_name = {(r['experiment'], r['pod']): r for r in found}
+def _ratio_table(records: list[dict]) -> str:
+  by_name = {(r['experiment'], r['pod']): r for r in records}
   body = []
   for (name, pod), laser in by_name.items():
     if 'Laser' not in name:
@@ -160,8 +160,8 @@ def _ratio_table(found: list[dict]) -> str:
   return page.rows(['LASER over standard', 'pod', 'temporaries', 'peak', 'sent', 'FLOPs'], body)
 
 
-def _mesh_table(found: list[dict], name: str) -> str:
-  own = [r for r in found if r['experiment'] == name]
+def _mesh_table(records: list[dict], name: str) -> str:
+  own = [r for r in records if r['experiment'] == name]
   header = ['mesh', 'layers keep', 'parts', 'peak', 'by the estimate', 'sent']
   header += ['compute, ms', 'send, ms', 'memory, ms', 'in turn, ms', 'MFU bound', '']
   order = sorted(own, key=lambda r: (not r['fits'], r['seconds'] and r['seconds']['in_turn']))

@@ -320,7 +320,7 @@ def _normalised(name: str) -> str:
 def _ask_devices() -> Devices:
   """Asks jax in a process of its own, which may hang or crash."""
   try:
-    asked = subprocess.run(
+    completed = subprocess.run(
       [sys.executable, '-c', _DEVICES_PROGRAM],
       capture_output=True,
       text=True,
@@ -328,10 +328,10 @@ def _ask_devices() -> Devices:
     )
   except subprocess.TimeoutExpired:
     return Devices((), f'jax gave no answer in {_DEVICES_TIMEOUT_S} s')
-  if asked.returncode:
-    lines = asked.stderr.strip().splitlines()
-    return Devices((), f'jax failed: {lines[-1] if lines else asked.returncode}')
-  return Devices(tuple(json.loads(asked.stdout.splitlines()[-1])))
+  if completed.returncode:
+    lines = completed.stderr.strip().splitlines()
+    return Devices((), f'jax failed: {lines[-1] if lines else completed.returncode}')
+  return Devices(tuple(json.loads(completed.stdout.splitlines()[-1])))
 
 
 def _print(findings: list[Finding]) -> None:

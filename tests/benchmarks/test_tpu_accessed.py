@@ -52,13 +52,13 @@ def test_the_page_shows_what_was_kept():
 
 
 def test_laser_moves_little_more_through_hbm():
-  found = _committed()
+  measured = _committed()
   for layers in accessed.LAYERS:
     standard, laser = (
-      next(r for r in found if (r['experiment'], r['layers']) == (name, layers))
+      next(r for r in measured if (r['experiment'], r['layers']) == (name, layers))
       for name in accessed.PAIR
     )
     assert laser['hbm_bytes'] <= 1.03 * standard['hbm_bytes']
     assert laser['temporary_bytes'] <= 1.02 * standard['temporary_bytes']
-  standard, laser = (accessed.of_layers(found, x, 'hbm_bytes', 64) for x in accessed.PAIR)
+  standard, laser = (accessed.extrapolate(measured, x, 'hbm_bytes', 64) for x in accessed.PAIR)
   assert laser <= 1.03 * standard

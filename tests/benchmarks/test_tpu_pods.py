@@ -22,18 +22,18 @@ def test_a_pair_compiles_for_a_v5p_slice_to_the_committed_figures(commands, tpu_
     r = json.loads(line)
     committed[r['experiment'], r['pod']] = r
   flags = ['--exp=C4Laser300M', '--compare=C4Standard300M', '--pod=v5p-64chips', '--json']
-  done = commands.run('laser_pax', ['aot', *flags], timeout=600)
-  assert done.returncode == 0, done.stderr
-  laser, standard = json.loads(done.stdout)
-  for found in (laser, standard):
-    known = committed[found['experiment'], 'v5p-64chips']
-    assert found['fits'] and known['fits']
+  command = commands.run('laser_pax', ['aot', *flags], timeout=600)
+  assert command.returncode == 0, command.stderr
+  laser, standard = json.loads(command.stdout)
+  for report in (laser, standard):
+    expected = committed[report['experiment'], 'v5p-64chips']
+    assert report['fits'] and expected['fits']
     for step in ('train', 'eval'):
       for name in ('state_bytes', 'temporary_bytes', 'peak_bytes'):
-        assert found[step][name] == pytest.approx(known[step][name], rel=0.02), (step, name)
-    assert found['sent_bytes'] == pytest.approx(known['sent_bytes'], rel=0.02)
-    assert found['flops'] == pytest.approx(known['flops'], rel=0.02)
-    assert found['mfu_bound'] == pytest.approx(known['mfu_bound'], rel=0.02)
+        assert report[step][name] == pytest.approx(expected[step][name], rel=0.02), (step, name)
+    assert report['sent_bytes'] == pytest.approx(expected['sent_bytes'], rel=0.02)
+    assert report['flops'] == pytest.approx(expected['flops'], rel=0.02)
+    assert report['mfu_bound'] == pytest.approx(expected['mfu_bound'], rel=0.02)
   assert laser['sent_bytes'] == standard['sent_bytes']
   for name in ('temporary_bytes', 'peak_bytes'):
     assert laser['train'][name] <= 1.02 * standard['train'][name]
@@ -48,9 +48,9 @@ def test_full_rematerialisation_takes_little(
   experiment, layers_per_block, gib, commands, tpu_compiler
 ):
   arguments = ['rematerialised', experiment, layers_per_block]
-  done = commands.run('tests.support.tpu_compiles', arguments, timeout=600)
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout.splitlines()[-1])
+  command = commands.run('tests.support.tpu_compiles', arguments, timeout=600)
+  assert command.returncode == 0, command.stderr
+  report = json.loads(command.stdout.splitlines()[-1])
   assert report['checkpoint_policy'] == 'SAVE_NOTHING'
   assert report['train']['temporary_bytes'] <= gib * 2**30
 
@@ -59,15 +59,15 @@ def test_full_rematerialisation_takes_little(
   ('kept', 'tables'), [(pods.PODS, pods.pods_tables), (pods.MESHES, pods.meshes_tables)]
 )
 def test_the_page_shows_what_was_kept(kept, tables):
-  found = [json.loads(line) for line in kept.read_text().splitlines()]
-  assert tables(found) in pods.PAGE.read_text()
+  records = [json.loads(line) for line in kept.read_text().splitlines()]
+  assert tables(records) in pods.PAGE.read_text()
 
 
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
   reports = [json.loads(line) for line in pods.PODS.read_text().splitlines()]
   by_name = {(r['experiment'], r['pod']): r for r in reports}
-  wanted = {('300M', 64), ('1B', 128), ('2B', 256), ('7B', 256)}
-  for size, chips in wanted:
+  plans = {('300M', 64), ('1B', 128), ('2B', 256), ('7B', 256)}
+  for size, chips in plans:
     for kind in ('v5p', 'v5e'):
       laser, standard = (
         by_name[f'C4{n}{size}', f'{kind}-{chips}chips'] for n in ('Laser', 'Standard')
@@ -81,19 +81,19 @@ def test_all_committed_pairs_fit_and_laser_costs_no_more():
 def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
   for line in pods.PODS.read_text().splitlines():
     r = json.loads(line)
-    found = getattr(configs, r['experiment'])().on(r['pod']).layout()
-    assert list(found.ici_mesh_shape) == r['ici_mesh_shape']
-    assert found.checkpoint_policy.name == r['checkpoint_policy']
-    assert found.micro_batches == r['micro_batches']
+    layout = getattr(configs, r['experiment'])().on(r['pod']).layout()
+    assert list(layout.ici_mesh_shape) == r['ici_mesh_shape']
+    assert layout.checkpoint_policy.name == r['checkpoint_policy']
+    assert layout.micro_batches == r['micro_batches']
 
 
 def test_a_slice_that_is_too_small_is_refused_with_what_would_fit(commands, tpu_compiler):
   flags = ['aot', '--exp=C4Laser7B', '--pod=v5e-4chips']
-  done = commands.run('laser_pax', flags)
-  assert done.returncode == 1, done.stderr
-  assert 'DOES NOT FIT v5e-4chips' in done.stdout and 'v5e-64chips' in done.stdout
-  done = commands.run('laser_pax', [*flags, '--json'])
-  assert done.returncode == 1 and json.loads(done.stdout)[0]['fits'] is False
+  command = commands.run('laser_pax', flags)
+  assert command.returncode == 1, command.stderr
+  assert 'DOES NOT FIT v5e-4chips' in command.stdout and 'v5e-64chips' in command.stdout
+  command = commands.run('laser_pax', [*flags, '--json'])
+  assert command.returncode == 1 and json.loads(command.stdout)[0]['fits'] is False
 
 
 def test_the_rules_mesh_beats_the_plain_one_of_each_size():

@@ -154,17 +154,18 @@ def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
   vocab = tmp_path / 'v.model'
   vocab.write_bytes(b'')
   environ = {sources.DATA_DIR_VARIABLE: str(tmp_path), sources.VOCAB_VARIABLE: str(vocab)}
-  found = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
-  assert (found['data'].state, found['data'].actual) == ('ok', str(tmp_path))
-  assert (found['vocabulary'].state, found['vocabulary'].actual) == ('ok', str(vocab))
+  findings = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
+  assert (findings['data'].state, findings['data'].actual) == ('ok', str(tmp_path))
+  assert (findings['vocabulary'].state, findings['vocabulary'].actual) == ('ok', str(vocab))
 
 
 def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.delenv(sources.DATA_DIR_VARIABLE, raising=False)
-  found = {f.subject: f for f in _diagnose(healthy)}
-  assert found['data'].state == found['vocabulary'].state == 'note'
-  assert 'laser_pax prepare' in found['data'].fix and 'laser_pax vocab' in found['vocabulary'].fix
+  findings = {f.subject: f for f in _diagnose(healthy)}
+  assert findings['data'].state == findings['vocabulary'].state == 'note'
+  assert 'laser_pax prepare' in findings['data'].fix
+  assert 'laser_pax vocab' in findings['vocabulary'].fix
 
 
 def test_job_folder_that_cannot_be_written(healthy, tmp_path):
@@ -179,13 +180,13 @@ def test_job_folder_is_not_made(healthy):
 
 
 def test_command_reports_this_environment(tmp_path):
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-m', 'laser_pax', 'doctor', f'--job_log_dir={tmp_path}'],
     env=os.environ | {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200', sources.DATA_DIR_VARIABLE: '/none'},
     capture_output=True,
     text=True,
     timeout=120,
   )
-  assert done.returncode == 1, done.stderr
-  assert 'paxml' in done.stdout and 'cpu' in done.stdout
-  assert 'python -m laser_pax prepare c4 SOURCE... --out /none' in done.stdout
+  assert completed.returncode == 1, completed.stderr
+  assert 'paxml' in completed.stdout and 'cpu' in completed.stdout
+  assert 'python -m laser_pax prepare c4 SOURCE... --out /none' in completed.stdout

@@ -29,10 +29,10 @@ def _start(starts, program, name='1'):
 
 def _ended(starts):
   deadline = time.time() + 30
-  while (found := host.status(starts)).state == 'running':
+  while (status := host.status(starts)).state == 'running':
     assert time.time() < deadline
     time.sleep(0.05)
-  return found
+  return status
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def _ended(starts):
 def test_how_it_ended_is_remembered(starts, program, state, code):
   assert host.status(starts).state == 'none'
   assert _start(starts, program).state == 'running'
-  found = _ended(starts)
-  assert (found.state, found.code, found.start, found.last) == (state, code, '1', 'well')
-  assert abs(found.ended - time.time()) < 60
+  status = _ended(starts)
+  assert (status.state, status.code, status.start, status.last) == (state, code, '1', 'well')
+  assert abs(status.ended - time.time()) < 60
 
 
 SLEEPER = 'import time; print("asleep", flush=True); time.sleep(100)'
@@ -135,8 +135,8 @@ def test_the_job_folder_is_probed_and_left_clean(tmp_path):
 
 def test_an_error_is_one_line_of_tabs(tmp_path):
   command = [sys.executable, '-m', 'laser_pax.cli.host', '--worker=3', '--job=none', 'log']
-  done = subprocess.run(
+  completed = subprocess.run(
     command, env={**os.environ, 'HOME': str(tmp_path)}, capture_output=True, text=True, check=False
   )
-  assert done.returncode == 1
-  assert done.stdout == 'laser_pax\t3\terror\tnothing was started on this host\n'
+  assert completed.returncode == 1
+  assert completed.stdout == 'laser_pax\t3\terror\tnothing was started on this host\n'

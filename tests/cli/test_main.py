@@ -18,12 +18,14 @@ def test_help_is_quick_and_imports_nothing_heavy(args):
     'except SystemExit as e:\n'
     "  print(e.code, *({'tensorflow', 'paxml', 'jax'} & sys.modules.keys()), file=sys.stderr)\n"
   )
-  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
-  assert done.stderr.splitlines()[-1] == ('0' if args == ['--help'] else '2')
+  completed = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert completed.stderr.splitlines()[-1] == ('0' if args == ['--help'] else '2')
   if args == ['trian']:
-    assert "Did you mean 'train'" in done.stderr
+    assert "Did you mean 'train'" in completed.stderr
   else:
-    assert all(name in done.stdout for name in ('train', 'doctor', 'quickstart'))
+    assert all(name in completed.stdout for name in ('train', 'doctor', 'quickstart'))
 
 
 def test_user_error_is_one_line_and_exit_code_2(monkeypatch, capsys):

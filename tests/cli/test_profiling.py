@@ -29,6 +29,6 @@ def test_a_run_traces_the_named_steps(commands, tmp_path):
   flags = ['--fdl.NUM_TRAIN_STEPS=6', '--fdl.WARMUP_STEPS=1', '--fdl.NUM_LAYERS=1']
   flags += ['--fdl.MODEL_DIMS=64', '--fdl.HIDDEN_DIMS=64', '--noeval_on_test', '--profile=2:4']
   args = ['train', '--fdl_config=C4LaserTiny', *flags, f'--job_log_dir={tmp_path}']
-  done = commands.run('laser_pax', args, env={'XLA_FLAGS': QUICK_COMPILE})
-  assert done.returncode == 0, done.stdout + done.stderr
+  command = commands.run('laser_pax', args, env={'XLA_FLAGS': QUICK_COMPILE})
+  assert command.returncode == 0, command.stdout + command.stderr
   assert _traced_steps(tmp_path / 'profile') == {2, 3}

@@ -99,12 +99,12 @@ def test_says_what_it_is(name):
 def _differences(a, b, path='') -> list[str]:
   """Where two configs differ: paths of classes or values."""
   if isinstance(a, fiddle.Buildable) and isinstance(b, fiddle.Buildable):
-    found = [] if fiddle.get_callable(a) is fiddle.get_callable(b) else [f'{path}:class']
-    names, others = (set(fiddle.ordered_arguments(x, include_defaults=True)) for x in (a, b))
-    found += [f'{path}.{name}' for name in names ^ others]
-    for name in names & others:
-      found += _differences(getattr(a, name), getattr(b, name), f'{path}.{name}')
-    return found
+    paths = [] if fiddle.get_callable(a) is fiddle.get_callable(b) else [f'{path}:class']
+    names, other_names = (set(fiddle.ordered_arguments(x, include_defaults=True)) for x in (a, b))
+    paths += [f'{path}.{name}' for name in names ^ other_names]
+    for name in names & other_names:
+      paths += _differences(getattr(a, name), getattr(b, name), f'{path}.{name}')
+    return paths
   if daglish.is_traversable_type(type(a)) and type(a) is type(b):
     left, right = (daglish.find_node_traverser(type(x)).flatten(x) for x in (a, b))
     if len(left[0]) == len(right[0]):

@@ -71,11 +71,11 @@ class Cloud:
     output = self.folder / 'output.txt'
     process = self.start(*words, output=output)
     try:
-      found = process.wait(timeout=timeout)
+      exit_code = process.wait(timeout=timeout)
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)
       raise AssertionError(output.read_text()) from None
-    assert found == code, output.read_text()
+    assert exit_code == code, output.read_text()
     return output.read_text()
 
   def refused(self, *words: str) -> str:
@@ -88,8 +88,8 @@ class Cloud:
     """The calls of gcloud so far, without `compute tpus` and what is the same in all."""
     log = self.folder / 'calls.log'
     lines = log.read_text().splitlines() if log.exists() else []
-    same = {'compute', 'tpus', '--quiet', '--project=my-project', '--zone=my-zone'}
-    return [[word for word in json.loads(line) if word not in same] for line in lines]
+    shared = {'compute', 'tpus', '--quiet', '--project=my-project', '--zone=my-zone'}
+    return [[word for word in json.loads(line) if word not in shared] for line in lines]
 
   def home(self, worker: int, node: str = 'my-pod') -> pathlib.Path:
     """The home folder of a host."""

@@ -63,29 +63,29 @@ def _calls(bin_) -> list[str]:
 
 
 def test_slurm_trains_one_task_a_gpu(bin_):
-  done = _slurm(bin_, '--exp=C4LaserTiny', '--job_log_dir=a folder')
-  assert done.returncode == 0, done.stderr
+  completed = _slurm(bin_, '--exp=C4LaserTiny', '--job_log_dir=a folder')
+  assert completed.returncode == 0, completed.stderr
   called = _calls(bin_)
   assert called[0] == 'srun' and '.venv/bin/python' in called
   assert {'--exp=C4LaserTiny', '--job_log_dir=a folder', '--multiprocess_gpu'} < set(called)
   assert {'--jax_fully_async_checkpoint', '--exit_after_ondemand_checkpoint'} < set(called)
   assert 'scontrol' not in called
-  asked = (ROOT / 'scripts' / 'slurm_gpu.sh').read_text()
+  script = (ROOT / 'scripts' / 'slurm_gpu.sh').read_text()
   for option in ('gpus-per-node=8', 'ntasks-per-node=8', 'signal=TERM@300', 'requeue'):
-    assert f'#SBATCH --{option}\n' in asked
+    assert f'#SBATCH --{option}\n' in script
 
 
 @pytest.mark.parametrize(('code', 'is_requeued'), [(75, True), (1, False), (137, False)])
 def test_slurm_requeues_after_a_saved_checkpoint_alone(bin_, code, is_requeued):
-  done = _slurm(bin_, '--exp=C4LaserTiny', code=code)
+  completed = _slurm(bin_, '--exp=C4LaserTiny', code=code)
   assert (_calls(bin_)[-3:] == ['scontrol', 'requeue', '17']) == is_requeued
-  assert done.returncode == (0 if is_requeued else code)
+  assert completed.returncode == (0 if is_requeued else code)
 
 
 def test_slurm_does_not_requeue_what_was_cancelled(bin_):
   (bin_ / 'srun').write_text('#!/bin/sh\nkill -TERM $PPID\nexit 75\n')
-  done = _slurm(bin_, '--exp=C4LaserTiny')
-  assert done.returncode == 75 and not _calls(bin_)
+  completed = _slurm(bin_, '--exp=C4LaserTiny')
+  assert completed.returncode == 75 and not _calls(bin_)
 
 
 def test_slurm_refuses_wrong_use(bin_, tmp_path):
@@ -98,8 +98,8 @@ def test_slurm_refuses_wrong_use(bin_, tmp_path):
 
 def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
   flags = ['--exp=C4Laser1B', '--fdl.X=[1, 2]']
-  done = _run(bin_, 'xpk_gke.sh', 'my-run', *flags, '--dry-run', **GKE)
-  assert done.returncode == 0, done.stderr
+  completed = _run(bin_, 'xpk_gke.sh', 'my-run', *flags, '--dry-run', **GKE)
+  assert completed.returncode == 0, completed.stderr
   called = _calls(bin_)
   assert called[:4] == ['xpk', 'workload', 'create', '--dry-run']
   options = dict(word[2:].partition('=')[::2] for word in called[4:])
@@ -133,10 +133,10 @@ def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
   ],
 )
 def test_gke_refuses_wrong_use(bin_, words, settings, expected):
-  done = _run(bin_, 'xpk_gke.sh', *words, **{**GKE, **settings})
-  assert done.returncode == 1 and not _calls(bin_)
-  assert done.stderr.startswith('error: ') and len(done.stderr.splitlines()) == 1
-  assert expected in done.stderr
+  completed = _run(bin_, 'xpk_gke.sh', *words, **{**GKE, **settings})
+  assert completed.returncode == 1 and not _calls(bin_)
+  assert completed.stderr.startswith('error: ') and len(completed.stderr.splitlines()) == 1
+  assert expected in completed.stderr
 
 
 def test_gke_without_xpk_says_what_to_install(bin_):

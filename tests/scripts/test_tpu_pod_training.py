@@ -93,14 +93,14 @@ def _one_process(commands, folder, experiment='C4LaserTiny') -> dict[int, float]
   args = ['train', f'--fdl_config={experiment}', *FLAGS, f'--job_log_dir={folder}']
   args += [f'--data={source.data_dir}', f'--vocab={source.vocab}']
   env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count=4 {QUICK_COMPILE}'}
-  done = commands.run('laser_pax', args, env=env)
-  assert done.returncode == 0, done.stdout + done.stderr
+  command = commands.run('laser_pax', args, env=env)
+  assert command.returncode == 0, command.stdout + command.stderr
   return _losses(folder)
 
 
-def _assert_same(found: dict[int, float], expected: dict[int, float]) -> None:
-  assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
-  assert max(abs(found[step] - expected[step]) for step in found) < 1e-5
+def _assert_same(losses: dict[int, float], expected: dict[int, float]) -> None:
+  assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
+  assert max(abs(losses[step] - expected[step]) for step in losses) < 1e-5
 
 
 @pytest.mark.slow

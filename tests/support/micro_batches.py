@@ -35,10 +35,10 @@ def _series(trainer, state, padded):
 
 def _collectives(text):
   """Counts collectives by name and element type of their first result."""
-  found = re.findall(
+  collectives = re.findall(
     r'= \(?(\w+)\[[^=]* (all-to-all|all-gather|collective-permute)(?:-start)?\(', text
   )
-  return {f'{op} {dtype}': n for (dtype, op), n in collections.Counter(found).items()}
+  return {f'{op} {dtype}': n for (dtype, op), n in collections.Counter(collectives).items()}
 
 
 def main():

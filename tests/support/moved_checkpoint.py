@@ -43,15 +43,15 @@ def main(folder):
   saved = jax.tree.map(np.asarray, trainer.state)
   results = {'saved': [float(o.loss) for o in trainer.train(SAVED_AT, LAST)]}
   for mesh in RESTORED_ON:
-    other = steps.Trainer(steps.experiment('C4LaserTiny'), mesh, state=saved)
-    other.state = _restored(other, folder)
-    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), other.state, saved)
-    shards = {len(x.sharding.device_set) for x in jax.tree.leaves(other.state)}
+    restored = steps.Trainer(steps.experiment('C4LaserTiny'), mesh, state=saved)
+    restored.state = _restored(restored, folder)
+    is_equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), restored.state, saved)
+    shards = {len(x.sharding.device_set) for x in jax.tree.leaves(restored.state)}
     results[str(mesh)] = {
-      'equal': all(jax.tree.leaves(same)),
+      'equal': all(jax.tree.leaves(is_equal)),
       'numbers': sum(x.size for x in jax.tree.leaves(saved)),
       'devices': max(shards),
-      'losses': [float(o.loss) for o in other.train(SAVED_AT, LAST)],
+      'losses': [float(o.loss) for o in restored.train(SAVED_AT, LAST)],
     }
   print(json.dumps(results))
 

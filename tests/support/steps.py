@@ -120,7 +120,7 @@ def experiment(name: str, **changes):
 
   from laser_pax import configs
 
-  found = getattr(configs, name)()
+  small = getattr(configs, name)()
   for attribute, value in {**SIZES, 'FPROP_DTYPE': jnp.float32, **changes}.items():
-    setattr(found, attribute, value)
-  return found
+    setattr(small, attribute, value)
+  return small
