@@ -14,12 +14,12 @@ from laser_pax.errors import UserError
 
 
 class Command(NamedTuple):
-  """Where a command is, and what `--help` says of it without importing it.
+  """The place of a command, and its line in `--help`, which needs no import of the command.
 
   Attributes:
-    target: `module:attribute` of a function, or of a `typer.Typer` that has sub-commands.
-    help: One line.
-    context_settings: Click's, such as `TAKES_ANY_FLAG`.
+    target: The `module:attribute` of a function, or of a `typer.Typer` that has sub-commands.
+    help: The command's line in `--help`.
+    context_settings: Settings of click's context, such as `TAKES_ANY_FLAG`.
   """
 
   target: str
@@ -27,10 +27,10 @@ class Command(NamedTuple):
   context_settings: dict[str, bool] | None = None
 
 
-# TensorFlow only reads data here. What it says at its start helps nobody.
+# TensorFlow only reads data here. Its messages at the start help nobody.
 _QUIET_TENSORFLOW = {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 
-# Flags that the command does not know reach it in `ctx.args`.
+# The command gets the flags that it does not define in `ctx.args`.
 TAKES_ANY_FLAG = {'allow_extra_args': True, 'ignore_unknown_options': True}
 
 COMMANDS = {
@@ -54,21 +54,21 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> None:
   """Runs the command line.
 
-  A `UserError` is printed as `error: message` and exits with code 2; `LASER_PAX_TRACEBACK=1` shows
-  where it came from.
+  A `UserError` is printed as `error: message`, and the exit code is 2. `LASER_PAX_TRACEBACK=1`
+  shows its traceback.
 
   Args:
-    args: The words after the program's name; by default those of the process.
+    args: The words after the program's name. The default is the process's own.
 
   Raises:
-    SystemExit: always, with the command's exit code.
+    SystemExit: Raised always, with the command's exit code.
   """
   args = sys.argv[1:] if args is None else list(args)
   for variable, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(variable, value)
-  called = next((arg for arg in args if not arg.startswith('-')), None)
+  command_name = next((arg for arg in args if not arg.startswith('-')), None)
   try:
-    _app(called)(args=args, prog_name='python -m laser_pax')
+    _app(command_name)(args=args, prog_name='python -m laser_pax')
   except UserError as e:
     if os.environ.get('LASER_PAX_TRACEBACK') == '1':
       raise
@@ -76,8 +76,8 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(2)
 
 
-def _app(called: str | None) -> typer.Typer:
-  """Makes an app that knows all commands, but has imported only the called one."""
+def _app(command_name: str | None) -> typer.Typer:
+  """Makes an app that lists all commands and has imported only the called one."""
   app = typer.Typer(
     help='LASER attention on PAX: experiments, data and tools.',
     add_completion=False,
@@ -85,7 +85,7 @@ def _app(called: str | None) -> typer.Typer:
     pretty_exceptions_enable=False,
   )
   for name, command in COMMANDS.items():
-    target = _load(command.target) if name == called else _not_imported
+    target = _load(command.target) if name == command_name else _not_imported
     if isinstance(target, typer.Typer):
       app.add_typer(target, name=name)
     else:
@@ -95,7 +95,7 @@ def _app(called: str | None) -> typer.Typer:
 
 
 def _not_imported() -> None:
-  """Stands in the list of commands for one that is not called."""
+  """Takes the place of each command that is not called."""
 
 
 def _load(target: str):

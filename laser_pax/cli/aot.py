@@ -1,4 +1,4 @@
-"""`python -m laser_pax aot`: what the TPU compiler says of an experiment on a slice."""
+"""`python -m laser_pax aot`: compiles an experiment for a TPU slice, without a TPU."""
 
 import ast
 import contextlib
@@ -24,10 +24,11 @@ def aot(
   ctx: typer.Context,
   exp: Annotated[str | None, typer.Option(help='Experiment: C4Laser2B, ...')] = None,
   pod: Annotated[
-    str | None, typer.Option(help='A slice of configs/pods; by default the one it is planned for.')
+    str | None,
+    typer.Option(help="A slice of configs/pods. The default is the experiment's own."),
   ] = None,
   compare: Annotated[
-    str | None, typer.Option(help='Another experiment; prints the ratio of each figure.')
+    str | None, typer.Option(help='Another experiment. The ratio of each figure is printed.')
   ] = None,
   as_json: Annotated[bool, typer.Option('--json', help='Print JSON instead of tables.')] = False,
   meshes: Annotated[
@@ -36,16 +37,18 @@ def aot(
   every: Annotated[
     bool,
     typer.Option(
-      '--all', help='Every experiment of this package that is planned for TPUs, on v5p and on v5e.'
+      '--all',
+      help='Compile every experiment that is planned for TPUs, for v5p and v5e.',
     ),
   ] = False,
   fetch: Annotated[bool, typer.Option('--fetch', help='Fetch the TPU compiler, once.')] = False,
 ) -> None:
   """Compiles an experiment's real train and evaluation steps for a TPU slice, without a TPU.
 
-  Reports memory of a chip, what chips send each other, FLOPs, and bounds of a step's time and of
-  MFU. The exit code is 1 where it does not fit. --fdl.NAME=VALUE changes an attribute of the
-  experiment, as for `train`: --fdl.ICI_MESH_SHAPE=[16,16,1] --fdl.CHECKPOINT_POLICY=save_nothing.
+  The report has a chip's memory, the bytes that chips send each other, FLOPs, and bounds of a
+  step's time and of MFU. The exit code is 1 if the experiment does not fit. --fdl.NAME=VALUE
+  changes an attribute of the experiment, as for `train`: --fdl.ICI_MESH_SHAPE=[16,16,1]
+  --fdl.CHECKPOINT_POLICY=save_nothing.
   """
   if fetch:
     print(libtpu.fetch())
@@ -58,7 +61,7 @@ def aot(
     if exp is None:
       raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
     names = [experiments.full_name(name) for name in (exp, compare) if name]
-    # All this before paxml is imported.
+    # libtpu must be chosen before paxml is imported.
     if pod is None or slices.find(pod).chip.platform == 'tpu':
       libtpu.use()
     planned = [_plan(name, pod, overrides) for name in names]
@@ -93,10 +96,10 @@ def _every_plan(overrides: dict) -> Iterator['Experiment']:
 
 
 def _report(planned: list['Experiment'], as_json: bool) -> int:
-  """Compiles one experiment, or two to compare, and prints what the compiler says.
+  """Compiles one experiment, or two to compare, and prints the compiler's figures.
 
   Returns:
-    The exit code: 1 where one does not fit.
+    The exit code: 1 if one does not fit.
   """
   import jax
 
@@ -122,10 +125,10 @@ def _report(planned: list['Experiment'], as_json: bool) -> int:
 
 
 def _rank(experiment: 'Experiment', as_json: bool) -> int:
-  """Compiles several layouts, and prints them, the fastest that fits first.
+  """Compiles several layouts and prints them. The fastest that fits comes first.
 
   Returns:
-    The exit code: 1 where the rule's does not fit.
+    The exit code: 1 if the rule's layout does not fit.
   """
   from laser_pax.costs import console, reports, search
 
@@ -142,10 +145,10 @@ def _rank(experiment: 'Experiment', as_json: bool) -> int:
 
 
 def _overrides(flags: list[str]) -> dict:
-  """Reads --fdl.NAME=VALUE, the value as Python writes it, or a bare word.
+  """Reads --fdl.NAME=VALUE. The value is a Python literal or a bare word.
 
   Raises:
-    UserError: a flag has another form.
+    UserError: A flag has another form.
   """
   overrides = {}
   for flag in flags:
@@ -161,20 +164,20 @@ def _overrides(flags: list[str]) -> dict:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps what libtpu and XLA write to standard error, and shows it only if something breaks."""
+  """Hides the standard error of libtpu and XLA. An exception shows it."""
   sys.stderr.flush()
-  real = os.dup(2)
-  with tempfile.TemporaryFile() as kept:
-    os.dup2(kept.fileno(), 2)
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as hidden:
+    os.dup2(hidden.fileno(), 2)
     try:
       yield
     except UserError:
       raise
     except Exception:
-      kept.seek(0)
-      os.write(real, kept.read())
+      hidden.seek(0)
+      os.write(stderr, hidden.read())
       raise
     finally:
       sys.stderr.flush()
-      os.dup2(real, 2)
-      os.close(real)
+      os.dup2(stderr, 2)
+      os.close(stderr)

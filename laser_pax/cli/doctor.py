@@ -18,7 +18,8 @@ from typing import Annotated, Literal, NamedTuple
 import typer
 
 PYTHONS = ((3, 11), (3, 13))
-# A PAX run depends on the versions of these; another version of any other package is only noted.
+# A PAX run depends on the versions of these packages. For any other package, another version is
+# only noted.
 PINNED = (
   'paxml',
   'praxis',
@@ -52,10 +53,10 @@ class Finding(NamedTuple):
   """One line of the report.
 
   Attributes:
-    subject: What was looked at.
-    state: `ok`; `note` for what only some runs need; `wrong` for what must be mended.
-    actual: What is there.
-    fix: The command that mends it, one line; empty if nothing is to be done.
+    subject: The thing that was checked.
+    state: The result: `ok`, `note` (only some runs need it) or `wrong` (it must be mended).
+    actual: The state of the thing, in words.
+    fix: The command that mends it, in one line. It is empty if nothing is to be done.
   """
 
   subject: str
@@ -66,17 +67,17 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Environment:
-  """All that the checks look at.
+  """The facts that the checks use.
 
   Attributes:
-    python: Major, minor.
-    installed: Version by normalised package name.
-    required: The same, as the requirements file of this machine's kind pins them.
-    requirements: That file's path.
+    python: Major and minor version of Python.
+    installed: Versions of the installed packages, by normalised name.
+    required: Versions that the requirements file pins, by normalised name.
+    requirements: Path of the requirements file for this kind of machine.
     environ: The environment variables.
     has_tpu: Whether the machine has a TPU.
     has_nvidia: Whether the machine has an NVIDIA GPU.
-    job_dir: Where a run would write.
+    job_dir: The folder that a run would write to.
   """
 
   python: tuple[int, int]
@@ -90,11 +91,11 @@ class Environment:
 
 
 class Devices(NamedTuple):
-  """What jax answered when asked for its devices.
+  """The answer of jax to the question for its devices.
 
   Attributes:
-    names: `platform kind` of each; empty if it failed.
-    error: Why it failed, one line.
+    names: The `platform kind` of each device; empty if jax failed.
+    error: The reason of the failure, in one line.
   """
 
   names: tuple[str, ...]
@@ -106,9 +107,9 @@ def doctor(
     pathlib.Path, typer.Option('--job_log_dir', help='Check that a run could write here.')
   ] = pathlib.Path('.'),
 ) -> None:
-  """Prints versions, devices, data and vocabulary, and the command that mends what is wrong.
+  """Prints versions, devices, data and vocabulary, and the commands that mend faults.
 
-  Exits with 0 if nothing is wrong, else with 1.
+  The exit code is 0 if nothing is wrong, else 1.
   """
   environment = read_environment(job_log_dir)
   findings = diagnose(environment, _ask_devices)
@@ -121,8 +122,8 @@ def diagnose(environment: Environment, ask_devices) -> list[Finding]:
   """Runs every check.
 
   Args:
-    environment: what to look at.
-    ask_devices: returns the `Devices`; called only where jax would answer.
+    environment: The facts to check.
+    ask_devices: A function that returns the `Devices`. It is called only where jax would answer.
   """
   libtpu = check_libtpu(environment)
   if any(f.state == 'wrong' for f in libtpu) and 'JAX_PLATFORMS' not in environment.environ:
@@ -141,7 +142,7 @@ def diagnose(environment: Environment, ask_devices) -> list[Finding]:
 
 
 def check_python(environment: Environment) -> list[Finding]:
-  """Checks that Python is one of those on which the pinned packages exist."""
+  """Checks that the pinned packages exist for this version of Python."""
   version = '.'.join(map(str, environment.python))
   if PYTHONS[0] <= environment.python <= PYTHONS[1]:
     return [Finding('Python', 'ok', version)]
@@ -171,7 +172,7 @@ def check_packages(environment: Environment) -> list[Finding]:
 
 
 def check_clashes(environment: Environment) -> list[Finding]:
-  """Looks for packages that share a folder: whichever was installed last has broken the other."""
+  """Looks for two packages that share a folder. The later one has broken the earlier one."""
   return [
     Finding(
       f'{kept} and {stray}',
@@ -186,7 +187,7 @@ def check_clashes(environment: Environment) -> list[Finding]:
 
 
 def check_libtpu(environment: Environment) -> list[Finding]:
-  """Looks for libtpu where there is no TPU: `jax.devices()` then hangs for minutes."""
+  """Looks for libtpu on a machine without a TPU. There `jax.devices()` hangs for minutes."""
   stray = [name for name in ('libtpu', 'libtpu-nightly') if name in environment.installed]
   if environment.has_tpu or not stray:
     return []
@@ -224,7 +225,7 @@ def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
 
 
 def check_data(environment: Environment) -> list[Finding]:
-  """Looks for the prepared data and the vocabulary; the Tiny experiments need neither."""
+  """Looks for the prepared data and the vocabulary. The Tiny experiments need neither."""
   try:
     from laser_pax.data import sources
     from laser_pax.data.datasets import C4
@@ -252,7 +253,7 @@ def check_data(environment: Environment) -> list[Finding]:
 
 
 def _check_path(subject: str, variable: str, path: str, inside: str, command: str) -> Finding:
-  """Finds `path/inside`; that it is missing is wrong only where a variable names it."""
+  """Looks for `path/inside`. A missing file is wrong only if a variable names it."""
   from etils import epath
 
   if path and (epath.Path(path).expanduser() / inside).exists():
@@ -276,7 +277,7 @@ def check_job_dir(environment: Environment) -> list[Finding]:
 
 
 def read_environment(job_dir: pathlib.Path) -> Environment:
-  """Looks at this machine and this Python."""
+  """Returns the facts of this machine and this Python."""
   installed = {
     _normalised(d.metadata['Name']): d.version for d in importlib.metadata.distributions()
   }
@@ -300,7 +301,7 @@ def read_environment(job_dir: pathlib.Path) -> Environment:
 
 
 def _read_requirements(path: pathlib.Path) -> dict[str, str]:
-  """Returns the pinned version by name, for this Python; nothing where there is no such file."""
+  """Returns the pinned versions for this Python, by name; none if there is no such file."""
   from packaging.requirements import Requirement
 
   required = {}
@@ -318,7 +319,7 @@ def _normalised(name: str) -> str:
 
 
 def _ask_devices() -> Devices:
-  """Asks jax in a process of its own, which may hang or crash."""
+  """Asks jax in a separate process, which may hang or crash."""
   try:
     completed = subprocess.run(
       [sys.executable, '-c', _DEVICES_PROGRAM],

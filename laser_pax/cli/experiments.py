@@ -1,4 +1,4 @@
-"""The experiments that there are, read from the source in milliseconds, without paxml."""
+"""The registered experiments, read from the source in milliseconds, without paxml."""
 
 import ast
 import contextlib
@@ -19,7 +19,7 @@ PACKAGE = 'laser_pax.configs'
 _FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 # The columns of `list`.
 COLUMNS = ('experiment', 'parameters', 'trains on', 'batch', 'steps', 'chips')
-# What `list` shows of each experiment. A test holds it to what `row` computes.
+# The rows that `list` shows. A test compares them with the results of `row`.
 _TABLE = pathlib.Path(__file__).parent / 'experiments.json'
 
 
@@ -31,7 +31,7 @@ def _is_registered(node: ast.AST) -> bool:
 
 @functools.cache
 def registered() -> dict[str, str]:
-  """Returns the docstring's first line of each experiment of this package, by name, in order."""
+  """Returns the first line of each experiment's docstring, by name, in the order of the source."""
   return {
     node.name: (ast.get_docstring(node) or '').split('\n')[0]
     for file in sorted(_FOLDER.glob('*.py'))
@@ -44,11 +44,11 @@ def full_name(name: str) -> str:
   """Returns the experiment's full dotted name.
 
   Args:
-    name: `C4LaserTiny`, `laser_pax.configs.C4LaserTiny`, or a class of a module of your own,
-      `my.module.MyLaser500M`.
+    name: A name such as `C4LaserTiny` or `laser_pax.configs.C4LaserTiny`. A class of a module of
+      your own is named in full: `my.module.MyLaser500M`.
 
   Raises:
-    UserError: there is no such experiment; the message has similar names.
+    UserError: No experiment has this name. The message has similar names.
   """
   module, _, short = name.rpartition('.')
   if short in registered() and f'.{PACKAGE}'.endswith(f'.{module}' if module else ''):
@@ -68,12 +68,12 @@ def _module_exists(module: str) -> bool:
 
 
 def load(name: str) -> type:
-  """Imports an experiment's class to look at it, without the lines that paxml prints meanwhile.
+  """Imports an experiment's class, without the lines that paxml prints meanwhile.
 
-  jax is set to the CPU: looking must not take a TPU from the job that runs on it.
+  jax is set to the CPU, because this must not take a TPU from the job that runs on it.
 
   Raises:
-    UserError: there is no such experiment.
+    UserError: No experiment has this name.
   """
   module, _, short = full_name(name).rpartition('.')
   import jax
@@ -91,17 +91,17 @@ def load(name: str) -> type:
 
 
 def table() -> list[dict[str, str]]:
-  """Returns the table that ships with the package: a `row` of each registered experiment.
+  """Returns the table that ships with the package: a `row` for each registered experiment.
 
-  An experiment that was added since has its name alone: counting its parameters takes paxml, and
-  half a minute.
+  An experiment that is not in the table yet has its name alone. To count its parameters, paxml
+  would take half a minute.
   """
   rows = {row['experiment']: row for row in json.loads(_TABLE.read_text())}
   return [rows.get(name, {'experiment': name}) for name in registered()]
 
 
 def write_table() -> None:
-  """Writes the table anew; for the test that holds it."""
+  """Writes the table again. A test calls this to update the table."""
   rows = [row(load(name)().on()) for name in registered()]
   _TABLE.write_text(json.dumps(rows, indent=1) + '\n')
 

@@ -1,4 +1,4 @@
-"""What scripts/tpu_pod.sh runs on each host of a slice: checks, and a training process of its own.
+"""Starts, follows and ends a training process on one host of a slice, for scripts/tpu_pod.sh.
 
 Each command prints one line: `laser_pax`, the worker's number, and its fields, separated by tabs. A
 start leaves these files on its host, in ~/laser_pax_jobs/JOB/START:
@@ -6,9 +6,9 @@ start leaves these files on its host, in ~/laser_pax_jobs/JOB/START:
 | file | |
 |---|---|
 | command | the words of the command, one a line |
-| console.log | what it printed |
-| runner, pid | the process that waits, the one that trains: number, and when it began |
-| stopped | there if `stop` was asked for |
+| console.log | its output |
+| runner, pid | number and start time of the process that waits, and of the one that trains |
+| stopped | present if `stop` was called |
 | exit | the exit code, 128 + N for signal N, and the second at which it ended |
 """
 
@@ -32,7 +32,7 @@ from laser_pax.errors import UserError
 from laser_pax.experiment import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A folder in the job's folder: a file for each start, which all hosts must see.
+# In this folder of the job's folder, the first host writes a file for each start. All must see it.
 LAUNCHES = 'launches'
 
 
@@ -40,13 +40,13 @@ class Status(NamedTuple):
   """The state of a host's newest start.
 
   Attributes:
-    state: `none`, `running`, `done`, `saved` (it ended after it saved on demand), `stopped`,
-      `failed`, or `lost` (it vanished without an exit code, as when its machine restarts).
-    code: The exit code; 0 where there is none.
-    ended: The second at which it ended; 0 where it did not.
-    start: Which start it is.
-    command: Hash of its command.
-    last: The last line that it printed.
+    state: One of `none`, `running`, `done`, `saved` (it ended after it saved on demand), `stopped`,
+      `failed` and `lost` (it vanished without an exit code, as when its machine restarts).
+    code: The exit code; 0 if there is none.
+    ended: The second at which it ended; 0 if it has not ended.
+    start: The name of the start.
+    command: The hash of its command.
+    last_line: The last line that it printed.
   """
 
   state: str
@@ -54,11 +54,11 @@ class Status(NamedTuple):
   ended: float = 0
   start: str = '-'
   command: str = '-'
-  last: str = '-'
+  last_line: str = '-'
 
 
 def status(starts: pathlib.Path) -> Status:
-  """Looks at the newest of a job's starts: their names sort by time."""
+  """Returns the status of a job's newest start. The names of starts sort by time."""
   commands = sorted(starts.glob('*/command'))
   if not commands:
     return Status('none')
@@ -66,7 +66,7 @@ def status(starts: pathlib.Path) -> Status:
   fields = {
     'start': folder.name,
     'command': hashlib.sha256(commands[-1].read_bytes()).hexdigest()[:12],
-    'last': _last_line(folder / 'console.log'),
+    'last_line': _last_line(folder / 'console.log'),
   }
   if not (folder / 'exit').exists():
     is_alive = _living(folder / 'runner') or _living(folder / 'pid')
@@ -79,10 +79,10 @@ def status(starts: pathlib.Path) -> Status:
 
 
 def start(starts: pathlib.Path, name: str, job_log_dir: str, command: Sequence[str]) -> Status:
-  """Starts the command, detached, once this host sees that the first host announced the start.
+  """Starts the command, detached. This host must see that the first host announced the start.
 
   Raises:
-    UserError: the job runs already, or its folder is not shared by the hosts.
+    UserError: The job runs already, or the hosts do not share its folder.
   """
   from etils import epath
 
@@ -111,9 +111,10 @@ def start(starts: pathlib.Path, name: str, job_log_dir: str, command: Sequence[s
 
 
 def run(folder: pathlib.Path, command: Sequence[str]) -> None:
-  """Runs the command to its end and notes its exit code, whatever signal comes meanwhile."""
+  """Runs the command to its end and notes its exit code. No signal interrupts this."""
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    # A function, as the command would inherit SIG_IGN: the machine's shutdown sends to both.
+    # The handler is a function, because the command would inherit SIG_IGN. A machine that shuts
+    # down sends its signal to both processes.
     signal.signal(number, lambda *_: None)
   process = subprocess.Popen(command)
   _note(folder / 'pid', process.pid)
@@ -128,8 +129,8 @@ def end(starts: pathlib.Path, number: int, *, by_user: bool) -> Status:
 
   Args:
     starts: The job's folder of starts.
-    number: The signal: SIGTERM saves a checkpoint first, if training has begun.
-    by_user: Whether to note that the end was wanted.
+    number: The signal. SIGTERM saves a checkpoint first, if training has begun.
+    by_user: Whether the user called `stop`, which is noted.
   """
   newest = status(starts)
   if newest.state != 'running':
@@ -138,7 +139,7 @@ def end(starts: pathlib.Path, number: int, *, by_user: bool) -> Status:
   if by_user:
     (folder / 'stopped').touch()
   while not (folder / 'pid').exists() and _living(folder / 'runner'):
-    time.sleep(0.1)  # It starts at this moment.
+    time.sleep(0.1)  # The runner has not started it yet.
   if pid := _living(folder / 'pid'):
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, number)
@@ -146,7 +147,7 @@ def end(starts: pathlib.Path, number: int, *, by_user: bool) -> Status:
 
 
 def announce(name: str, job_log_dir: str, text: str) -> None:
-  """Writes into the job's folder what is about to start. The first host calls it."""
+  """Writes the coming start into the job's folder. Only the first host calls this."""
   from etils import epath
 
   folder = epath.Path(job_log_dir).expanduser() / LAUNCHES
@@ -164,15 +165,15 @@ def tail(starts: pathlib.Path, lines: int) -> str:
 
 
 def _note(file: pathlib.Path, pid: int) -> None:
-  """Writes a process down so that no later process of the same number is taken for it."""
+  """Notes a process by number and start time, because a later process may get its number."""
   start_time = '-'
-  with contextlib.suppress(FileNotFoundError):  # It ended already.
+  with contextlib.suppress(FileNotFoundError):  # The process has ended already.
     start_time = _start_time(pid)
   file.write_text(f'{pid} {start_time}\n')
 
 
 def _living(file: pathlib.Path) -> int | None:
-  """Returns the number of the process that was noted, if it lives."""
+  """Returns the number of the noted process, or None if it has ended."""
   with contextlib.suppress(FileNotFoundError, ValueError):
     pid, start_time = file.read_text().split()
     if _start_time(int(pid)) == start_time:
@@ -181,10 +182,10 @@ def _living(file: pathlib.Path) -> int | None:
 
 
 def _start_time(pid: int) -> str:
-  """Returns when the process began, in the kernel's clock.
+  """Returns the start time of a process, in the kernel's clock.
 
   Raises:
-    FileNotFoundError: there is no such process, or it has ended and waits to be read.
+    FileNotFoundError: There is no such process, or it has ended and is a zombie.
   """
   fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
   if fields[0] == 'Z':
@@ -193,7 +194,7 @@ def _start_time(pid: int) -> str:
 
 
 def _last_line(log: pathlib.Path) -> str:
-  """Returns the last line that is no log line: paxml still logs while it shuts down."""
+  """Returns the last line that is no log line, because paxml still logs while it shuts down."""
   with open(log, 'rb') as file:
     file.seek(max(0, log.stat().st_size - 4096))
     lines = file.read().decode(errors='replace').replace('\r', '\n').splitlines()
@@ -226,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-  """Runs one command; a failure is one line, as its answer, and exit code 1."""
+  """Runs one command. A failure prints one line too, and the exit code is 1."""
   args = _parser().parse_args()
   starts = pathlib.Path.home() / 'laser_pax_jobs' / args.job
   try:
@@ -250,7 +251,7 @@ def main() -> None:
         fields = ['ok']
       case 'start':
         fields = start(starts, args.start, args.job_log_dir, args.command)
-  except Exception as e:  # noqa: BLE001  # Whoever asked sees this line alone.
+  except Exception as e:  # noqa: BLE001  # tpu_pod.sh shows this line alone.
     fields = ['error', str(e) or type(e).__name__]
   words = ['laser_pax', args.worker, *map(str, fields)]
   print('\t'.join(' '.join(word.split()) or '-' for word in words), flush=True)

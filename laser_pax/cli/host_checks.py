@@ -1,4 +1,4 @@
-"""What scripts/tpu_pod.sh checks on each host before it starts a job."""
+"""Checks that scripts/tpu_pod.sh makes on each host before it starts a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import socket
 from laser_pax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-# `sha256  path` of each file that `tpu_pod.sh setup` brought.
+# It has a line `sha256  path` for each file that `tpu_pod.sh setup` brought.
 MANIFEST = ROOT / '.manifest'
 
 
@@ -20,8 +20,8 @@ def check(code: str, pod: str, data: str, vocab: str, job_log_dir: str) -> list[
   """Makes all checks that one host can make.
 
   Returns:
-    A line each for code, versions, chips, data with vocabulary, and job folder: `ok: ` and what
-    is there, or `wrong: ` and what to do.
+    Five lines: code, versions, chips, data with vocabulary, and job folder. Each is `ok: STATE` or
+    `wrong: WHAT TO DO`.
   """
   checks = (
     lambda: check_code(code),
@@ -34,13 +34,13 @@ def check(code: str, pod: str, data: str, vocab: str, job_log_dir: str) -> list[
   for one_check in checks:
     try:
       results.append(f'ok: {one_check()}')
-    except Exception as e:  # noqa: BLE001  # Each kind of storage has its own.
+    except Exception as e:  # noqa: BLE001  # Each kind of storage has its own exceptions.
       results.append(f'wrong: {e}')
   return results
 
 
 def check_code(expected: str) -> str:
-  """Compares the files here with those that `setup` brought; returns the hash of the whole.
+  """Compares the files here with the files that `setup` brought. Returns the hash of all files.
 
   Args:
     expected: The hash of the checkout that `tpu_pod.sh` is part of.
@@ -60,7 +60,7 @@ def check_code(expected: str) -> str:
 
 
 def check_versions() -> str:
-  """Compares the packages with the requirements; returns the versions that matter most."""
+  """Compares the packages with the requirements. Returns the versions that matter most."""
   from laser_pax.cli import doctor
 
   environment = doctor.read_environment(pathlib.Path())
@@ -72,7 +72,7 @@ def check_versions() -> str:
 
 
 def check_chips(pod: str) -> str:
-  """Counts the chips of this host without taking hold of them; returns how many there are."""
+  """Counts the chips of this host without taking them. Returns their number and name."""
   from laser_pax.experiment import slices
 
   chip = slices.find(pod).chip
@@ -128,7 +128,7 @@ def check_job_log_dir(job_log_dir: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     probe.write_text('')
     probe.unlink()
-  except Exception as e:  # noqa: BLE001  # Each kind of storage has its own.
+  except Exception as e:  # noqa: BLE001  # Each kind of storage has its own exceptions.
     reason = getattr(e, 'strerror', None) or str(e)
     raise UserError(f'cannot write to {job_log_dir} ({reason}): name one that you may write') from e
   return 'writable'

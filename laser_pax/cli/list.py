@@ -1,4 +1,4 @@
-"""`python -m laser_pax list`: the table of experiments."""
+"""`python -m laser_pax list`: prints the table of experiments."""
 
 from rich.console import Console
 from rich.table import Table

@@ -10,7 +10,7 @@ app = typer.Typer(help='Turns source files into data sets.', no_args_is_help=Tru
 
 @app.callback()
 def _main() -> None:
-  """Keeps `c4` a subcommand: typer drops the name of a single one."""
+  """Keeps `c4` a subcommand. Without this callback typer drops the name of a single command."""
 
 
 @app.command('c4')
@@ -30,7 +30,7 @@ def prepare_c4(
     float, typer.Option(help='share of documents where no file is named *validation*')
   ] = 0.01,
 ) -> None:
-  """Writes c4/en/3.0.1 with a train and a validation split; resumable, and never overwrites."""
+  """Writes c4/en/3.0.1 with a train and a validation split. It resumes, and never overwrites."""
   from rich import console, progress
 
   from laser_pax.data import sources

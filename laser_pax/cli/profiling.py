@@ -13,10 +13,10 @@ def steps(text: str) -> range:
   """Returns the steps that --profile names.
 
   Args:
-    text: START:STOP; step START is traced, STOP is not.
+    text: The value START:STOP. Step START is traced, step STOP is not.
 
   Raises:
-    UserError: it has another form, or names no step.
+    UserError: The value has another form, or names no step.
   """
   match = re.fullmatch(r'(\d+):(\d+)', text)
   traced = range(int(match[1]), int(match[2])) if match else range(0)
@@ -28,7 +28,7 @@ def steps(text: str) -> range:
 
 
 def tracer(text: str | None, folder: str) -> 'Tracer':
-  """Returns a tracer of the steps that --profile names, into a folder; None names none."""
+  """Returns a tracer of the steps that --profile names. If `text` is None, it traces no step."""
   return Tracer(steps(text) if text else range(0), folder)
 
 
@@ -40,20 +40,20 @@ class Tracer:
     self._steps, self._folder, self._is_tracing = traced, folder, False
 
   def before(self, step: int) -> None:
-    """Begins at the first of the steps that this run trains."""
+    """Starts the trace at the first of the steps that this run trains."""
     if step in self._steps and not self._is_tracing:
       with _tensorflow_unharmed():
         jax.profiler.start_trace(self._folder)
       self._is_tracing = True
 
   def after(self, step: int, loss: jax.Array) -> None:
-    """Ends with the last of the steps, once it is computed."""
+    """Ends the trace after the last of the steps, when it is computed."""
     if self._is_tracing and step + 1 not in self._steps:
       loss.block_until_ready()
       self.close()
 
   def close(self) -> None:
-    """Writes what was traced, if the training ended among the steps."""
+    """Writes the trace if training ended before the last of the steps."""
     if self._is_tracing:
       with _tensorflow_unharmed():
         jax.profiler.stop_trace()
@@ -64,8 +64,8 @@ class Tracer:
 def _tensorflow_unharmed() -> Iterator[None]:
   """Puts back a function of TensorFlow that jax's profiler overwrites.
 
-  It sets tensorflow.python.profiler.trace.enabled to True or False, as which TensorFlow once had
-  it; now TensorFlow calls it, and the next checkpoint of the data would end in a TypeError.
+  The profiler sets tensorflow.python.profiler.trace.enabled to True or False. TensorFlow now calls
+  this name, so the next checkpoint of the data would end in a TypeError.
   """
   from tensorflow.python.profiler import trace
 

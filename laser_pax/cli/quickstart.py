@@ -1,4 +1,4 @@
-"""`python -m laser_pax quickstart`: LASER beside standard attention, on real text."""
+"""`python -m laser_pax quickstart`: trains LASER and standard attention on real text."""
 
 import math
 import os
@@ -22,18 +22,18 @@ def quickstart(
   out: Annotated[pathlib.Path, typer.Option(help='Folder of the two runs and the picture.')] = (
     pathlib.Path('runs/quickstart')
   ),
-  steps: Annotated[int | None, typer.Option(help='Fewer steps, for a quick look.')] = None,
+  steps: Annotated[int | None, typer.Option(help='Number of steps; fewer are quicker.')] = None,
 ) -> None:
-  """Trains C4StandardTiny, then C4LaserTiny, and compares them: about ten minutes on two cores.
+  """Trains C4StandardTiny, then C4LaserTiny, and compares them. It takes ten minutes on two cores.
 
-  Both start from the same weights and see the same batches of the State of the Union addresses, at
-  the same schedule. What was trained already is not trained again.
+  Both start from the same weights and have the same schedule. Both see the same batches of the
+  State of the Union addresses. A run that is complete is not trained again.
   """
   console = Console()
   out = out if steps is None else out / f'{steps}-steps'
-  # The sample it is, whatever data the environment names.
-  named = (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE)
-  environment = {name: value for name, value in os.environ.items() if name not in named}
+  # Without these variables the runs train on the sample.
+  data_variables = (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE)
+  environment = {name: value for name, value in os.environ.items() if name not in data_variables}
   for kind, name in _TWINS.items():
     console.rule(f'{name} ({kind} attention)')
     command = [sys.executable, '-m', 'laser_pax', 'train', f'--job_log_dir={out / name}']

@@ -1,4 +1,4 @@
-"""`python -m laser_pax show EXP`: one experiment's resolved facts."""
+"""`python -m laser_pax show EXP`: shows one experiment's resolved facts."""
 
 import inspect
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +49,7 @@ def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]
 
 
 def _attentions(experiment: 'Experiment') -> str:
-  """Names the classes of attention in the resolved model."""
+  """Returns the names of the attention classes in the resolved model."""
   from fiddle import daglish
 
   names = {

@@ -20,11 +20,11 @@ from laser_pax.cli import experiments
 from laser_pax.errors import UserError
 from laser_pax.experiment import jobs
 
-# A job ends half a minute after one of its processes is gone. jax's own values are 10 and 10.
+# A job ends half a minute after one of its processes is gone. jax's defaults are 10 and 10.
 HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 6
 
-# jax keeps so much of what it compiled, the programs that were used last.
+# jax keeps at most this many bytes of compiled programs, the last used ones.
 COMPILED_BYTES = 4 * 2**30
 
 
@@ -33,11 +33,11 @@ class Job:
   """A training job, as the command line asks for it.
 
   Attributes:
-    experiment: The full name.
-    selector: The flag by which paxml is told of it, 'exp' or 'fdl_config'.
-    folder: `--job_log_dir`, local or in a bucket.
+    experiment: The experiment's full name.
+    selector: The flag that names it to paxml, 'exp' or 'fdl_config'.
+    folder: The value of `--job_log_dir`, local or in a bucket.
     flags: All other flags of paxml.
-    attributes: Attributes of the experiment that flags of ours set, by name.
+    attributes: Attributes of the experiment that --data and --vocab set, by name.
     profile: Steps to trace, START:STOP, or None.
   """
 
@@ -77,21 +77,23 @@ def train(
   job_log_dir: Annotated[
     str | None, typer.Option('--job_log_dir', help='Folder of checkpoints, summaries and logs.')
   ] = None,
-  data: Annotated[str | None, typer.Option(help='Prepared data; over DATA_DIR.')] = None,
-  vocab: Annotated[str | None, typer.Option(help='SentencePiece model; over VOCAB.')] = None,
+  data: Annotated[str | None, typer.Option(help='Prepared data; replaces DATA_DIR.')] = None,
+  vocab: Annotated[str | None, typer.Option(help='SentencePiece model; replaces VOCAB.')] = None,
   profile: Annotated[
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
   ] = None,
 ) -> None:
-  """Trains an experiment: paxml.main with a quiet console. Takes every flag of paxml too.
+  """Trains an experiment: paxml.main with a quiet console. It takes every flag of paxml too.
 
-  The console has one progress line, and a line for each evaluation (--noeval_on_test leaves them
-  out). Full logs are in JOB_LOG_DIR/logs, each step's loss in JOB_LOG_DIR/progress.jsonl, and
-  TensorBoard's summaries where PAX writes them. Run again with the same folder, it resumes. Where
-  JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in ~/.cache/laser_pax/runs.
+  The console has one progress line, and a line for each evaluation. --noeval_on_test omits the
+  evaluations. Full logs are in JOB_LOG_DIR/logs, and each step's loss is in
+  JOB_LOG_DIR/progress.jsonl. TensorBoard's summaries are where PAX writes them. The same command
+  resumes a run. If JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in
+  ~/.cache/laser_pax/runs.
 
-  With --exit_after_ondemand_checkpoint and --jax_fully_async_checkpoint, on hosts of a TPU slice or
-  under Slurm, SIGTERM to any process saves a checkpoint and ends all of them with exit code 75.
+  SIGTERM can save a checkpoint and end all processes with exit code 75. This needs
+  --exit_after_ondemand_checkpoint and --jax_fully_async_checkpoint. The processes must run on hosts
+  of a TPU slice or under Slurm.
   """
   flags = list(ctx.args)
   _check_flags(exp, job_log_dir, flags)
@@ -132,7 +134,7 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
   """Refuses flags that paxml would ignore, or refuse only after minutes.
 
   Raises:
-    UserError: for such a flag, a missing flag, or an unknown experiment.
+    UserError: There is such a flag, a flag is missing, or the experiment is unknown.
   """
   if stray := [f for f in flags if not f.startswith('-')]:
     raise UserError(f'unexpected argument {stray[0]!r}: flags are written --name=value')
@@ -167,10 +169,10 @@ def _fdl_config(flags: list[str]) -> str:
 
 
 def _open_folder(job: Job) -> None:
-  """Makes the job's folder and that of its logs.
+  """Makes the job's folder and the folder of its logs.
 
   Raises:
-    UserError: the folder holds another run, or cannot be written.
+    UserError: The folder holds another run, or cannot be written.
   """
   from etils import epath
 
@@ -182,7 +184,7 @@ def _open_folder(job: Job) -> None:
 
 @contextlib.contextmanager
 def _writing_to(job_log_dir: str) -> Iterator[None]:
-  """Says that --job_log_dir cannot be written, where writing fails."""
+  """Raises a UserError that names --job_log_dir if writing fails."""
   try:
     yield
   except OSError as e:
@@ -194,7 +196,7 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
-  """Sends all that this process prints to `log`, that of C++ too; yields the real output."""
+  """Sends all output of this process, also that of C++, to `log`. Yields the real output."""
   sys.stdout.flush()
   sys.stderr.flush()
   saved = [os.dup(fd) for fd in (1, 2)]
@@ -206,9 +208,9 @@ def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
     finally:
       sys.stdout.flush()
       sys.stderr.flush()
-      for fd, real in zip((1, 2), saved, strict=True):
-        os.dup2(real, fd)
-        os.close(real)
+      for fd, original in zip((1, 2), saved, strict=True):
+        os.dup2(original, fd)
+        os.close(original)
 
 
 def _run(job: Job, console: TextIO) -> None:
@@ -244,9 +246,9 @@ def _run(job: Job, console: TextIO) -> None:
 
 
 def _keep_compiled_programs() -> None:
-  """Has jax keep what it compiles, so that a run that starts again need not compile.
+  """Makes jax keep its compiled programs, so that a run that starts again need not compile.
 
-  A folder that the user named in jax's own way stays.
+  If the user has named a folder in jax's own way, that folder stays.
   """
   import jax
 
@@ -259,7 +261,7 @@ def _find_class(name: str) -> type:
   """Imports an experiment's class.
 
   Raises:
-    UserError: there is none of that name.
+    UserError: The module has no such class.
   """
   module, _, class_name = name.rpartition('.')
   namespace = importlib.import_module(module)

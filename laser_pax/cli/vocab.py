@@ -8,12 +8,14 @@ import typer
 
 def vocab(
   data: Annotated[
-    Path, typer.Option(help='data folder made by `prepare c4`, or a source file or folder of them')
+    Path,
+    typer.Option(help='data folder made by `prepare c4`, source file, or folder of source files'),
   ],
   out: Annotated[Path, typer.Option(help='the model file to write; never overwritten')],
   size: Annotated[int, typer.Option(help='number of pieces, control pieces included')] = 32_000,
   sentences: Annotated[
-    int, typer.Option(help='sentences of at most 4,192 bytes to train on, the first ones')
+    int,
+    typer.Option(help='number of sentences, of at most 4,192 bytes, to train on; the first count'),
   ] = 500_000,
 ) -> None:
   """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""

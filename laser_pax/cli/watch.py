@@ -33,23 +33,23 @@ def _duration(seconds: float) -> str:
 
 
 class Watch:
-  """Collects a run's events; shows them on `console` and appends them to DIR/progress.jsonl.
+  """Collects a run's events, shows them on `console` and appends them to DIR/progress.jsonl.
 
   The records are {"kind": "train", "step", "loss", "tokens_per_second", "seconds", "skipped_steps"}
-  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}. An
-  experiment with another UNIT has images_per_second, say, and one with another METRIC has that in
-  place of loss and perplexity. Seconds count from the start of this process's training. A resumed
-  run appends; of records of one step the last one holds.
+  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}.
+  An experiment's UNIT names the speed: images_per_second, for example. Another METRIC replaces loss
+  and perplexity. Seconds count from the start of this process's training. A resumed run appends. If
+  a step has several records, the last one is valid.
   """
 
   def __init__(self, console: TextIO, job_log_dir: pathlib.Path, unit: str = 'tokens'):
     """Opens the record.
 
     Args:
-      console: Where the line goes; rewritten in place on a terminal, printed now and then
-        elsewhere.
+      console: The output for the progress line. A terminal shows one line, which is rewritten. Any
+        other output gets a line every 15 seconds.
       job_log_dir: The job's folder.
-      unit: What training counts.
+      unit: The unit that training counts.
     """
     self._console, self._unit = console, unit
     self._records = open(job_log_dir / 'progress.jsonl', 'a', buffering=1)  # noqa: SIM115
@@ -69,13 +69,13 @@ class Watch:
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
 
   def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, units: int) -> None:
-    """Takes one step's outcome, without waiting for it to be computed."""
+    """Takes one step's result, without waiting until it is computed."""
     self._pending.append((step, loss, is_valid, units))
     while self._pending and self._pending[0][1].is_ready():
       self._finish_step(*self._pending.popleft())
 
   def evaluation(self, step: int, split: str, metric: Metric, value: float, seconds: float) -> None:
-    """Takes the metric of one whole evaluation."""
+    """Takes the metric of one complete evaluation."""
     self.drain()
     derived = {label: derive(value) for label, derive in metric.derived.items()}
     shown = [f'{metric.label} {value:.4f}', *(f'{k} {v:,.2f}' for k, v in derived.items())]
@@ -84,7 +84,7 @@ class Watch:
     self._window.clear()
 
   def drain(self) -> None:
-    """Waits for the steps that are still being computed."""
+    """Waits for the steps that are not computed yet."""
     while self._pending:
       self._finish_step(*self._pending.popleft())
 
@@ -150,7 +150,7 @@ class Watch:
   def _record(self, **fields) -> None:
     if _is_silent():
       return
-    # JSON has no NaN: a loss that is none is null.
+    # JSON has no NaN, so a loss that is not finite is null.
     fields = {
       k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()
     }
@@ -159,7 +159,7 @@ class Watch:
 
 
 class WatchedTrainProgram(training.TrainProgram):
-  """The train program, which also tells a Watch of each step."""
+  """Training's program. It also reports each step to a Watch."""
 
   def __init__(
     self, watch: Watch, micro_batches: int, units_per_step: int, tracer: profiling.Tracer
@@ -169,12 +169,12 @@ class WatchedTrainProgram(training.TrainProgram):
     self._watch, self._units_per_step, self._tracer = watch, units_per_step, tracer
 
   def setup(self, task, *args, **kwargs) -> None:
-    """Sets the program up and tells where training begins."""
+    """Sets the program up and reports the step at which training begins."""
     super().setup(task, *args, **kwargs)
     self._watch.start(self._initial_step, task.train.num_train_steps)
 
   def run(self, state, step):
-    """Runs one step with its input, and traces it if it was named."""
+    """Runs one step with its input. Traces it if --profile names it."""
     self._tracer.before(step)
     output = super().run(state, step)
     self._tracer.after(step, output.loss)
@@ -194,15 +194,15 @@ class WatchedTrainProgram(training.TrainProgram):
 
 
 class WatchedEvalProgram(programs.SingleTaskEvalProgram):
-  """PAX's evaluation program, which also tells a Watch of its result."""
+  """PAX's evaluation program. It also reports its result to a Watch."""
 
   def __init__(self, input_p, watch: Watch, metric: Metric):
-    """Takes the split's input, the watch, and the metric to tell."""
+    """Takes the split's input, the watch, and the metric to report."""
     super().__init__(input_p)
     self._watch, self._metric = watch, metric
 
   def run(self, state, step):
-    """Evaluates, and tells the metric."""
+    """Evaluates, and reports the metric."""
     self._watch.drain()
     start = time.time()
     output = super().run(state, step)
@@ -214,12 +214,12 @@ class WatchedEvalProgram(programs.SingleTaskEvalProgram):
 
 
 def _is_silent() -> bool:
-  """Whether this process must not speak or record: of several, the first alone does."""
+  """Whether this process prints and records nothing. Only the first of several processes does."""
   return jax.process_index() > 0
 
 
 def _is_valid(outputs) -> jax.Array:
-  """Returns PAX's own verdict: a step whose gradients are not finite is skipped, silently."""
+  """Returns whether PAX applied the step. It silently skips a step without finite gradients."""
   for name, value in outputs.summary_tensors.items():
     if 'is_valid_step' in name:
       return value[0] if isinstance(value, (list, tuple)) else value
@@ -227,17 +227,17 @@ def _is_valid(outputs) -> jax.Array:
 
 
 def unit_of(experiment_cls: type) -> str:
-  """Returns what training counts. An experiment of PAX's own counts steps."""
+  """Returns the unit that training counts. For an experiment of PAX's own, this is steps."""
   return experiment_cls.UNIT if issubclass(experiment_cls, Experiment) else 'steps'
 
 
 def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None = None) -> type:
-  """Returns the experiment as a subclass of the same name whose programs tell `watch`.
+  """Returns a subclass of the same name, whose programs report to `watch`.
 
   Args:
-    experiment_cls: The experiment, ours or PAX's own.
-    watch: The watch.
-    tracer: What traces some of its steps.
+    experiment_cls: The experiment, of this package or of PAX.
+    watch: The watch that gets the reports.
+    tracer: The tracer of some of the steps.
   """
   tracer = tracer or profiling.Tracer(range(0), '')
 
@@ -257,6 +257,6 @@ def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None 
 
 
 def take_name(cls: type, original: type) -> None:
-  """Gives a subclass the name and docstring of the class that it stands for."""
+  """Gives a subclass the name and docstring of the class that it replaces."""
   cls.__name__, cls.__qualname__ = original.__name__, original.__qualname__
   cls.__module__, cls.__doc__ = original.__module__, original.__doc__

@@ -48,7 +48,7 @@ def test_how_it_ended_is_remembered(starts, program, state, code):
   assert host.status(starts).state == 'none'
   assert _start(starts, program).state == 'running'
   status = _ended(starts)
-  assert (status.state, status.code, status.start, status.last) == (state, code, '1', 'well')
+  assert (status.state, status.code, status.start, status.last_line) == (state, code, '1', 'well')
   assert abs(status.ended - time.time()) < 60
 
 
