@@ -74,7 +74,7 @@ def compare(dtype, arrays, seen, laser=layers.LaserDotProductAttention):
 def check(dtype, cases):
   """Checks the errors over all cases, what `compare` takes, together.
 
-  Of several, because where one row decides a gradient, the ratio of a single case is chance.
+  Several cases count together: where one row decides a gradient, one case's ratio is chance.
   """
   found = np.array([compare(dtype, *case) for case in cases])
   ours, theirs = np.sqrt((found**2).mean(0))

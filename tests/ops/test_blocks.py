@@ -82,7 +82,7 @@ def assert_near(ours, reference, tolerance):
 @pytest.mark.parametrize('cap', [None, 1.5, 50.0, 100.0])
 @pytest.mark.parametrize(('t', 'is_packed'), [(40, False), (200, True), (530, True)])
 def test_equals_float64_when_causal(t, is_packed, cap, dtype):
-  """Of one block, of some with a shorter last one, and of eight, the most there are."""
+  """The lengths give one block, a shorter last block, and eight, the most there are."""
   inputs = draw(t, t, dtype)
   ids = segments(t) if is_packed else None
   seen = visible(t, t, ids, ids, True)
