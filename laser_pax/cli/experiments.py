@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGE = 'laser_pax.configs'
 _FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
-# The columns of `list`.
+# The columns of `list`; each is a key of `row`.
 COLUMNS = ('experiment', 'parameters', 'trains on', 'batch', 'steps', 'chips')
 # What `list` shows of each experiment. A test holds it to what `row` computes.
 _TABLE = pathlib.Path(__file__).parent / 'experiments.json'

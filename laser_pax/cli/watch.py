@@ -150,7 +150,7 @@ class Watch:
   def _record(self, **fields) -> None:
     if _is_silent():
       return
-    # JSON has no NaN: a loss that is none is null.
+    # JSON has no NaN and no infinity: such a loss is written as null.
     fields = {
       k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()
     }
