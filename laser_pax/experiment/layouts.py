@@ -18,9 +18,9 @@ from laser_pax.experiment import checks, slices
 
 Policy = layers.AutodiffCheckpointType
 
-# The rule chooses among these policies. SAVE_DOT_ONLY differs from SAVE_DOT_WITH_NO_BATCH_DIM only in
-# keeping the attention's products. On a TPU these are inside a fused kernel, which policies do not
-# see, so both keep the same (docs/fused.md).
+# The rule chooses among these policies. SAVE_DOT_ONLY is not one of them: it differs from
+# SAVE_DOT_WITH_NO_BATCH_DIM only in keeping the attention's products. On a TPU these are inside a
+# fused kernel, which policies do not see, so both keep the same (docs/fused.md).
 POLICIES = (Policy.SAVE_DOT_WITH_NO_BATCH_DIM, Policy.SAVE_QKV_OUT_PROJ, Policy.SAVE_NOTHING)
 
 # The share of a chip's memory that the estimate may fill.

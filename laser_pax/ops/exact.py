@@ -39,9 +39,9 @@ F32 = jnp.float32
 class Residuals(NamedTuple):
   """What the backward pass reads.
 
-  An entry is one head of one example, or all of them (`Mixture.batch_axes`). One array serves narrow
-  and wide entries alike. Memory that the loop over wide entries reads stays allocated until the loop
-  has been passed, even if it runs zero times. Separate arrays would therefore always cost memory.
+  An entry is one head of one example, or all of them (`Mixture.batch_axes`). One array serves
+  narrow and wide entries alike. Memory that the loop over wide entries reads stays allocated until
+  the loop has been passed, even if it runs zero times. Separate arrays would always cost memory.
   docs/numerics.md, "Designs that were compared", has the figures.
 
   Attributes:

@@ -25,7 +25,7 @@ from laser_pax.data.datasets import C4
 from laser_pax.data.prepare import documents
 from laser_pax.errors import UserError
 
-# Small files share a part, up to this size, so that ten thousand files do not become as many shards.
+# Small files share a part, up to this size. Ten thousand files then do not become as many shards.
 PART_BYTES = 2**24
 # A shard is closed at this size, so that one large file still feeds many hosts.
 SHARD_BYTES = 2**28
