@@ -19,7 +19,7 @@ _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
 
-# The metric of an experiment that is not derived from laser_pax's.
+# The metric of PAX's own experiments, which are no subclasses of `Experiment`.
 _METRIC_OF_PAX = Metric(name='total_loss', label='loss')
 
 

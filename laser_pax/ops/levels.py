@@ -186,7 +186,8 @@ def gradients_of_levels(mixture: Mixture, values: Array, cotangent: Array) -> tu
     return mixture.gradients(residuals, mixed, d_mixed, d_total=None)
 
   def visit(state, level):
-    # A level far above O is one that the row does not see, or hardly.
+    # Capped, so that exp does not overflow: a level whose center lies more than REACH above O has a
+    # weight below exp(-REACH) in this row.
     scaled = g * jnp.exp(jnp.minimum(mixture.align(level.center) - base - above, REACH))
     d_mixture, d_values = state
     parts = zip(_split(scaled, values.dtype), _split(scaled - g, values.dtype), strict=True)
