@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGE = 'laser_pax.configs'
 _FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
-# The columns of `list`.
+# The columns of `list`; each is a key of `row`.
 COLUMNS = ('experiment', 'parameters', 'trains on', 'batch', 'steps', 'chips')
 # The rows that `list` shows. A test compares them with the results of `row`.
 _TABLE = pathlib.Path(__file__).parent / 'experiments.json'

@@ -113,8 +113,8 @@ def start(starts: pathlib.Path, name: str, job_log_dir: str, command: Sequence[s
 def run(folder: pathlib.Path, command: Sequence[str]) -> None:
   """Runs the command to its end and notes its exit code. No signal interrupts this."""
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    # The handler is a function, because the command would inherit SIG_IGN. A machine that shuts
-    # down sends its signal to both processes.
+    # A function that does nothing, not SIG_IGN: the command would inherit SIG_IGN, and miss the
+    # SIGTERM on which it saves. A machine that shuts down signals this process and the command.
     signal.signal(number, lambda *_: None)
   process = subprocess.Popen(command)
   _note(folder / 'pid', process.pid)

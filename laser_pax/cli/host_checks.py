@@ -12,7 +12,7 @@ import socket
 from laser_pax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-# It has a line `sha256  path` for each file that `tpu_pod.sh setup` brought.
+# Lists each file that `tpu_pod.sh setup` copied to this host, one a line: `sha256  path`.
 MANIFEST = ROOT / '.manifest'
 
 

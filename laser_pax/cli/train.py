@@ -230,7 +230,6 @@ def _run(job: Job, console: TextIO) -> None:
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
   _register(job, watch.watched(experiment_cls, watcher, tracer))
-  _keep_compiled_programs()
   argv = job.argv()
   jax.config.config_with_absl()
   try:
@@ -248,11 +247,13 @@ def _run(job: Job, console: TextIO) -> None:
 def _keep_compiled_programs() -> None:
   """Makes jax keep its compiled programs, so that a run that starts again need not compile.
 
-  If the user has named a folder in jax's own way, that folder stays.
+  If the user has named a folder in jax's own way, that folder stays. On CPUs this is for a single
+  device: with several processes, jax 0.5.3 hangs in a program that an earlier run compiled.
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None:
+  is_safe = jax.default_backend() != 'cpu' or jax.device_count() == 1
+  if is_safe and jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(folders.compiled_dir()))
     jax.config.update('jax_compilation_cache_max_size', COMPILED_BYTES)
 
@@ -277,10 +278,11 @@ def _register(job: Job, experiment_cls: type) -> None:
   from laser_pax.cli import watch
 
   class Claimed(experiment_cls):
-    """Marks the job's folder when PAX validates. Only then is it known which process this is."""
+    """Marks the job's folder when PAX validates. Only then are process and devices known."""
 
     def validate(self) -> None:
       jobs.write_mark(job.folder, job.mark)
+      _keep_compiled_programs()
       super().validate()
 
     def job_mark(self) -> str:

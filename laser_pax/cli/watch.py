@@ -19,7 +19,7 @@ _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
 
-# The metric of an experiment that is not derived from laser_pax's.
+# The metric of PAX's own experiments, which are no subclasses of `Experiment`.
 _METRIC_OF_PAX = Metric(name='total_loss', label='loss')
 
 
@@ -150,7 +150,7 @@ class Watch:
   def _record(self, **fields) -> None:
     if _is_silent():
       return
-    # JSON has no NaN, so a loss that is not finite is null.
+    # JSON has no NaN and no infinity: such a loss is written as null.
     fields = {
       k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()
     }

@@ -237,7 +237,8 @@ def _result_bytes(kind: str, instruction: Instruction, group: int) -> float:
     return total / group
   if not instruction.opcode.endswith('-start'):
     return total
-  # The shape of a '-start' instruction includes the operand.
+  # The shape of such a start is (operand, result). An all-gather's operand is 1/group of its
+  # result, a permutation's is as large. The start of an all-reduce has its result alone.
   if kind == 'all-gather':
     return total * group / (group + 1)
   return total / 2 if kind == 'collective-permute' else total

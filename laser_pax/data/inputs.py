@@ -36,8 +36,8 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
     """Returns the global batches: [hosts x B, T]."""
     whole = seqio.ShardInfo(index=0, num_shards=1)
     rows = self._get_backing_ds(shuffle=self.should_shuffle, num_epochs=-1, shard_info=whole)
-    # Hosts take their share later, in get_next: tf.data saves its buffers with the position, so the
-    # buffers must be equal on all hosts.
+    # Rows are not divided among hosts here: `get_next` does that. The saved position includes the
+    # shuffle buffer, and all hosts restore the first host's, so all buffers must be equal.
     rows = self._pad_to_batch_size(rows)
     return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
 
@@ -178,8 +178,8 @@ def _input(
     mixture_name=task,
     task_feature_lengths=dict(lengths),
     feature_converter=converter,
-    # Exact resumption needs these settings. An iterator's saved state has no cache in it. It has no
-    # order of files for later epochs either, so each epoch reads the files in the same order. Rows
+    # Exact resumption needs these settings. An iterator's saved state has no cache in it, so both
+    # caches are off. It has no order of files for later epochs either, so the order is fixed. Rows
     # are still shuffled anew.
     read_config=pax_fiddle.Config(
       tfds.ReadConfig, try_autocache=False, shuffle_reshuffle_each_iteration=False

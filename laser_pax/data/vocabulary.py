@@ -15,7 +15,7 @@ from laser_pax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
-# SentencePiece silently leaves longer sentences out of the training.
+# SentencePiece silently drops sentences that are longer than this.
 MAX_SENTENCE_BYTES = 4192
 
 

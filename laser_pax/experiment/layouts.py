@@ -18,9 +18,9 @@ from laser_pax.experiment import checks, slices
 
 Policy = layers.AutodiffCheckpointType
 
-# The rule chooses among these policies. SAVE_DOT_ONLY is not among them, because on a TPU it keeps
-# the same activations as SAVE_DOT_WITH_NO_BATCH_DIM. The reason: a policy does not count a fused
-# kernel as a product (docs/fused.md).
+# The rule chooses among these policies. SAVE_DOT_ONLY is not one of them: it differs from
+# SAVE_DOT_WITH_NO_BATCH_DIM only in keeping the attention's products. On a TPU these are inside a
+# fused kernel, which policies do not see, so both keep the same (docs/fused.md).
 POLICIES = (Policy.SAVE_DOT_WITH_NO_BATCH_DIM, Policy.SAVE_QKV_OUT_PROJ, Policy.SAVE_NOTHING)
 
 # The share of a chip's memory that the estimate may fill.
@@ -84,7 +84,7 @@ class Sizes(Protocol):
     """Returns how many activations a block's backward pass recomputes, per position and layer."""
 
   def backward_width(self) -> int:
-    """Returns a quarter of the activations per position that a layer's backward pass holds."""
+    """Returns the width w: a layer's backward pass holds 4 w activations per position."""
 
   def head_bytes(self, tokens: int) -> int:
     """Returns the bytes that the loss holds on a chip with `tokens` positions."""
@@ -187,14 +187,15 @@ def _candidates(sizes: Sizes, pod: slices.Slice, requested: Layout) -> Iterator[
     meshes = [requested.ici_mesh_shape]
   policies = [requested.checkpoint_policy] if requested.checkpoint_policy else POLICIES
   for mesh, policy in itertools.product(meshes, policies):
+    # Positions are split over replica and data alone: the chips along mdl share rows.
     rows = max(1, sizes.global_batch_size * mesh[2] // pod.chips)
-    divisors = [k for k in range(1, rows + 1) if rows % k == 0]
-    for k in divisors if requested.micro_batches is None else [requested.micro_batches]:
+    divisors = [parts for parts in range(1, rows + 1) if rows % parts == 0]
+    for parts in divisors if requested.micro_batches is None else [requested.micro_batches]:
       yield Layout(
         ici_mesh_shape=mesh,
         dcn_mesh_shape=requested.dcn_mesh_shape,
         checkpoint_policy=policy,
-        micro_batches=k,
+        micro_batches=parts,
       )
 
 

@@ -15,7 +15,7 @@ from praxis import base_layer, py_utils, trees
 
 from laser_pax import pax_fixes
 
-# These metrics are counts, so the parts are summed. All others are weighted means.
+# Scalars that count: they are summed over the parts. Other scalars are weighted means.
 _COUNTS = ('num_predictions',)
 
 NestedMap = py_utils.NestedMap

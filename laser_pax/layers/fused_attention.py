@@ -5,7 +5,7 @@ r"""Fused attention as Praxis layers, standard and LASER.
 
 A kernel is told whether its mask is causal, and the segment ids; it takes no T x T numbers. On a
 CPU, attention by blocks of queries (laser_pax/ops/blocks.py) serves as the kernel. Praxis's decoder
-turns segment ids into T x T numbers, from which nobody can tell the segments without reading all.
+turns segment ids into T x T numbers, from which segments could only be told by reading all of them.
 `SegmentedTransformerLm` hands on the segment ids themselves, as `CausalSegments`, to attentions
 that know them. Every other mask of T rows takes the plain path, which is the standard class's own.
 

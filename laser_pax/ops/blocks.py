@@ -164,7 +164,8 @@ def _visible(rows, keys, segment_ids, key_segment_ids, is_causal: bool) -> Array
 def _weights(capped: Array, visible: Array | None, dtype: jnp.dtype) -> tuple[Array, Array]:
   """Returns W [B, N, T, S] in dtype, and the sum of each row as it is rounded, [B, N, T, 1]."""
   logits = capped if visible is None else jnp.where(visible, capped, _HIDDEN)
-  # At most 1, whatever the cap: LASER's values need the rest of the range (columns.py, WIDTH).
+  # The maximum is subtracted even where a cap bounds the logits: weights are then at most 1, and
+  # LASER's values may use the rest of float32's range (columns.py, WIDTH).
   weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).astype(dtype)
   # A product: a sum along rows is slower on a CPU.
   ones = jnp.ones((weights.shape[3], 1), dtype)

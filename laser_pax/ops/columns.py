@@ -6,7 +6,7 @@ import jax.numpy as jnp
 # exp(WIDTH)^2 is just below float32's and bfloat16's greatest number: half of the range for E, half
 # for what the gradient is divided by.
 WIDTH = 44.0
-# exp(-BELOW) is 0.14: how near to -1 the argument of log1p may come. docs/numerics.md.
+# c is at most BELOW above the lowest value, so that 1 + M is at least exp(-BELOW) = 0.14.
 BELOW = 2.0
 
 

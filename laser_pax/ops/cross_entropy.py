@@ -197,7 +197,7 @@ def _loss_specs(sharding: TokenSharding) -> CrossEntropy:
   return CrossEntropy(PartitionSpec(), sharding.tokens_spec, sharding.tokens_spec)
 
 
-# What follows runs on one device, with its share of the arrays.
+# All functions below run on one device, with its share of the arrays.
 
 
 def _losses_on_device(

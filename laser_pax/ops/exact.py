@@ -39,8 +39,9 @@ F32 = jnp.float32
 class Residuals(NamedTuple):
   """What the backward pass reads.
 
-  One array serves narrow and wide entries alike. What the loop over wide entries reads is kept
-  until it has been passed, run or not: with arrays of its own it would need more memory always.
+  An entry is one head of one example, or all of them (`Mixture.batch_axes`). One array serves
+  narrow and wide entries alike. Memory that the loop over wide entries reads stays allocated until
+  the loop has been passed, even if it runs zero times. Separate arrays would always cost memory.
   docs/numerics.md, "Designs that were compared", has the figures.
 
   Attributes:
@@ -90,6 +91,7 @@ def _backward(residuals: Residuals, cotangent: Array) -> tuple[Mixture, Array]:
   e_or_v = jax.lax.optimization_barrier(e_or_v)
   g = cotangent.astype(F32)
   scaled_or_g = _select(is_narrow, g / (1 + m_or_o.astype(F32)), g)
+  # The mixture's own gradients mean nothing in wide entries, and are replaced there.
   gradients = levels.replace_wide_gradients(
     is_narrow,
     mixture,

@@ -6,8 +6,9 @@ r"""LASER attention: standard attention mixes values, LASER mixes their exponent
 exp and log are elementwise; p_ts is the probability with which query t attends to key s. The
 gradient that reaches a logit is then no longer scaled down by a small probability.
 
-Two functions compute it. `laser` wraps any attention function; `log_weighted_sum_exp` takes
-probabilities that are known already. Each has two numerics:
+Two functions here compute it, and by_heads.py has a third for fused layers. `laser` wraps any
+attention function. `log_weighted_sum_exp` takes probabilities that are known already. Each of the
+two has two numerics:
 
 'exact'  accurate for any finite V, in bfloat16 too [ours]: exact.py. For any c_h near the values
 
@@ -85,7 +86,7 @@ def laser(
   The function f must mix values linearly, with weights that sum to 1. FlashAttention,
   jax.nn.dot_product_attention and ring attention do. With dropout inside f, or a sink, the weights
   do not sum to 1: the layers give those a meaning, this function does not. f runs once. Where a
-  column of V spans more than 44, it runs twice more for each level of width 24.
+  column of V reaches more than 44 above its c, f runs once more, and twice for each level.
 
   Args:
     attention_fn: A function of (query, key, value, *args, **kwargs) that returns the attention

@@ -27,8 +27,11 @@ from laser_pax.ops.mixtures import Mixture, take_entry
 Array = jax.Array
 F32 = jnp.float32
 
-# In levels a row may lie below what it does not see. exp(LEVEL + REACH) leaves 1e7 to the gradient.
+# The width of a level.
 LEVEL = 24.0
+# A row's O may lie far below a level of keys that it hardly sees. The gradient is multiplied by
+# exp(c_k - O), which is capped at exp(REACH). With expm1 of a gap of LEVEL, float32 then holds
+# cotangents up to 1e7.
 REACH = 48.0
 
 
@@ -130,7 +133,8 @@ def _fold_levels(
     top = low + LEVEL
     members = left & (x <= top)
     high = jnp.where(members, x, -jnp.inf).max(axes, keepdims=True)
-    # A column of which nothing is left has a level without members.
+    # Columns have different numbers of levels. One that has run out gets a level without members,
+    # at 0, so that nothing is inf - inf.
     center = jnp.where(jnp.isfinite(low), columns.center(low, high), 0.0)
     level = Level(members, center, gap=jnp.where(members, x - center, 0.0))
     return top, visit(state, level)
@@ -182,7 +186,8 @@ def gradients_of_levels(mixture: Mixture, values: Array, cotangent: Array) -> tu
     return mixture.gradients(residuals, mixed, d_mixed, d_total=None)
 
   def visit(state, level):
-    # A level far above O is one that the row does not see, or hardly.
+    # Capped, so that exp does not overflow: a level whose center lies more than REACH above O has a
+    # weight below exp(-REACH) in this row.
     scaled = g * jnp.exp(jnp.minimum(mixture.align(level.center) - base - above, REACH))
     d_mixture, d_values = state
     parts = zip(_split(scaled, values.dtype), _split(scaled - g, values.dtype), strict=True)

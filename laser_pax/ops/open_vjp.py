@@ -14,8 +14,9 @@ Array = jax.Array
 class OpenVjp:
   """The derivative of a function at a point, in which the function's output is missing.
 
-  A fused kernel's backward pass reads the kernel's output, which jax.vjp therefore keeps. Whoever
-  changes that output, and keeps it changed, would keep both.
+  A fused kernel's backward pass reads the kernel's output, which jax.vjp therefore keeps. LASER
+  replaces parts of that output, and keeps the result. It would otherwise keep both: on 64 v5p chips
+  C4Laser300M would need 63 MB more on each, 8,390 MB of temporaries in place of 8,327 MB.
 
   Attributes:
     arrays: What jax.vjp keeps; None in place of the output.

@@ -26,13 +26,15 @@ class Small(C4LaserTiny):
 
 
 @pytest.fixture
-def start(commands, tmp_path):
+def start(commands, source, tmp_path):
   """Returns a function that starts a module of Python on the experiment, in a job's folder."""
   (tmp_path / 'small_experiment.py').write_text(EXPERIMENT)
 
   def start(folder, module, *args):
     flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / folder}']
-    return commands.start(module, [*args, *flags], env={'PYTHONPATH': str(tmp_path)})
+    env = {'PYTHONPATH': str(tmp_path)}
+    env |= {'LASER_PAX_DATA_DIR': source.data_dir, 'LASER_PAX_VOCAB': source.vocab}
+    return commands.start(module, [*args, *flags], env=env)
 
   return start
 

@@ -146,7 +146,7 @@ def test_causality_by_gradients():
 
 @pytest.mark.parametrize('kv_heads', [1, 2])
 def test_chunks_equal_the_whole(kv_heads):
-  """Of multi-query attention in chunks, of which Praxis returns no probabilities."""
+  """Praxis returns no probabilities of multi-query attention in chunks."""
   case = CASES['multi_query']
   fields = {'num_kv_heads': kv_heads, 'attention_extra_logit': 0.5}
   whole, variables = cases.build(case, **fields)

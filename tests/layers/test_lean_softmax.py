@@ -9,6 +9,7 @@ from praxis.layers import embedding_softmax, linears
 
 from laser_pax.layers import LeanSharedEmbeddingSoftmax
 from tests.support import steps
+from tests.support.cases import compiled
 
 B, T, D, V = 2, 9, 16, 60
 CASES = {
@@ -51,7 +52,7 @@ def batch():
 
 
 def loss_and_gradients(layer, variables, inputs, do_eval):
-  """Of a model whose input passes the lookup, too."""
+  """Returns loss and gradients of a model whose input passes the lookup too."""
   _, weights, labels = batch()
   hparams = base_layer.JaxContext.HParams(do_eval=do_eval)
 
@@ -61,7 +62,8 @@ def loss_and_gradients(layer, variables, inputs, do_eval):
       output = layer.apply(variables, inputs, weights, class_ids=labels)
     return output.avg_xent, output
 
-  (_, output), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables, inputs)
+  value_and_grad = compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+  (_, output), gradients = value_and_grad(variables, inputs)
   return output, gradients
 
 
@@ -180,7 +182,7 @@ def test_a_mesh_sends_w_and_its_gradient_once_and_nothing_in_a_chunk(spread, mes
   assert not any(line['in_loop'] for line in sent)
   large = [line for line in sent if line['elements'] >= spread['elements_of_w'] // 4]
   kinds = [line['kind'] for line in large]
-  # Of the lookup and of the loss.
+  # One for the lookup, one for the loss.
   assert kinds.count('all-gather') == (0 if mesh == '[4, 1, 1]' else 2)
   assert len(kinds) - kinds.count('all-gather') <= 4
 

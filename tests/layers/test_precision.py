@@ -28,7 +28,9 @@ def rounded(arrays, dtype):
   return [np.asarray(jnp.asarray(x, dtype), np.float64) for x in arrays]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(
+  jax.jit, static_argnums=(0, 1), compiler_options={'xla_backend_optimization_level': 0}
+)
 def run(cls, dtype, query, key, value, cotangent, seen):
   """The layer's output and gradients in dtype, of one head [T, H]."""
   head = query.shape[1]
@@ -72,7 +74,7 @@ def compare(dtype, arrays, seen, laser=layers.LaserDotProductAttention):
 def check(dtype, cases):
   """Checks the errors over all cases, what `compare` takes, together.
 
-  Of several, because where one row decides a gradient, the ratio of a single case is chance.
+  Several cases count together: where one row decides a gradient, one case's ratio is chance.
   """
   found = np.array([compare(dtype, *case) for case in cases])
   ours, theirs = np.sqrt((found**2).mean(0))

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from laser_pax.ops import columns, laser, levels, log_weighted_sum_exp
 
-UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; some of float32 is lost in sums.
+UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; float32's sums lose some bits.
 EQUATION = 'TS,SH->TH'
 
 
 @functools.partial(jax.jit, static_argnames='numerics')
 def run(weights, values, cotangent, numerics='exact'):
-  """Output and gradients of weights and values."""
+  """Returns the output and the gradients of weights and values."""
   mix = functools.partial(log_weighted_sum_exp, EQUATION, numerics=numerics)
-  output, pull = jax.vjp(mix, weights, values)
-  return output, *pull(cotangent.astype(output.dtype))
+  output, vjp = jax.vjp(mix, weights, values)
+  return output, *vjp(cotangent.astype(output.dtype))
 
 
 def masks(rng, kind, length):
@@ -86,9 +86,9 @@ def test_error_is_bounded_whatever_the_values(
   weights = jnp.asarray(probabilities(rng, masks(rng, mask, length), spread), dtype)
   values = jnp.asarray(draw_columns(rng, length, width, scale, change), dtype)
   cotangent = jnp.asarray(rng.standard_normal((length, width)), dtype)
-  found = [np.asarray(x, np.float64) for x in run(weights, values, cotangent)]
-  assert all(np.isfinite(x).all() for x in found)
-  output, d_weights, d_values = found
+  results = [np.asarray(x, np.float64) for x in run(weights, values, cotangent)]
+  assert all(np.isfinite(x).all() for x in results)
+  output, d_weights, d_values = results
 
   # In float64, of the very numbers that were given.
   p, v, g = (np.asarray(x, np.float64) for x in (weights, values, cotangent))
@@ -118,7 +118,7 @@ def spread_column():
   ]
 
 
-def test_the_papers_form_has_the_faults_that_the_exact_one_has_not():
+def test_the_papers_form_has_two_faults_and_the_exact_form_has_neither():
   values, weights = spread_column()
   ours, papers = (run(weights, values, jnp.ones((3, 1)), n)[0] for n in ('exact', 'paper'))
   assert np.isneginf(papers[:2]).all()
@@ -150,19 +150,19 @@ def test_unknown_numerics():
     log_weighted_sum_exp(EQUATION, weights, values, numerics='fast')
 
 
-def of_examples():
-  """Weights, and values of 2 x 2 examples, one of which has a wide column."""
+def four_examples():
+  """Returns weights, and values of 2 x 2 examples, one of which has a wide column."""
   values, weights = spread_column()
   examples = [values, values / 1000, -values / 2000, values / 500]
   return weights, jnp.stack(examples).reshape(2, 2, 3, 1)
 
 
 def test_vmaps_give_what_each_example_alone_gives():
-  weights, values = of_examples()
+  weights, values = four_examples()
 
   def output_and_gradients(v):
-    output, pull = jax.vjp(functools.partial(log_weighted_sum_exp, EQUATION), weights, v)
-    return output, *pull(jnp.ones_like(output))
+    output, vjp = jax.vjp(functools.partial(log_weighted_sum_exp, EQUATION), weights, v)
+    return output, *vjp(jnp.ones_like(output))
 
   batched = jax.jit(jax.vmap(jax.vmap(output_and_gradients)))(values)
   for at in np.ndindex(2, 2):
@@ -179,10 +179,10 @@ def test_levels_are_taken_of_examples_with_wide_columns_alone(name, monkeypatch)
     return jax.tree.map(lambda x: x + jnp.nan, correct(*args))
 
   monkeypatch.setattr(levels, name, spoilt)
-  weights, values = of_examples()
+  weights, values = four_examples()
   mix = functools.partial(log_weighted_sum_exp, EQUATION, weights)
-  output, pull = jax.vjp(jax.vmap(jax.vmap(mix)), values)
-  shown = output if name == 'sum_of_levels' else pull(jnp.ones_like(output))[0]
+  output, vjp = jax.vjp(jax.vmap(jax.vmap(mix)), values)
+  shown = output if name == 'sum_of_levels' else vjp(jnp.ones_like(output))[0]
   is_wide = np.asarray(values.max((2, 3)) - values.min((2, 3)) > columns.WIDTH)
   assert is_wide.tolist() == [[True, False], [False, False]]
   np.testing.assert_array_equal(np.isnan(shown).any((2, 3)), is_wide)
@@ -197,8 +197,8 @@ def test_wide_columns_of_a_wrapped_function():
   probs = jax.nn.softmax(np.where(np.tril(np.ones((16, 16), bool)), logits, -np.inf))
   by_einsum = log_weighted_sum_exp('BNTS,BSNH->BTNH', probs, value)
   np.testing.assert_allclose(jax.jit(laser(attention))(query, key, value), by_einsum, rtol=1e-5)
-  _, pull = jax.vjp(laser(attention), query, key, value)
-  assert all(np.isfinite(d).all() for d in pull(by_einsum))
+  _, vjp = jax.vjp(laser(attention), query, key, value)
+  assert all(np.isfinite(d).all() for d in vjp(by_einsum))
 
 
 def test_a_function_may_close_over_arrays_under_a_scan_and_a_checkpoint():
@@ -220,6 +220,24 @@ def test_a_function_may_close_over_arrays_under_a_scan_and_a_checkpoint():
     2 * step
   )
   np.testing.assert_allclose((d_value * direction).sum(), slope, rtol=1e-2)
+
+
+def test_a_function_may_close_over_traced_integers():
+  """Segment ids of a batch, under jit inside of a gradient, and the other way round."""
+  rng = np.random.default_rng(5)
+  qkv = [rng.standard_normal((1, 8, 1, 4)).astype(np.float32) for _ in range(3)]
+  ids = jnp.arange(8)[None] // 3
+
+  def loss(ids, qkv):
+    same = (ids[:, :, None] == ids[:, None, :])[:, None]
+    attention = laser(lambda *qkv: jax.nn.dot_product_attention(*qkv, mask=same))
+    return jnp.square(attention(*qkv)).sum()
+
+  inside = jax.grad(jax.jit(loss), 1)(ids, qkv)
+  outside = jax.jit(jax.grad(loss, 1))(ids, qkv)
+  for ours, expected in zip(inside, outside, strict=True):
+    assert np.any(ours)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_center_is_within_reach_of_the_lowest_value():

@@ -20,7 +20,7 @@ properties = settings(max_examples=20, deadline=None)
 
 
 def draw(seed, scale=1.0, shape=(B, T, N, H)):
-  """Query and key of unit variance, values of standard deviation `scale`; float32."""
+  """Returns query and key of unit variance, values of standard deviation `scale`; float32."""
   rng = np.random.default_rng(seed)
   query, key, value = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
   return query, key, np.float32(scale) * value
@@ -46,6 +46,7 @@ def by_einsum(query, key, value, mask=CAUSAL):
   return log_weighted_sum_exp('BNTS,BSNH->BTNH', probabilities(query, key, mask), value)
 
 
+mix_values = jax.jit(functools.partial(log_weighted_sum_exp, 'BNTS,BSNH->BTNH'))
 FORMS = {
   'einsum': jax.jit(by_einsum),
   'wrapper': jax.jit(laser(standard)),
@@ -85,7 +86,7 @@ def test_exponential_and_logarithm_are_float32_whatever_comes():
 
 @properties
 @given(SEEDS, st.floats(-30, 30, width=32))
-def test_of_a_constant_is_that_constant(seed, constant):
+def test_a_constant_stays_that_constant(seed, constant):
   query, key, value = draw(seed)
   output = FORMS['einsum'](query, key, np.full_like(value, constant))
   np.testing.assert_allclose(output, constant, rtol=1e-6, atol=1e-6)
@@ -140,22 +141,25 @@ def test_fully_masked_rows_are_finite():
   assert all(np.isfinite(d).all() for d in vjp(jnp.ones_like(output)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.grad, argnums=1)
+def two_keys(mix, a11, value):
+  """The derivative of the paper's case N = 2, d = 1 by a11, where a12 = 0."""
+  return mix('TS,SH->TH', jax.nn.softmax(jnp.stack([a11, 0.0]))[None], value)[0, 0]
+
+
 @properties
 @given(st.floats(-4, 4, width=32), st.floats(-6, 6, width=32), st.floats(-6, 6, width=32))
 def test_two_keys_have_the_closed_form_derivative(logit, v1, v2):
-  # The paper's case N = 2, d = 1: s = sigmoid(a11 - a12), a12 = 0.
-  value = jnp.array([[v1], [v2]], jnp.float32)
-
-  def mixed(mix, a11):
-    return mix('TS,SH->TH', jax.nn.softmax(jnp.stack([a11, 0.0]))[None], value)[0, 0]
-
-  s = 1 / (1 + np.exp(-np.float64(logit)))
+  s = 1 / (1 + np.exp(-np.float64(logit)))  # sigmoid(a11 - a12)
   e1, e2 = np.exp(np.float64(v1)), np.exp(np.float64(v2))
-  of_standard = jax.grad(functools.partial(mixed, jnp.einsum))(jnp.float32(logit))
-  of_laser = jax.grad(functools.partial(mixed, log_weighted_sum_exp))(jnp.float32(logit))
-  np.testing.assert_allclose(of_standard, (v1 - v2) * s * (1 - s), rtol=1e-4, atol=1e-6)
+  arguments = jnp.float32(logit), jnp.array([[v1], [v2]], jnp.float32)
+  standard_derivative = two_keys(jnp.einsum, *arguments)
+  np.testing.assert_allclose(standard_derivative, (v1 - v2) * s * (1 - s), rtol=1e-4, atol=1e-6)
   exact = s * (1 - s) * (e1 - e2) / (s * e1 + (1 - s) * e2)
-  np.testing.assert_allclose(of_laser, exact, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    two_keys(log_weighted_sum_exp, *arguments), exact, rtol=1e-4, atol=1e-6
+  )
 
 
 def test_two_keys_tend_to_one_minus_s():
@@ -187,6 +191,24 @@ def test_any_layout(value_axes, output_axes):
   np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
+def test_the_order_of_the_outputs_axes_changes_no_number():
+  """Columns need not be the last axis: the gradient of a weight sums over them wherever."""
+  rng = np.random.default_rng(12)
+  weights = jax.nn.softmax(jnp.asarray(rng.standard_normal((5, 7)), jnp.float32))
+  values = jnp.asarray(rng.standard_normal((7, 3)), jnp.float32)
+  cotangent = rng.standard_normal((5, 3)).astype(np.float32)
+
+  def output_and_gradients(equation, cotangent):
+    output, vjp = jax.vjp(functools.partial(log_weighted_sum_exp, equation), weights, values)
+    return output, *vjp(cotangent)
+
+  output, *gradients = output_and_gradients('TS,SH->TH', cotangent)
+  transposed, *same_gradients = output_and_gradients('TS,SH->HT', cotangent.T)
+  np.testing.assert_allclose(transposed.T, output, rtol=1e-6)
+  for ours, expected in zip(same_gradients, gradients, strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_grouped_queries_share_values():
   rng = np.random.default_rng(7)
   query = rng.standard_normal((B, T, 6, H)).astype(np.float32)
@@ -214,9 +236,8 @@ def test_zero_weight_is_one_more_key_of_value_zero(seed, scale, w0):
   query, key, value = draw(seed, scale)
   weights = (1 - w0) * probabilities(query, key)
   w0 = jnp.full(weights.shape[:-1], w0)
-  with_w0 = log_weighted_sum_exp('BNTS,BSNH->BTNH', weights, value, w0)
-  longer = log_weighted_sum_exp(
-    'BNTS,BSNH->BTNH',
+  with_w0 = mix_values(weights, value, w0)
+  longer = mix_values(
     jnp.concatenate([weights, w0[..., None]], -1),
     jnp.concatenate([value, jnp.zeros_like(value[:, :1])], 1),
   )

@@ -50,8 +50,6 @@ def ready(cloud):
       {
         **json.loads(hosts.read_text()),
         'XLA_FLAGS': f'--xla_force_host_platform_device_count=2 {QUICK_COMPILE}',
-        # Hosts that start again need not compile again.
-        'JAX_COMPILATION_CACHE_DIR': str(cloud.folder / 'compiled'),
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
         'JAX_COORDINATOR_ADDRESS': address,
         'JAX_COORDINATOR_BIND_ADDRESS': address,

@@ -1,4 +1,4 @@
-"""Texts and files for the tests of this folder."""
+"""Small texts, and files of them in the form of C4."""
 
 import gzip
 import json

@@ -25,7 +25,7 @@ from laser_pax.data.datasets import C4
 from laser_pax.data.prepare import documents
 from laser_pax.errors import UserError
 
-# Small files are joined up to this size, so that ten thousand files do not become as many shards.
+# Small files share a part, up to this size. Ten thousand files then do not become as many shards.
 PART_BYTES = 2**24
 # A shard is closed at this size, so that one large file still feeds many hosts.
 SHARD_BYTES = 2**28
@@ -106,7 +106,8 @@ class _Converter:
       )
     self.every = round(1 / fraction)
     self.progress = progress
-    # Each list of sources has its own folder, so unfinished work is neither mixed nor lost.
+    # The folder is named by sources and share of validation, so that another request neither reuses
+    # nor destroys unfinished work.
     key = hashlib.sha256(repr((files, self.every)).encode()).hexdigest()[:8]
     self.work = final.with_name(f'{C4.version}.incomplete-{key}')
 
