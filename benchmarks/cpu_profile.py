@@ -26,10 +26,10 @@ def main(variant: str, rows: int = 40) -> None:
     os.environ['XLA_FLAGS'] = f'--xla_dump_to={folder}/hlo --xla_dump_hlo_as_text'
     os.environ['JAX_PLATFORMS'] = 'cpu'
     seconds = _trace(variant, f'{folder}/trace')
-    shapes, took = _operations(f'{folder}/hlo'), _took(f'{folder}/trace')
-  print(f'{seconds:.3f} s a step; on its thread {sum(took.values()):.3f} s; of it, in ms:')
-  for name, spent in took.most_common(rows):
-    print(f'{1e3 * spent:7.1f}  {name:44} {shapes.get(name, "")}')
+    shapes, durations = _operations(f'{folder}/hlo'), _durations(f'{folder}/trace')
+  print(f'{seconds:.3f} s a step; on its thread {sum(durations.values()):.3f} s; of it, in ms:')
+  for name, duration in durations.most_common(rows):
+    print(f'{1e3 * duration:7.1f}  {name:44} {shapes.get(name, "")}')
 
 
 def _trace(variant: str, folder: str) -> float:
@@ -57,23 +57,23 @@ def _operations(folder: str) -> dict[str, str]:
   shapes = {}
   with open(text) as lines:
     for line in lines:
-      if named := re.match(r'\s+(?:ROOT )?%?([\w.-]+) = (\S+) ', line):
+      if match := re.match(r'\s+(?:ROOT )?%?([\w.-]+) = (\S+) ', line):
         source = re.search(r'op_name="([^"]*)"', line)
-        shapes[named[1]] = f'{named[2][:32]:34}{source[1][-90:] if source else ""}'
+        shapes[match[1]] = f'{match[2][:32]:34}{source[1][-90:] if source else ""}'
   return shapes
 
 
-def _took(folder: str) -> collections.Counter:
+def _durations(folder: str) -> collections.Counter:
   """Returns the seconds of one step that each operation takes."""
   (trace,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
   with gzip.open(trace) as file:
     events = json.load(file)['traceEvents']
-  took = collections.Counter()
+  durations = collections.Counter()
   for event in events:
     name = event.get('args', {}).get('hlo_op')
     if name and 'dur' in event and not name.startswith('call'):  # A call's fusion has an event too.
-      took[name] += event['dur'] / 1e6 / STEPS
-  return took
+      durations[name] += event['dur'] / 1e6 / STEPS
+  return durations
 
 
 if __name__ == '__main__':

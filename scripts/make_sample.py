@@ -28,7 +28,7 @@ def main(texts: Path, out: Path) -> None:
     'c4-train.00001-of-00002': [],
     'c4-validation.00000-of-00001': [],
   }
-  train, train_too, validation = splits.values()
+  first_train, second_train, validation = splits.values()
   for number, path in enumerate(sorted(texts.glob('*.txt'))):
     document = {
       'text': path.read_text(encoding='utf-8').rstrip('\n'),
@@ -38,7 +38,7 @@ def main(texts: Path, out: Path) -> None:
     if number % VALIDATION_EVERY == VALIDATION_START:
       validation.append(document)
     else:
-      (train if len(train) <= len(train_too) else train_too).append(document)
+      (first_train if len(first_train) <= len(second_train) else second_train).append(document)
   for name, documents in splits.items():
     lines = ''.join(json.dumps(d, ensure_ascii=False) + '\n' for d in documents)
     data = io.BytesIO()
@@ -47,7 +47,7 @@ def main(texts: Path, out: Path) -> None:
       file.write(lines.encode())
     (out / f'{name}.json.gz').write_bytes(data.getvalue())
   vocabulary.train_vocabulary(
-    (d['text'] for d in train + train_too),
+    (d['text'] for d in first_train + second_train),
     out / 'vocab.model',
     size=VOCABULARY_SIZE,
     sentences=1_000_000,

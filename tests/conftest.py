@@ -1,4 +1,4 @@
-"""Settings that must stand before jax or TensorFlow is imported by any test."""
+"""Settings for all tests, made before any test imports jax or TensorFlow."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ pax_fixes.read_lambdas_fast()
 
 @pytest.fixture
 def interpreted_kernels(monkeypatch):
-  """Fused attention as on a TPU, its kernels interpreted: slow, the same numbers."""
+  """Fused attention as on a TPU. Its kernels are interpreted: slow, with the same numbers."""
   from laser_pax.ops import devices, fused
 
   interpreted = functools.partial(fused.splash_attention_kernel.make_splash_mha, interpret=True)
@@ -25,7 +25,7 @@ def interpreted_kernels(monkeypatch):
 
 @pytest.fixture(scope='session')
 def commands(tmp_path_factory):
-  """Starts commands in processes of their own; see tests/support/commands.py."""
+  """A server that starts commands in separate processes; see tests/support/commands.py."""
   from tests.support.commands import Server
 
   server = Server(tmp_path_factory.mktemp('commands'))
@@ -59,6 +59,6 @@ def source(tmp_path_factory, texts):
 
 
 def pytest_collection_modifyitems(items):
-  """Puts files with slow tests first, so that no worker is left with one at the end."""
+  """Puts files with slow tests first, so that no worker gets one at the end."""
   slow = {item.path for item in items if item.get_closest_marker('slow')}
   items.sort(key=lambda item: item.path not in slow)

@@ -1,4 +1,4 @@
-"""The requirements files agree with pyproject.toml; the setup script refuses what it must."""
+"""The requirements files agree with pyproject.toml, and the setup script refuses wrong uses."""
 
 import os
 import pathlib
@@ -25,7 +25,7 @@ _LINUX = {'sys_platform': 'linux', 'platform_machine': 'x86_64'}
 
 
 def _blocks(file):
-  """The requirements of a file, each with its lines of hashes."""
+  """Returns the requirements of a file, each with its hashes."""
   text = (_ROOT / file).read_text().replace('\\\n', ' ')
   return [line for line in text.splitlines() if line and not line.startswith('#')]
 
@@ -72,7 +72,7 @@ def test_file_satisfies_pyproject(file, python):
 
 
 @pytest.mark.parametrize('file', _FILES)
-def test_file_leaves_out_what_the_overrides_drop(file):
+def test_file_omits_the_packages_that_the_overrides_drop(file):
   dropped = [
     r.name
     for r in map(Requirement, _PROJECT['tool']['uv']['override-dependencies'])
@@ -83,7 +83,7 @@ def test_file_leaves_out_what_the_overrides_drop(file):
 
 
 @pytest.mark.parametrize('python', _PYTHONS)
-def test_files_differ_only_in_what_their_machine_needs(python):
+def test_files_differ_only_in_packages_for_their_machine(python):
   base, tpu, gpu, dev = (_versions(file, python) for file in _FILES)
   for versions in (tpu, gpu, dev):
     assert base.items() <= versions.items()
@@ -95,7 +95,7 @@ def test_files_differ_only_in_what_their_machine_needs(python):
   assert {'pytest', 'ruff'} <= dev.keys()
 
 
-# What the script says is tested on a copy with a false Python, which never installs anything.
+# These tests run a copy of the script with a false Python, which never installs anything.
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_setup_without_a_usable_python(clone, tmp_path):
 
 
 def test_setup_does_nothing_when_nothing_changed(clone, tmp_path):
-  """With a false Python that only counts how often it was asked for an installation."""
+  """The false Python only counts the calls that install."""
   tools = tmp_path / 'bin'
   tools.mkdir()
   log = tmp_path / 'log'

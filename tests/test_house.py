@@ -1,4 +1,4 @@
-"""The house: which room may import which, what a module may be, and where private names stand."""
+"""The rules of the house: imports between rooms, sizes of modules, and private names."""
 
 import ast
 import pathlib
@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'laser_pax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-# What the modules of a room may import of the package, beside their own room. '' is the package's
-# own folder: errors, folders, pax_fixes.
+# The other rooms that the modules of a room may import. '' is the package's own folder, with
+# errors, folders and pax_fixes.
 ROOMS = {
   '': set(),
   'ops': set(),
@@ -22,7 +22,7 @@ ROOMS = {
   'analysis': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
   'cli': {'', 'ops', 'layers', 'data', 'experiment', 'configs', 'costs', 'analysis'},
 }
-# The names that everybody knows these modules by.
+# The usual short names of these modules.
 ALIASES = {
   'flax.linen': 'nn',
   'jax.numpy': 'jnp',
@@ -44,7 +44,7 @@ MODULES = {_name(file): file for file in FILES}
 
 
 def _imports(file: pathlib.Path) -> list[tuple[str, str | None]]:
-  """Every import, at whatever depth: the module, and the name that it is given."""
+  """Returns all imports, at any depth: the module, and the name that it gets."""
   imports = []
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.Import):
@@ -52,9 +52,9 @@ def _imports(file: pathlib.Path) -> list[tuple[str, str | None]]:
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f'{file} has a relative import'
       for alias in node.names:
-        whole = f'{node.module}.{alias.name}'
-        is_module = whole in MODULES or not node.module.startswith('laser_pax')
-        imports.append((whole if is_module else node.module, alias.asname))
+        full_name = f'{node.module}.{alias.name}'
+        is_module = full_name in MODULES or not node.module.startswith('laser_pax')
+        imports.append((full_name if is_module else node.module, alias.asname))
   return imports
 
 
@@ -94,16 +94,16 @@ def test_the_mathematics_needs_jax_and_numpy_alone():
 
 @pytest.mark.parametrize('file', FILES, ids=_name)
 def test_private_names_of_libraries_stand_in_pax_fixes_alone(file):
-  """A method that overrides a library's is an extension, as PAX means it, and no such use."""
+  """A method that overrides a library's method extends the library, so it is allowed."""
   if file.name == 'pax_fixes.py':
     return
   for module, _ in _imports(file):
     parts = module.split('.')
     assert parts[0] not in LIBRARIES or not any(p.startswith('_') for p in parts), module
   tree = ast.parse(file.read_text())
-  own = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+  own_names = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
   for node in ast.walk(tree):
-    if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own:
+    if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own_names:
       assert _is_own(node.value), f'{_name(file)}:{node.lineno} uses {node.attr}'
 
 
@@ -112,7 +112,7 @@ def _is_private(name: str) -> bool:
 
 
 def _is_own(value: ast.expr) -> bool:
-  """Whether it is self, cls or super()."""
+  """Returns whether the value is self, cls or super()."""
   if isinstance(value, ast.Call):
     value = value.func
   return isinstance(value, ast.Name) and value.id in ('self', 'cls', 'super')

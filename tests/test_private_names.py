@@ -1,4 +1,4 @@
-"""What pax_fixes.py reaches by private names still is what it says."""
+"""The private names that pax_fixes.py uses still mean the same in their libraries."""
 
 import inspect
 

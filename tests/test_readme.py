@@ -1,4 +1,4 @@
-"""What the README says is so: each of its commands runs, and its table is the experiments'."""
+"""Tests of the README: each of its commands runs, and its table agrees with the experiments."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def _commands() -> list[str]:
 
 @pytest.fixture
 def run(commands):
-  """Runs one of the README's `python -m` commands in a folder."""
+  """Returns a function that runs one of the README's `python -m` commands in a folder."""
 
   def run(command: str, cwd, **env):
     python, minus_m, module, *args = shlex.split(command)
@@ -40,7 +40,7 @@ def run(commands):
 
 @pytest.fixture
 def succeeds(run):
-  """Runs one of the README's commands in a folder, and returns what it printed."""
+  """Returns a function that runs one of the README's commands and returns its output."""
 
   def succeeds(command: str, cwd, **env) -> str:
     completed = run(command, cwd, **env)
@@ -95,7 +95,7 @@ def test_table_lists_each_pair():
 
 @pytest.mark.slow
 def test_quickstart_ends_with_the_table_and_the_picture(succeeds, tmp_path):
-  """With few steps; scripts/quickstart.sh sets the environment up and calls this."""
+  """Runs a few steps. scripts/quickstart.sh sets the environment up and runs the same command."""
   assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
   out = succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
@@ -116,7 +116,7 @@ def test_list_and_show(succeeds, tmp_path):
     assert fact in shown
 
 
-def test_the_tpu_command_is_right_but_for_the_chips(run, tmp_path):
+def test_the_tpu_command_lacks_only_its_chips(run, tmp_path):
   command = next(c for c in _commands() if 'paxml.main' in c).replace('=...', f'={tmp_path}')
   result = run(command.replace(' --jax_fully_async_checkpoint', ''), tmp_path)
   assert result.returncode == 1

@@ -22,7 +22,15 @@ LAYERS = (2, 4)
 
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?')
 # Instructions that only name arrays; and loops, which do not count.
-_STILL = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'opt-barrier')
+_UNCOUNTED_OPCODES = (
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'while',
+  'opt-barrier',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ def hbm_bytes(text: str) -> int:
   shapes = {i.name: i.shape for i in instructions}
   total = 0
   for i in instructions:
-    if i.opcode in _STILL or i.opcode.endswith('-done'):
+    if i.opcode in _UNCOUNTED_OPCODES or i.opcode.endswith('-done'):
       continue
     if i.opcode == 'copy-start':  # Its result is a tuple: target, source and a flag.
       total += sum(_sizes(i.shape)[:2])
@@ -130,10 +138,10 @@ def accessed(name: str, layers: int) -> Accessed:
     name: An experiment of laser_pax.configs.
     layers: How many layers.
   """
-  whole = getattr(configs, name)
-  short = type(name, (whole,), {'NUM_LAYERS': layers, 'USE_REPEATED_LAYER': False})
+  experiment_cls = getattr(configs, name)
+  short = type(name, (experiment_cls,), {'NUM_LAYERS': layers, 'USE_REPEATED_LAYER': False})
   experiment = short().on(POD)
-  experiment.use_layout(whole().on(POD).layout())
+  experiment.use_layout(experiment_cls().on(POD).layout())
   step = compiler.compile_step(compiler.trace_train(experiment, experiment.pod()))
   return Accessed(
     experiment=name,
@@ -170,10 +178,10 @@ def extrapolate(measured: list[dict], experiment: str, field: str, layers: int) 
 def table(measured: list[dict]) -> str:
   """Returns the table: GiB of both, and their ratio, with few layers and with all."""
   names = {'hbm_bytes': 'through HBM', 'xla_bytes': "XLA's bytes accessed"}
-  every = getattr(configs, PAIR[0]).NUM_LAYERS
+  all_layers = getattr(configs, PAIR[0]).NUM_LAYERS
   rows = []
   for field, title in names.items():
-    for layers in (*LAYERS, every):
+    for layers in (*LAYERS, all_layers):
       standard, laser = (extrapolate(measured, name, field, layers) for name in PAIR)
       cells = f'{standard / 2**30:.3f}', f'{laser / 2**30:.3f}', f'{laser / standard:.4f}'
       rows.append([title, str(layers), *cells])

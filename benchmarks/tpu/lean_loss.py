@@ -115,7 +115,7 @@ def on_cpu(model_dims: int = 256, words: int = 8_192, rows: int = 8, length: int
     arguments = jax.device_put((variables, inputs, ids, labels, weights))
     compiled = jax.jit(function).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
-    runs[kind] = lambda run=compiled, given=arguments: jax.block_until_ready(run(*given))
+    runs[kind] = lambda run=compiled, inputs=arguments: jax.block_until_ready(run(*inputs))
     memory[kind] = compiled.memory_analysis().temp_size_in_bytes / _MIB
   seconds = {kind: [] for kind in runs}
   for _ in range(_REPETITIONS):

@@ -142,12 +142,12 @@ def _computed(parts: dict) -> float:
 
 
 def _ratio_table(records: list[dict]) -> str:
-  by_name = {(r['experiment'], r['pod']): r for r in records}
+  reports_by_plan = {(r['experiment'], r['pod']): r for r in records}
   body = []
-  for (name, pod), laser in by_name.items():
+  for (name, pod), laser in reports_by_plan.items():
     if 'Laser' not in name:
       continue
-    standard = by_name[name.replace('Laser', 'Standard'), pod]
+    standard = reports_by_plan[name.replace('Laser', 'Standard'), pod]
     if not (laser['seconds'] and standard['seconds']):
       continue
     values = [

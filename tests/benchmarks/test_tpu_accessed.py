@@ -1,4 +1,4 @@
-"""Bytes through HBM of a program where they are known; and the figures of docs/fused.md."""
+"""The bytes that a small program moves through HBM, and the figures of docs/fused.md."""
 
 import json
 
@@ -47,7 +47,7 @@ def _committed() -> list[dict]:
   return [json.loads(line) for line in COMMITTED.read_text().splitlines()]
 
 
-def test_the_page_shows_what_was_kept():
+def test_the_page_shows_the_committed_figures():
   assert accessed.table(_committed()) in (page.DOCS / 'fused.md').read_text()
 
 

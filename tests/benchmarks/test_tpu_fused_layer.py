@@ -1,4 +1,4 @@
-"""The figures of docs/fused.md: what they promise, and that the TPU compiler still gives them."""
+"""The figures of docs/fused.md: their claims hold, and the TPU compiler still gives them."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_a_layers_temporaries_are_a_tenth_of_the_plain_paths(kind, chip):
     costs[f'{kind}{name}DotProductAttention', chip, 8_192]['temporary_bytes']
     for name in ('', 'Fused')
   )
-  assert plain is None or by_kernel <= plain / 10  # None: it does not fit at all.
+  assert plain is None or by_kernel <= plain / 10  # None means that it does not fit.
 
 
 def test_long_sequences_fit_and_laser_takes_a_tenth_of_standards_plain_path():

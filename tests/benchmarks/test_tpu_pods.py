@@ -1,4 +1,4 @@
-"""The figures of docs/pods.md: what they promise, and that the TPU compiler still gives them."""
+"""The figures of docs/pods.md: their claims hold, and the TPU compiler still gives them."""
 
 import json
 
@@ -11,7 +11,7 @@ from laser_pax.costs import libtpu
 
 @pytest.fixture(scope='module')
 def tpu_compiler():
-  """The TPU compiler, fetched into this user's cache where it is not there yet."""
+  """The TPU compiler, which is fetched into the user's cache if it is missing."""
   return libtpu.fetch()
 
 
@@ -58,19 +58,19 @@ def test_full_rematerialisation_takes_little(
 @pytest.mark.parametrize(
   ('kept', 'tables'), [(pods.PODS, pods.pods_tables), (pods.MESHES, pods.meshes_tables)]
 )
-def test_the_page_shows_what_was_kept(kept, tables):
+def test_the_page_shows_the_committed_figures(kept, tables):
   records = [json.loads(line) for line in kept.read_text().splitlines()]
   assert tables(records) in pods.PAGE.read_text()
 
 
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
   reports = [json.loads(line) for line in pods.PODS.read_text().splitlines()]
-  by_name = {(r['experiment'], r['pod']): r for r in reports}
+  reports_by_plan = {(r['experiment'], r['pod']): r for r in reports}
   plans = {('300M', 64), ('1B', 128), ('2B', 256), ('7B', 256)}
   for size, chips in plans:
     for kind in ('v5p', 'v5e'):
       laser, standard = (
-        by_name[f'C4{n}{size}', f'{kind}-{chips}chips'] for n in ('Laser', 'Standard')
+        reports_by_plan[f'C4{n}{size}', f'{kind}-{chips}chips'] for n in ('Laser', 'Standard')
       )
       assert laser['fits'] and standard['fits']
       assert laser['sent_bytes'] == standard['sent_bytes']
@@ -87,7 +87,7 @@ def test_committed_figures_are_of_the_layouts_that_the_rule_gives():
     assert layout.micro_batches == r['micro_batches']
 
 
-def test_a_slice_that_is_too_small_is_refused_with_what_would_fit(commands, tpu_compiler):
+def test_a_slice_that_is_too_small_is_refused_with_one_that_fits(commands, tpu_compiler):
   flags = ['aot', '--exp=C4Laser7B', '--pod=v5e-4chips']
   command = commands.run('laser_pax', flags)
   assert command.returncode == 1, command.stderr

@@ -1,4 +1,4 @@
-"""What a host checks before a start, and what it remembers of a run."""
+"""The checks of a host before a start, and its record of a run."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def starts(tmp_path, monkeypatch):
-  """The job's folder of starts on this host; the start named 1 is announced in the job's folder."""
+  """The job's folder of starts on this host. The start named 1 is announced."""
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   host.announce('1', str(tmp_path / 'job'), 'a job')
   return tmp_path / 'starts'
@@ -79,7 +79,7 @@ def test_a_process_that_vanished_with_its_runner_is_lost(starts):
   for pid in sorted(pids):  # The runner is the older one.
     os.kill(pid, signal.SIGKILL)
   assert _ended(starts).state == 'lost'
-  # Another process that has the number by now is not taken for it.
+  # Another process that has the same number now does not count.
   (starts / '1' / 'pid').write_text(f'{os.getpid()} 1\n')
   assert host.status(starts).state == 'lost'
   assert host.end(starts, signal.SIGKILL, by_user=False).state == 'lost'
@@ -93,7 +93,7 @@ def test_a_start_that_was_not_announced_is_refused(starts):
 
 @pytest.fixture
 def pods(tmp_path, monkeypatch):
-  """Pods of one and of three chips a host; this machine has one device."""
+  """Pods with one and with three chips a host. This machine has one device."""
   folder = tmp_path / 'pods'
   (folder / 'chips').mkdir(parents=True)
   chip = (ROOT / 'configs' / 'pods' / 'chips' / 'cpu.toml').read_text()

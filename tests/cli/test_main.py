@@ -1,4 +1,4 @@
-"""The root of the command line: what it imports, its errors, the flags that it passes on."""
+"""The root of the command line: its imports, its errors, and the flags that it passes on."""
 
 import subprocess
 import sys

@@ -18,7 +18,7 @@ def test_other_forms_are_refused(text):
 
 
 def _traced_steps(folder: pathlib.Path) -> set[int]:
-  """The steps that PAX marked in the trace."""
+  """Returns the steps that PAX marked in the trace."""
   (file,) = folder.rglob('*.trace.json.gz')
   events = json.loads(gzip.decompress(file.read_bytes()))['traceEvents']
   return {int(e['args']['step_num']) for e in events if e.get('args', {}).get('step_num')}

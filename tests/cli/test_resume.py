@@ -1,4 +1,4 @@
-"""A run that was killed goes on at its last checkpoint with the next batch."""
+"""A killed run continues at its last checkpoint with the next batch."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ class Small(C4LaserTiny):
 
 @pytest.fixture
 def start(commands, source, tmp_path):
-  """Returns a function that starts a module of Python on the experiment, in a job's folder."""
+  """Returns a function that starts a Python module on the experiment, in a job's folder."""
   (tmp_path / 'small_experiment.py').write_text(EXPERIMENT)
 
   def start(folder, module, *args):
@@ -50,7 +50,7 @@ def _recorded(folder) -> dict[int, float]:
 
 
 def _summaries(folder, writer, tag) -> dict[int, float]:
-  """TensorBoard's values by step; of several the last holds."""
+  """Returns TensorBoard's values by step. If a step has several values, the last one counts."""
   import tensorflow as tf
 
   values = {}

@@ -11,7 +11,7 @@ from laser_pax.errors import UserError
 
 @pytest.fixture
 def laser_pax(commands):
-  """Runs `python -m laser_pax` with arguments, in an environment changed by keywords."""
+  """Returns a function that runs `python -m laser_pax`. Its keywords change the environment."""
 
   def run(*args, **env):
     return commands.run('laser_pax', args, env={'JAX_PLATFORMS': 'cpu', **env})

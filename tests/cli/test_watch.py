@@ -1,4 +1,4 @@
-"""What the console shows of a run, and what is recorded."""
+"""The console's lines for a run, and the run's records."""
 
 import io
 import json

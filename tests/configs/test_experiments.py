@@ -23,7 +23,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 REWRITE = 'LASER_PAX_REWRITE_GOLDEN'
 NAMES = list(experiments.registered())
 PAIRS = [(name, name.replace('Standard', 'Laser')) for name in NAMES if 'Standard' in name]
-# The experiment of each family whose golden is a full text; the others' are differences from it.
+# The golden of one experiment a family is a full text. Other goldens are differences from it.
 FULL = {DecoderLM: 'C4Standard300M'}
 
 
@@ -34,7 +34,7 @@ def _facts(name: str) -> facts.Facts:
 
 @functools.cache
 def _resolved(name: str) -> str:
-  """The fields of the resolved config that are set, and the parameters, a line each."""
+  """Returns the set fields of the resolved config, and the parameters, a line each."""
   experiment = getattr(configs, name)().on()
   fields = base_hyperparams.nested_struct_to_text(experiment.task()).splitlines()
   lines = [line for line in fields if not line.endswith(' : NoneType')]
@@ -45,7 +45,7 @@ def _resolved(name: str) -> str:
 
 
 def _golden(name: str) -> tuple[pathlib.Path, str]:
-  """The golden's file, and what it must hold."""
+  """Returns the golden's file, and its expected text."""
   family = next(cls for cls in FULL if issubclass(getattr(configs, name), cls))
   if FULL[family] == name:
     return GOLDEN / f'{name}.txt', _resolved(name)
@@ -85,7 +85,7 @@ def test_the_commands_stand_once_and_name_experiments():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_says_what_it_is(name):
+def test_docstring_gives_the_facts(name):
   doc, f = getattr(configs, name).__doc__, _facts(name)
   assert any(mark in doc.split('\n')[0] for mark in ('[ours]', '[paper]', '[digest]'))
   scale = {'M': 1e6, 'B': 1e9}
@@ -97,7 +97,7 @@ def test_says_what_it_is(name):
 
 
 def _differences(a, b, path='') -> list[str]:
-  """Where two configs differ: paths of classes or values."""
+  """Returns the paths of the classes or values that two configs do not share."""
   if isinstance(a, fiddle.Buildable) and isinstance(b, fiddle.Buildable):
     paths = [] if fiddle.get_callable(a) is fiddle.get_callable(b) else [f'{path}:class']
     names, other_names = (set(fiddle.ordered_arguments(x, include_defaults=True)) for x in (a, b))
@@ -151,15 +151,15 @@ def test_state_memory_is_parameters_and_two_moments_over_the_mesh():
   axes = dict(zip(('replica', 'data', 'mdl'), f.mesh, strict=True))
   split = [math.prod(axes.get(axis, 1) for axis in v.sharding) for v in f.variables]
   share = sum(math.prod(v.shape) / parts for v, parts in zip(f.variables, split, strict=True))
-  assert max(split) == math.prod(f.mesh[1:])  # A replica has all of it.
-  # Float32 weight and two moments; besides, the learner's few int32 counters, each once a layer.
+  assert max(split) == math.prod(f.mesh[1:])  # Each replica has the whole state.
+  # The rest is float32 weights and two moments. The learner has a few int32 counters a layer.
   counters = f.state_bytes_per_device - 3 * 4 * share
   assert 0 < counters < 4 * 5 * (configs.C4Laser7B.NUM_LAYERS + 1)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_table_that_ships_is_up_to_date(name, monkeypatch):
-  """Written anew, by the same variable, when the first of the experiments is tested."""
+  """The test of the first experiment writes the table again if the variable is set."""
   monkeypatch.setattr(facts, 'facts', lambda experiment: _facts(type(experiment).__name__))
   if os.environ.get(REWRITE) and name == NAMES[0]:
     experiments.write_table()

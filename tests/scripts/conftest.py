@@ -1,4 +1,4 @@
-"""A checkout with its own settings, and a cloud of folders: no test here can reach the real one."""
+"""A checkout with its own settings, and a cloud of folders. No test reaches the real cloud."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# The only commands that the scripts find. The real gcloud is not among them.
+# The scripts have these commands alone. The real gcloud is not among them.
 TOOLS = (
   'awk basename bash cat chmod cp cut date dirname env git grep gzip head ln ls mkdir mktemp mv '
   'printf rm sed seq sh sha256sum sleep sort tail tar touch tr uname wc xargs'
@@ -31,12 +31,12 @@ SETTINGS = {
 
 @dataclasses.dataclass
 class Cloud:
-  """What the scripts of a copied checkout do, and what comes of it.
+  """A copied checkout, whose scripts run against stand-in slices.
 
   Attributes:
-    folder: of everything.
-    checkout: the copy.
-    settings: of tpu_pod.conf, which is written before each command.
+    folder: The folder that holds everything.
+    checkout: The copy of the checkout.
+    settings: The settings of tpu_pod.conf, which is written before each command.
   """
 
   folder: pathlib.Path
@@ -52,7 +52,7 @@ class Cloud:
     }
 
   def start(self, *words: str, output: pathlib.Path) -> subprocess.Popen:
-    """Starts tpu_pod.sh; what it prints goes to a file."""
+    """Starts tpu_pod.sh. Its output goes to a file."""
     lines = [f'{name}={value}' for name, value in self.settings.items()]
     (self.checkout / 'tpu_pod.conf').write_text('\n'.join(lines) + '\n')
     with open(output, 'w') as file:
@@ -63,7 +63,7 @@ class Cloud:
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_hear_the_terminal,
+        preexec_fn=_restore_signals,
       )
 
   def pod(self, *words: str, code: int = 0, timeout: float = 60) -> str:
@@ -79,40 +79,41 @@ class Cloud:
     return output.read_text()
 
   def refused(self, *words: str) -> str:
-    """Runs tpu_pod.sh, which must refuse in one line; returns the line."""
+    """Runs tpu_pod.sh, which must refuse in one line, and returns the line."""
     lines = self.pod(*words, code=1).splitlines()
     assert len(lines) == 1 and lines[0].startswith('error: '), lines
     return lines[0]
 
   def calls(self) -> list[list[str]]:
-    """The calls of gcloud so far, without `compute tpus` and what is the same in all."""
+    """Returns the calls of gcloud so far, without the words that all calls share."""
     log = self.folder / 'calls.log'
     lines = log.read_text().splitlines() if log.exists() else []
     shared = {'compute', 'tpus', '--quiet', '--project=my-project', '--zone=my-zone'}
     return [[word for word in json.loads(line) if word not in shared] for line in lines]
 
   def home(self, worker: int, node: str = 'my-pod') -> pathlib.Path:
-    """The home folder of a host."""
+    """Returns the home folder of a host."""
     return self.folder / 'nodes' / node / str(worker)
 
   def newest(self, worker: int, node: str = 'my-pod') -> pathlib.Path:
-    """The folder of a host's newest start."""
+    """Returns the folder of a host's newest start."""
     return max((self.home(worker, node) / 'laser_pax_jobs' / 'my-pod').iterdir())
 
   def pid(self, worker: int, node: str = 'my-pod') -> int:
-    """The recorded number of a host's training process."""
+    """Returns the recorded number of a host's training process."""
     return int((self.newest(worker, node) / 'pid').read_text().split()[0])
 
   def end(self) -> None:
-    """Ends what still runs on the hosts."""
+    """Kills the training processes that still run on the hosts."""
     for file in self.folder.glob('nodes/*/*/laser_pax_jobs/*/*/pid'):
       if not (file.parent / 'exit').exists():
         with contextlib.suppress(ProcessLookupError):
           os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
 
 
-def _hear_the_terminal() -> None:
-  # A shell that started the tests in the background had them, and their children, ignore these.
+def _restore_signals() -> None:
+  # A shell that starts the tests in the background makes them and their children ignore these
+  # signals.
   for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 
@@ -124,7 +125,7 @@ def _script(path: pathlib.Path, text: str) -> None:
 
 @pytest.fixture
 def cloud(tmp_path):
-  """A cloud of one slice at most, of two hosts of two chips."""
+  """A cloud with no slice yet. A slice has two hosts of two chips."""
   checkout, bin_ = tmp_path / 'checkout', tmp_path / 'bin'
   for part in ('laser_pax', 'configs', 'scripts'):
     shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns('__pycache__'))
@@ -143,7 +144,7 @@ def cloud(tmp_path):
       f'chip = "cpu2"  # chips/cpu2.toml\nchips = {4 * slices}\nslices = {slices}\n'
       f'hosts = {2 * slices}\naccelerator_type = "v5p-8"  # of one\n'
     )
-  # The environment that trains is this one; setup.sh would download it.
+  # This environment trains. The real setup.sh would download one.
   _script(
     checkout / 'scripts' / 'setup.sh',
     f'#!/usr/bin/env bash\nset -e\ncd "$(dirname "$0")/.."\necho "$1" >../setup_called\n'
@@ -155,7 +156,7 @@ def cloud(tmp_path):
   python = shutil.which(sys.executable)
   stand_in = ROOT / 'tests' / 'support' / 'stand_in_gcloud.py'
   _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} {stand_in} "$@"\n')
-  # On a host: Google's metadata, and a Python that setup.sh accepts.
+  # A host has Google's metadata, and a Python that setup.sh accepts.
   _script(bin_ / 'curl', '#!/bin/sh\necho "$FAKE_WORKER"\n')
   _script(bin_ / 'python3.11', '#!/bin/sh\n')
   (tmp_path / 'workers').write_text('2')
@@ -195,7 +196,7 @@ if 'fail' in flags:
 
 @pytest.fixture
 def quick(cloud):
-  """The cloud, where `laser_pax train` counts steps in a moment and saves its count on SIGTERM."""
+  """The cloud with a trainer that only counts steps, and saves its count on SIGTERM."""
   (cloud.checkout / 'laser_pax' / '__main__.py').write_text(TRAINER)
   cloud.settings['TRAIN_FLAGS'] = '(--steps=600)'
   return cloud

@@ -20,7 +20,7 @@ GKE = {
 
 @pytest.fixture
 def bin_(tmp_path):
-  """A PATH of a few tools and the stand-ins; SRUN_CODE is srun's exit code."""
+  """A PATH with a few tools and the stand-ins. SRUN_CODE is srun's exit code."""
   bin_ = tmp_path / 'bin'
   bin_.mkdir()
   for tool in TOOLS:
@@ -65,24 +65,24 @@ def _calls(bin_) -> list[str]:
 def test_slurm_trains_one_task_a_gpu(bin_):
   completed = _slurm(bin_, '--exp=C4LaserTiny', '--job_log_dir=a folder')
   assert completed.returncode == 0, completed.stderr
-  called = _calls(bin_)
-  assert called[0] == 'srun' and '.venv/bin/python' in called
-  assert {'--exp=C4LaserTiny', '--job_log_dir=a folder', '--multiprocess_gpu'} < set(called)
-  assert {'--jax_fully_async_checkpoint', '--exit_after_ondemand_checkpoint'} < set(called)
-  assert 'scontrol' not in called
+  call = _calls(bin_)
+  assert call[0] == 'srun' and '.venv/bin/python' in call
+  assert {'--exp=C4LaserTiny', '--job_log_dir=a folder', '--multiprocess_gpu'} < set(call)
+  assert {'--jax_fully_async_checkpoint', '--exit_after_ondemand_checkpoint'} < set(call)
+  assert 'scontrol' not in call
   script = (ROOT / 'scripts' / 'slurm_gpu.sh').read_text()
   for option in ('gpus-per-node=8', 'ntasks-per-node=8', 'signal=TERM@300', 'requeue'):
     assert f'#SBATCH --{option}\n' in script
 
 
 @pytest.mark.parametrize(('code', 'is_requeued'), [(75, True), (1, False), (137, False)])
-def test_slurm_requeues_after_a_saved_checkpoint_alone(bin_, code, is_requeued):
+def test_slurm_requeues_only_after_a_saved_checkpoint(bin_, code, is_requeued):
   completed = _slurm(bin_, '--exp=C4LaserTiny', code=code)
   assert (_calls(bin_)[-3:] == ['scontrol', 'requeue', '17']) == is_requeued
   assert completed.returncode == (0 if is_requeued else code)
 
 
-def test_slurm_does_not_requeue_what_was_cancelled(bin_):
+def test_slurm_does_not_requeue_a_cancelled_job(bin_):
   (bin_ / 'srun').write_text('#!/bin/sh\nkill -TERM $PPID\nexit 75\n')
   completed = _slurm(bin_, '--exp=C4LaserTiny')
   assert completed.returncode == 75 and not _calls(bin_)
@@ -100,9 +100,9 @@ def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
   flags = ['--exp=C4Laser1B', '--fdl.X=[1, 2]']
   completed = _run(bin_, 'xpk_gke.sh', 'my-run', *flags, '--dry-run', **GKE)
   assert completed.returncode == 0, completed.stderr
-  called = _calls(bin_)
-  assert called[:4] == ['xpk', 'workload', 'create', '--dry-run']
-  options = dict(word[2:].partition('=')[::2] for word in called[4:])
+  call = _calls(bin_)
+  assert call[:4] == ['xpk', 'workload', 'create', '--dry-run']
+  options = dict(word[2:].partition('=')[::2] for word in call[4:])
   assert options['workload'] == 'my-run' and options['docker-image'] == 'my-image'
   assert options['tpu-type'] == 'v5p-128' and options['num-slices'] == '2'
   assert options['restart-on-exit-codes'] == '75' and int(options['max-restarts']) > 0

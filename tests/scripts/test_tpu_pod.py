@@ -1,4 +1,4 @@
-"""The life of a job on a slice of stand-in hosts, with a trainer that only counts."""
+"""The stages of a job on a slice of stand-in hosts, with a trainer that only counts."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ def wait_for(condition, seconds=60):
 
 
 def _steps(cloud) -> int:
-  """How many steps the first host's newest start made."""
+  """Returns the number of steps that the first host's newest start made."""
   return (cloud.newest(0) / 'console.log').read_text().count('step ')
 
 
 def _first_step(cloud) -> str:
-  """Where the first host's newest start began."""
+  """Returns the first line of the first host's newest start."""
   return (cloud.newest(0) / 'console.log').read_text().splitlines()[0]
 
 
 @contextlib.contextmanager
 def following(cloud):
-  """Runs `train` aside until it shows a step; yields the process and its output."""
+  """Starts `train`, waits until it shows a step, and yields the process and its output."""
   output = cloud.folder / 'train.txt'
   process = cloud.start('train', output=output)
   try:
@@ -42,7 +42,7 @@ def following(cloud):
 
 @pytest.fixture
 def ready(quick):
-  """The slice, made and set up."""
+  """The cloud with a slice that is set up."""
   quick.pod('create')
   quick.pod('setup')
   return quick
@@ -73,7 +73,7 @@ def test_from_create_to_delete(quick):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
 def test_the_job_outlives_the_command(ready, number):
   with following(ready) as (process, _):
-    os.killpg(process.pid, number)  # Ctrl-C, or a terminal that is closed.
+    os.killpg(process.pid, number)  # As Ctrl-C or a closed terminal does.
     process.wait(timeout=10)
   before = _steps(ready)
   wait_for(lambda: _steps(ready) > before)
@@ -116,17 +116,17 @@ def test_a_killed_worker_ends_the_job_with_its_name(ready):
     os.kill(ready.pid(0), 0)
 
 
-def test_a_crash_is_told_with_its_exit_code_and_last_words(ready):
+def test_a_crash_is_shown_with_its_exit_code_and_last_line(ready):
   ready.settings['TRAIN_FLAGS'] = '(--steps=3 --fail)'
   error = ready.pod('train', code=1).splitlines()[-1]
   assert 'exit code 1' in error and 'error: it went wrong' in error
 
 
-def test_a_preempted_slice_is_made_anew_and_the_job_resumed(ready):
+def test_a_preempted_slice_is_made_again_and_the_job_resumes(ready):
   with following(ready) as (_, output):
     processes = [ready.pid(worker) for worker in (0, 1)]
     (ready.folder / 'nodes' / 'my-pod' / 'state').write_text('PREEMPTED')
-    for process in processes:  # What a machine that is taken away does.
+    for process in processes:  # As a preempted machine does.
       os.kill(process, signal.SIGTERM)
     wait_for(lambda: ' step ' in output.read_text().partition('making the slice anew')[2])
     saved = int((ready.folder / 'job' / 'saved').read_text())
@@ -134,10 +134,10 @@ def test_a_preempted_slice_is_made_anew_and_the_job_resumed(ready):
   assert 'my-pod is PREEMPTED' in output.read_text()
 
 
-def test_a_host_that_starts_anew_is_waited_for_and_the_job_resumed(ready):
+def test_the_job_resumes_after_a_host_restarts(ready):
   with following(ready) as (_, output):
     before = ready.newest(0)
-    # A machine that restarts leaves no exit code; the other processes then fail.
+    # A machine that restarts leaves no exit code. Then the other processes fail.
     os.kill(int((ready.newest(1) / 'runner').read_text().split()[0]), signal.SIGKILL)
     for worker in (1, 0):
       os.kill(ready.pid(worker), signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_a_host_that_starts_anew_is_waited_for_and_the_job_resumed(ready):
   assert 'error' not in output.read_text()
 
 
-def test_train_makes_a_slice_anew_that_went_unseen(ready):
+def test_train_makes_a_lost_slice_again(ready):
   ready.settings['TRAIN_FLAGS'] = '(--steps=2)'
   (ready.folder / 'resources' / 'my-pod').write_text('SUSPENDED\nmy-pod\n')
   assert 'done: step 2/2' in ready.pod('train')
@@ -169,7 +169,7 @@ def test_two_slices(quick):
   assert 'step ' in quick.pod('logs', '0', '1')
 
 
-# What is checked before a start.
+# The checks before a start.
 
 
 def test_a_host_with_other_code_is_named(ready):
@@ -181,23 +181,23 @@ def test_a_host_with_other_code_is_named(ready):
   assert 'my-pod worker 0: the code here is' in error and '(and 1 more' in error
 
 
-def test_setup_replaces_what_it_brought_and_nothing_else(ready):
+def test_setup_replaces_only_its_own_files(ready):
   (ready.checkout / 'gone.py').write_text('')
   ready.pod('setup')
   (ready.checkout / 'gone.py').unlink()
-  theirs = ready.home(0) / 'laser_pax' / 'theirs.txt'
-  theirs.write_text('')
+  users_file = ready.home(0) / 'laser_pax' / 'users_file.txt'
+  users_file.write_text('')
   ready.pod('setup')
-  assert theirs.exists() and not (ready.home(0) / 'laser_pax' / 'gone.py').exists()
+  assert users_file.exists() and not (ready.home(0) / 'laser_pax' / 'gone.py').exists()
 
 
-def test_what_a_run_leaves_in_the_checkout_is_no_code(ready):
+def test_output_of_a_run_in_the_checkout_is_no_code(ready):
   (ready.checkout / 'nohup.out').write_text('12:00:00 step 1')
   ready.settings['TRAIN_FLAGS'] = '(--steps=2)'
   assert 'done: step 2/2' in ready.pod('train')
 
 
-def test_a_slice_that_gcloud_cannot_tell_of_is_not_waited_for(quick):
+def test_create_does_not_wait_for_a_slice_that_gcloud_refuses_to_describe(quick):
   (quick.folder / 'refuses').write_text('PERMISSION_DENIED')
   assert 'gcloud could not tell about my-pod: ' in quick.refused('create')
 
@@ -208,7 +208,7 @@ def test_hosts_without_the_code_are_named(quick):
   assert 'my-pod worker 0' in error and 'scripts/tpu_pod.sh setup' in error
 
 
-def test_what_a_host_lacks_is_told_with_its_name(ready):
+def test_a_hosts_faults_are_shown_with_its_name(ready):
   ready.settings |= {'DATA_DIR': '/none', 'VOCAB': '/none.model', 'JOB_LOG_DIR': '/dev/null/job'}
   shown = ready.pod('train', code=1)
   assert shown.count('WRONG') == 4
@@ -224,7 +224,7 @@ def test_a_job_folder_that_is_not_shared_is_refused(ready):
   assert 'running' not in ready.pod('status')
 
 
-# Wrong use, in one line; none of it reaches gcloud.
+# Wrong uses are refused in one line. None of them reaches gcloud.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Real training on two stand-in hosts, stopped, killed and resumed: as one process does it."""
+"""Two stand-in hosts train, are stopped, killed and resumed, and give one process's losses."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FLAGS = [
 
 
 def _losses(folder) -> dict[int, float]:
-  """Each step's loss; of a step that was trained twice the last."""
+  """Returns each step's loss. If a step was trained twice, the last loss counts."""
   file = folder / 'progress.jsonl'
   lines = file.read_text().splitlines() if file.exists() else []
   records = [json.loads(line) for line in lines if line.endswith('}')]
@@ -42,7 +42,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def ready(cloud):
-  """The slice, set up; jax finds the other host as it does under Slurm."""
+  """The cloud with a slice that is set up. jax finds the other host as under Slurm."""
   address = f'127.0.0.1:{_free_port()}'
   hosts = cloud.folder / 'host.json'
   hosts.write_text(
@@ -74,7 +74,7 @@ def ready(cloud):
 
 
 def _train_until(cloud, condition, name: str) -> subprocess.Popen:
-  """Starts or resumes the job, and returns when the condition holds; it prints to NAME.txt."""
+  """Starts or resumes the job, and waits for a condition. The output goes to NAME.txt."""
   output = cloud.folder / f'{name}.txt'
   process = cloud.start('train', output=output)
   deadline = time.time() + 300
@@ -86,7 +86,7 @@ def _train_until(cloud, condition, name: str) -> subprocess.Popen:
 
 
 def _one_process(commands, folder, experiment='C4LaserTiny') -> dict[int, float]:
-  """The losses of the same training by one process with as many devices."""
+  """Returns the losses of the same training in one process with the same number of devices."""
   source = sample.prepare_sample()
   args = ['train', f'--fdl_config={experiment}', *FLAGS, f'--job_log_dir={folder}']
   args += [f'--data={source.data_dir}', f'--vocab={source.vocab}']
@@ -104,7 +104,7 @@ def _assert_same(losses: dict[int, float], expected: dict[int, float]) -> None:
 @pytest.mark.slow
 def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, tmp_path):
   job = tmp_path / 'job'
-  # SIGTERM while the first step compiles: steps take no time that a test could count on.
+  # SIGTERM comes while the first step compiles, because the steps are too quick for a test.
   process = _train_until(ready, lambda shown: 'starting of' in shown, 'stopped')
   shown = ready.pod('stop', timeout=180)
   assert process.wait(timeout=60) == 0
@@ -127,7 +127,7 @@ def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, tmp_p
 
 
 @pytest.mark.slow
-def test_the_standard_twin_trains_so_too(ready, commands, tmp_path):
+def test_two_hosts_train_the_standard_twin_as_one(ready, commands, tmp_path):
   ready.settings['EXPERIMENT'] = 'C4StandardTiny'
   ready.pod('train', timeout=300)
   expected = _one_process(commands, tmp_path / 'one', 'C4StandardTiny')

@@ -1,8 +1,8 @@
-"""Commands of this package in processes of their own, without the seconds that imports take.
+"""Runs commands of this package in separate processes, without the time that imports take.
 
-A server imports jax, TensorFlow and PAX once. For each command it forks a child, which has that
+A server imports jax, TensorFlow and PAX once. For each command it forks a child. The child has the
 command's arguments, environment, folder and output, and ends with its exit code. The server never
-starts jax's devices, so that each child chooses its own.
+starts jax's devices, so each child chooses its own.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
-# For a small model and a few steps: compiling quickly saves more than the better program would.
+# With these flags XLA compiles quickly. For a small model and a few steps this saves time.
 QUICK_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
@@ -27,24 +27,24 @@ class Command:
   """A command that was started.
 
   Attributes:
-    pid: Its process.
-    returncode: None while it runs; -N if signal N ended it.
+    pid: The number of its process.
+    returncode: The exit code; None while it runs, and -N if signal N ended it.
   """
 
   def __init__(self, connection: socket.socket, output: pathlib.Path):
-    """Takes what the server answers on, and the folder of stdout.txt and stderr.txt."""
+    """Takes the connection to the server, and the folder of stdout.txt and stderr.txt."""
     self._answers, self._output = connection.makefile(), output
     self._connection, self.returncode = connection, None
     self.pid = json.loads(self._answers.readline())
 
   @property
   def stdout(self) -> str:
-    """What it printed so far."""
+    """The text that it has printed so far."""
     return (self._output / 'stdout.txt').read_text()
 
   @property
   def stderr(self) -> str:
-    """What it printed to standard error so far."""
+    """The text that it has printed to standard error so far."""
     return (self._output / 'stderr.txt').read_text()
 
   def poll(self) -> int | None:
@@ -69,10 +69,10 @@ class Command:
 
 
 class Server:
-  """Starts commands; one server serves all tests of a worker."""
+  """Starts commands. One server serves all tests of a worker."""
 
   def __init__(self, folder: pathlib.Path):
-    """Starts the server, whose socket and whose commands' output lie in `folder`."""
+    """Starts the server. Its socket and the output of its commands are in `folder`."""
     self._folder, self._count = folder, 0
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'tests.support.commands', folder / 'socket'],
@@ -81,7 +81,7 @@ class Server:
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
         'TF_CPP_MIN_LOG_LEVEL': '3',
-        # What one command compiled the next one takes.
+        # Commands share their compiled programs.
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
       },
       stdin=subprocess.PIPE,
@@ -100,11 +100,11 @@ class Server:
     """Starts `python -m module args`.
 
     Args:
-      module: laser_pax, or any other that the server did not import itself.
-      args: Its arguments.
-      cwd: The folder that it runs in.
-      env: Further variables. Python's own and jax's, which are read when it is imported, come too
-        late, but for PYTHONPATH.
+      module: The module, which the server must not have imported as such: laser_pax, for example.
+      args: The arguments of the command.
+      cwd: The folder that the command runs in.
+      env: Further variables. PYTHONPATH has its effect. Other variables of Python, and those that
+        jax reads when it is imported, come too late.
     """
     self._count += 1
     output = self._folder / str(self._count)
@@ -117,13 +117,13 @@ class Server:
     return Command(connection, output)
 
   def run(self, module: str, args: Sequence[str], timeout: float = 300, **kwargs) -> Command:
-    """Runs `python -m module args` to its end; see `start`."""
+    """Runs `python -m module args` to its end, as `start` does."""
     command = self.start(module, args, **kwargs)
     command.wait(timeout)
     return command
 
   def close(self) -> None:
-    """Ends the server, and with it what still runs."""
+    """Ends the server and the commands that still run."""
     self._process.stdin.close()
     self._process.wait()
 
@@ -162,7 +162,7 @@ def _serve(address: str) -> None:
 
 
 def _become(module: str, args: list[str], cwd: str, env: dict[str, str], output: str) -> None:
-  """Runs a module as the process that it would be; never returns."""
+  """Runs a module in this process, and never returns."""
   os.environ.clear()
   os.environ.update(env)
   os.chdir(cwd)
@@ -196,7 +196,7 @@ def _leave(code: int) -> None:
 
 
 def _import_all() -> None:
-  """Imports what takes long. paxml.main is left out: as `python -m` it defines its flags anew."""
+  """Imports the slow modules, but not paxml.main: `python -m` would define its flags again."""
   from laser_pax import pax_fixes
 
   pax_fixes.read_lambdas_fast()

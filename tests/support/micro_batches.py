@@ -1,4 +1,4 @@
-"""Prints what training in micro-batches gives on one and on four devices, as JSON."""
+"""Trains in micro-batches on one and on four devices, and prints the results as JSON."""
 
 import collections
 import json
@@ -11,7 +11,7 @@ from tests.support import steps
 
 STEPS = 20
 _GRADIENT = 'learning/raw_grad_norm_aggregate_scalar'
-# Name, devices, parts.
+# Each case is a name, a number of devices and a number of parts.
 CASES = [
   (name, devices, parts)
   for name in ('C4StandardTiny', 'C4LaserTiny')
@@ -43,7 +43,7 @@ def _collectives(text):
 
 def main():
   """Trains each case."""
-  results, state = {}, None  # The twins begin with one state.
+  results, state = {}, None  # The twins begin with the same state.
   for name, devices, parts in CASES:
     trainer = steps.Trainer(steps.experiment(name), [1, devices, 1], parts, state)
     state = jax.tree.map(np.asarray, trainer.state) if state is None else state

@@ -1,4 +1,4 @@
-"""Prints what a run saved on one mesh gives when restored on others, as JSON."""
+"""Saves a run on one mesh, restores it on others, and prints the results as JSON."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ def _restored(trainer, folder):
 
 
 def main(folder):
-  """Trains, saves, trains on; then restores and trains on elsewhere."""
+  """Trains, saves and continues. Then restores and continues on each other mesh."""
   trainer = steps.Trainer(steps.experiment('C4LaserTiny'), SAVED_ON)
   trainer.train(0, SAVED_AT)
   checkpoints.save_checkpoint(

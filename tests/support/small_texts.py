@@ -20,13 +20,13 @@ WORDS = (
 
 
 def text(number: int) -> str:
-  """A document of its own: its number, and 3 to 40 words."""
+  """Returns a unique document: its number, and 3 to 40 words."""
   length = 3 + number * 7 % 38
   return ' '.join([f'Number {number}:', *(WORDS[(number + i) % len(WORDS)] for i in range(length))])
 
 
 def write_gz(path, texts):
-  """Writes texts as allenai's C4 lines."""
+  """Writes texts in the form of allenai's C4."""
   with gzip.open(path, 'wt') as file:
     for t in texts:
       file.write(json.dumps({'text': t, 'timestamp': '2019', 'url': 'u'}) + '\n')

@@ -1,15 +1,15 @@
-"""A stand-in for gcloud: its slices are folders of this machine, its hosts are processes.
+"""A stand-in for gcloud. Its slices are folders of this machine, and its hosts are processes.
 
 FAKE_CLOUD names a folder:
 
-  calls.log           each call, a JSON list a line
-  host.json           the environment of a host besides HOME; {index} stands for its number over
-                      all slices, {hosts} for how many there are
-  workers             how many hosts a slice has
-  refuses             if it is there: what each call is refused with
-  resources/NAME      state of a queued resource, then the names of its nodes, one a line
-  nodes/NODE/state    state of a slice
-  nodes/NODE/W        home folder of worker W
+  calls.log           all calls: each is a line with a JSON list
+  host.json           the environment of a host besides HOME; {index} stands for the host's
+                      number over all slices, {hosts} for the number of all hosts
+  workers             the number of hosts of a slice
+  refuses             an optional message, with which all calls are refused
+  resources/NAME      the state of a queued resource, then the names of its nodes, one a line
+  nodes/NODE/state    the state of a slice
+  nodes/NODE/W        the home folder of worker W
 """
 
 import concurrent.futures

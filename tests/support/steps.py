@@ -93,7 +93,7 @@ class Trainer:
     return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), values, specs)
 
   def train(self, first: int, last: int, padded: bool = False):
-    """Trains steps first to last - 1; returns what each of them gave."""
+    """Trains the steps from first to last - 1, and returns their outputs."""
     sizes = self.experiment.GLOBAL_BATCH_SIZE, self.experiment.SEQ_LEN
     outputs = []
     for step in range(first, last):

@@ -1,4 +1,4 @@
-"""Compiles for TPUs what a test asks for, and prints it as JSON.
+"""Compiles programs of the tests for TPUs, and prints their costs as JSON.
 
 `python -m tests.support.tpu_compiles rematerialised EXPERIMENT LAYERS_PER_BLOCK`, or `layers`.
 """
@@ -11,7 +11,7 @@ from laser_pax.costs import libtpu
 
 
 def rematerialised(name: str, layers_per_block: str) -> dict:
-  """The train step of an experiment that keeps nothing but each block's input."""
+  """Returns the costs of an experiment's train step that keeps only the inputs of blocks."""
   from laser_pax import configs
   from laser_pax.costs import reports
 
@@ -22,7 +22,7 @@ def rematerialised(name: str, layers_per_block: str) -> dict:
 
 
 def layers() -> list[dict]:
-  """A layer with fused LASER on a chip: a short sequence, and the longest."""
+  """Returns the costs of a fused LASER layer, for a short sequence and for the longest."""
   from benchmarks.tpu import fused_layer
   from laser_pax.layers import LaserFusedDotProductAttention
 
@@ -34,5 +34,5 @@ def layers() -> list[dict]:
 
 if __name__ == '__main__':
   libtpu.use()
-  what, *arguments = sys.argv[1:]
-  print(json.dumps({'rematerialised': rematerialised, 'layers': layers}[what](*arguments)))
+  command, *arguments = sys.argv[1:]
+  print(json.dumps({'rematerialised': rematerialised, 'layers': layers}[command](*arguments)))
