@@ -9,7 +9,6 @@ from praxis.layers import embedding_softmax, linears
 
 from laser_pax.layers import LeanSharedEmbeddingSoftmax
 from tests.support import steps
-from tests.support.cases import compiled
 
 B, T, D, V = 2, 9, 16, 60
 CASES = {
@@ -62,8 +61,7 @@ def loss_and_gradients(layer, variables, inputs, do_eval):
       output = layer.apply(variables, inputs, weights, class_ids=labels)
     return output.avg_xent, output
 
-  value_and_grad = compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-  (_, output), gradients = value_and_grad(variables, inputs)
+  (_, output), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables, inputs)
   return output, gradients
 
 
