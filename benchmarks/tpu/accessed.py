@@ -119,15 +119,15 @@ def _written(shape: str, inside: list[hlo.Instruction] | None) -> int:
   sizes = _sizes(shape)
   if not inside:
     return sum(sizes)
-  by_name = {i.name: i for i in inside}
+  instructions = {i.name: i for i in inside}
   root = next(i for i in inside if i.is_root)
-  outputs = [by_name[x] for x in root.operands] if root.opcode == 'tuple' else [root]
+  outputs = [instructions[x] for x in root.operands] if root.opcode == 'tuple' else [root]
   total = 0
   for size, output in zip(sizes, outputs, strict=False):
     while output.opcode == 'bitcast':
-      output = by_name[output.operands[0]]
+      output = instructions[output.operands[0]]
     updated = output.opcode == 'dynamic-update-slice'
-    total += min(size, sum(_sizes(by_name[output.operands[1]].shape))) if updated else size
+    total += min(size, sum(_sizes(instructions[output.operands[1]].shape))) if updated else size
   return total
 
 

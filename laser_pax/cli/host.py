@@ -40,8 +40,9 @@ class Status(NamedTuple):
   """The state of a host's newest start.
 
   Attributes:
-    state: One of `none`, `running`, `done`, `saved` (it ended after it saved on demand), `stopped`,
-      `failed` and `lost` (it vanished without an exit code, as when its machine restarts).
+    state: One of `none`, `running`, `done`, `saved`, `stopped`, `failed` and `lost`. A `saved`
+      start ended after it saved on demand. A `lost` start vanished without an exit code, as when its
+      machine restarts.
     code: The exit code; 0 if there is none.
     ended: The second at which it ended; 0 if it has not ended.
     start: The name of the start.

@@ -247,8 +247,8 @@ def _run(job: Job, console: TextIO) -> None:
 def _keep_compiled_programs() -> None:
   """Makes jax keep its compiled programs, so that a run that starts again need not compile.
 
-  If the user has named a folder in jax's own way, that folder stays. On CPUs this is for a single
-  device: with several processes, jax 0.5.3 hangs in a program that an earlier run compiled.
+  If the user has named a folder in jax's own way, that folder stays. On CPUs this is for one
+  device, because jax 0.5.3 hangs if several processes run a program that an earlier run compiled.
   """
   import jax
 

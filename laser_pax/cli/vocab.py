@@ -15,7 +15,7 @@ def vocab(
   size: Annotated[int, typer.Option(help='number of pieces, control pieces included')] = 32_000,
   sentences: Annotated[
     int,
-    typer.Option(help='number of sentences, of at most 4,192 bytes, to train on; the first count'),
+    typer.Option(help='number of first sentences to train on, each of at most 4,192 bytes'),
   ] = 500_000,
 ) -> None:
   """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""

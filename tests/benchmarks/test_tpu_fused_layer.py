@@ -19,11 +19,11 @@ def _committed() -> dict:
 @pytest.mark.parametrize('kind', ['', 'Laser'])
 def test_a_layers_temporaries_are_a_tenth_of_the_plain_paths(kind, chip):
   costs = _committed()
-  plain, by_kernel = (
+  plain, fused = (
     costs[f'{kind}{name}DotProductAttention', chip, 8_192]['temporary_bytes']
     for name in ('', 'Fused')
   )
-  assert plain is None or by_kernel <= plain / 10  # None means that it does not fit.
+  assert plain is None or fused <= plain / 10  # None means that it does not fit.
 
 
 def test_long_sequences_fit_and_laser_takes_a_tenth_of_standards_plain_path():
@@ -35,8 +35,8 @@ def test_long_sequences_fit_and_laser_takes_a_tenth_of_standards_plain_path():
       )
       assert laser['fits'] and standard['fits']
     plain = costs['DotProductAttention', chip, 8_192]['temporary_bytes']
-    by_kernel = costs['LaserFusedDotProductAttention', chip, 8_192]['temporary_bytes']
-    assert by_kernel <= plain / 10
+    fused = costs['LaserFusedDotProductAttention', chip, 8_192]['temporary_bytes']
+    assert fused <= plain / 10
 
 
 @pytest.mark.slow

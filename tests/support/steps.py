@@ -1,7 +1,7 @@
 """Trains a tiny decoder for some steps through PAX's partitioner, on devices of one process.
 
-For tests that need several devices: run as a script (see `in_own_process`), as a process can set
-their number only before jax starts.
+Tests that need several devices run it as a script, by `in_own_process`. A process can set the
+number of its devices only before jax starts.
 """
 
 import json
@@ -26,7 +26,7 @@ def in_own_process(commands, devices: int, module: str, *arguments: str):
 
 
 def batch(step: int, padded: bool, rows: int, length: int):
-  """A step's rows: each a walk whose next token its last one tells; padded to differing lengths."""
+  """Returns a step's rows. In a row each token determines the next. Padding varies the lengths."""
   from praxis import py_utils
 
   rng = np.random.default_rng(step)
@@ -47,13 +47,13 @@ class Trainer:
   """An experiment's state and step on a mesh over this process's first devices."""
 
   def __init__(self, experiment, mesh: list[int], micro_batches: int = 1, state=None):
-    """Sets the step up and initialises the state; nothing is compiled but the initialisation.
+    """Sets the step up and initialises the state. Only the initialisation is compiled.
 
     Args:
-      experiment: Of DecoderLM; its sizes become `SIZES`, unless they were changed before.
-      mesh: Devices along [replica, data, mdl].
-      micro_batches: Parts of the batch.
-      state: To begin with, wherever it is; None: a new one.
+      experiment: The experiment, made by the function `experiment`.
+      mesh: Numbers of devices along [replica, data, mdl].
+      micro_batches: Number of parts of the batch.
+      state: The state to begin with, on any devices. None initialises a new one.
     """
     import jax
     from paxml import partitioning, trainer_lib
@@ -88,7 +88,7 @@ class Trainer:
     from jax.sharding import NamedSharding
 
     mesh = self.partitioner.global_mesh
-    # Through the host: what a step is given it may overwrite.
+    # The values go through the host, because a step may overwrite its arguments.
     values = jax.tree.map(np.asarray, values)
     return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), values, specs)
 
