@@ -41,8 +41,8 @@ class Status(NamedTuple):
 
   Attributes:
     state: One of `none`, `running`, `done`, `saved`, `stopped`, `failed` and `lost`. A `saved`
-      start ended after it saved on demand. A `lost` start vanished without an exit code, as when its
-      machine restarts.
+      start ended after it saved on demand. A `lost` start vanished without an exit code, as when
+      its machine restarts.
     code: The exit code; 0 if there is none.
     ended: The second at which it ended; 0 if it has not ended.
     start: The name of the start.
