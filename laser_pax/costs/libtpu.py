@@ -40,13 +40,26 @@ def library() -> pathlib.Path:
 def fetch() -> pathlib.Path:
   """Downloads libtpu with pip into the cache, unless it is there, and returns its path.
 
+  Of several processes one downloads, and the others wait for it.
+
   Raises:
     UserError: pip could not download it.
   """
   target = _folder()
-  if (target / 'libtpu' / 'libtpu.so').is_file():
-    return target / 'libtpu' / 'libtpu.so'
-  target.parent.mkdir(parents=True, exist_ok=True)
+  if not _is_complete(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with folders.locked(target.with_suffix('.lock')):
+      if not _is_complete(target):
+        _download(target)
+  return target / 'libtpu' / 'libtpu.so'
+
+
+def _is_complete(target: pathlib.Path) -> bool:
+  return (target / 'libtpu' / 'libtpu.so').is_file()
+
+
+def _download(target: pathlib.Path) -> None:
+  """Has pip put libtpu into a folder, which appears only when it is complete."""
   with tempfile.TemporaryDirectory(dir=target.parent) as folder:
     requirement = pathlib.Path(folder) / 'requirement.txt'
     requirement.write_text(f'libtpu=={VERSION} --hash=sha256:{_SHA256}\n')
@@ -60,7 +73,6 @@ def fetch() -> pathlib.Path:
       raise UserError(f'pip could not fetch libtpu {VERSION}: {" ".join(reason)}')
     shutil.rmtree(target, ignore_errors=True)  # An interrupted download may have left a part.
     new.rename(target)
-  return library()
 
 
 def use() -> None:
