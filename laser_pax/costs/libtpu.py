@@ -48,7 +48,7 @@ def fetch() -> pathlib.Path:
   target = _folder()
   if not _is_complete(target):
     target.parent.mkdir(parents=True, exist_ok=True)
-    with folders.locked(target.with_suffix('.lock')):
+    with folders.locked(target.with_name(f'{target.name}.lock')):
       if not _is_complete(target):
         _download(target)
   return target / 'libtpu' / 'libtpu.so'
