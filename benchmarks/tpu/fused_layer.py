@@ -53,7 +53,21 @@ class Cost:
 
 
 def layer_cost(attention: type, chip: str, tokens: int) -> Cost:
-  """Compiles a layer of C4Standard2B's sizes, in bfloat16, for one chip.
+  """Compiles a layer for one chip and returns its cost; see `trace_layer`."""
+  step = compiler.compile_step(trace_layer(attention, chip, tokens))
+  limit = slices.find(f'{chip}-4chips').chip.usable_hbm_bytes
+  return Cost(
+    attention=attention.__name__,
+    chip=chip,
+    tokens=tokens,
+    temporary_bytes=step.temporary_bytes,
+    fits=step.temporary_bytes is not None and step.peak_bytes <= limit,
+    accessed_bytes=step.xla_bytes,
+  )
+
+
+def trace_layer(attention: type, chip: str, tokens: int) -> compiler.Traced:
+  """Traces a layer of C4Standard2B's sizes, in bfloat16, for one chip.
 
   Args:
     attention: One of `ATTENTIONS`.
@@ -61,7 +75,7 @@ def layer_cost(attention: type, chip: str, tokens: int) -> Cost:
     tokens: The length of the one sequence, causal and packed.
 
   Returns:
-    Its cost. `libtpu.use` must have been called.
+    Its forward and backward pass. `libtpu.use` must have been called.
   """
   pod = slices.find(f'{chip}-4chips')
   mesh = Mesh(np.array(compiler.devices(pod)[:1]).reshape(1, 1, 1), ('replica', 'data', 'mdl'))
@@ -85,15 +99,7 @@ def layer_cost(attention: type, chip: str, tokens: int) -> Cost:
     variables = jax.tree.map(lambda v: placed(v.shape), shapes)
     x, segment_ids = placed((1, tokens, layer.input_dims)), placed((1, tokens), jnp.int32)
     jitted = jax.jit(jax.grad(loss, (0, 1))).trace(variables, x, segment_ids, x)
-  step = compiler.compile_step(compiler.Traced(jitted=jitted, mesh=mesh, parameters=0, seconds=0.0))
-  return Cost(
-    attention=attention.__name__,
-    chip=chip,
-    tokens=tokens,
-    temporary_bytes=step.temporary_bytes,
-    fits=step.temporary_bytes is not None and step.peak_bytes <= pod.chip.usable_hbm_bytes,
-    accessed_bytes=step.xla_bytes,
-  )
+  return compiler.Traced(jitted=jitted, mesh=mesh, parameters=0, seconds=0.0)
 
 
 def _layer_config(attention: type) -> pax_fiddle.Config[transformers.Transformer]:

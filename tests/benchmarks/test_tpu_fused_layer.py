@@ -1,11 +1,10 @@
-"""The figures of docs/fused.md: their claims hold, and the TPU compiler still gives them."""
+"""The figures of docs/fused.md: their claims hold."""
 
 import json
 
 import pytest
 
 from benchmarks.tpu import fused_layer, page
-from laser_pax.costs import libtpu
 
 COMMITTED = page.RESULTS / 'fused.jsonl'
 
@@ -37,16 +36,3 @@ def test_long_sequences_fit_and_laser_takes_a_tenth_of_standards_plain_path():
     plain = costs['DotProductAttention', chip, 8_192]['temporary_bytes']
     fused = costs['LaserFusedDotProductAttention', chip, 8_192]['temporary_bytes']
     assert fused <= plain / 10
-
-
-@pytest.mark.slow
-def test_a_layer_compiles_to_the_committed_figures(commands):
-  libtpu.fetch()
-  completed = commands.run('tests.support.tpu_compiles', ['layers'], timeout=600)
-  assert completed.returncode == 0, completed.stderr
-  costs = json.loads(completed.stdout.splitlines()[-1])
-  assert len(costs) == 2
-  for cost in costs:
-    committed = _committed()[cost['attention'], cost['chip'], cost['tokens']]
-    assert cost['fits']
-    assert cost['temporary_bytes'] == pytest.approx(committed['temporary_bytes'], rel=0.02)
