@@ -1,6 +1,6 @@
 """Programs for TPUs: they are those that were compiled, and their costs are the claimed ones.
 
-A changed program fails here. `LASER_PAX_REWRITE_GOLDEN=1` compiles them all anew and keeps the costs.
+A changed program fails here. `LASER_PAX_REWRITE_GOLDEN=1` compiles them all, and keeps their costs.
 """
 
 import json
