@@ -2,6 +2,9 @@
 
 import functools
 import os
+import pathlib
+import shutil
+import tempfile
 
 import pytest
 
@@ -24,13 +27,34 @@ def interpreted_kernels(monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def commands(tmp_path_factory):
-  """A server that starts commands in separate processes; see tests/support/commands.py."""
+def commands(request, tmp_path_factory):
+  """Starts commands in separate processes; see tests/support/commands.py."""
+  from tests.support.commands import Commands, Server
+
+  if folder := getattr(request.config, 'workerinput', {}).get('commands'):
+    yield Commands(pathlib.Path(folder))
+    return
+  server = Server(tmp_path_factory.mktemp('commands'))
+  yield Commands(server.folder)
+  server.close()
+
+
+_SERVER = pytest.StashKey()
+
+
+def pytest_configure_node(node):
+  """Gives all of pytest's processes one server of commands."""
   from tests.support.commands import Server
 
-  server = Server(tmp_path_factory.mktemp('commands'))
-  yield server
-  server.close()
+  if _SERVER not in node.config.stash:
+    node.config.stash[_SERVER] = Server(pathlib.Path(tempfile.mkdtemp()))
+  node.workerinput['commands'] = str(node.config.stash[_SERVER].folder)
+
+
+def pytest_unconfigure(config):
+  if server := config.stash.get(_SERVER, None):
+    server.close()
+    shutil.rmtree(server.folder)
 
 
 @pytest.fixture(scope='session')

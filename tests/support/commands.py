@@ -1,11 +1,12 @@
 """Runs commands of this package in separate processes, without the time that imports take.
 
 A server imports jax, TensorFlow and PAX once. For each command it forks a child. The child has the
-command's arguments, environment, folder and output, and ends with its exit code. The server never
-starts jax's devices, so each child chooses its own.
+command's arguments, environment, folder and output, imports laser_pax, and ends with the command's
+exit code. The server never starts jax's devices, so each child chooses its own.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -15,8 +16,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+
+from tests.support.forked_python import request
 
 ROOT = pathlib.Path(__file__).parents[2]
 # With these flags XLA compiles quickly. For a small model and a few steps this saves time.
@@ -33,9 +37,8 @@ class Command:
 
   def __init__(self, connection: socket.socket, output: pathlib.Path):
     """Takes the connection to the server, and the folder of stdout.txt and stderr.txt."""
-    self._answers, self._output = connection.makefile(), output
-    self._connection, self.returncode = connection, None
-    self.pid = json.loads(self._answers.readline())
+    self._connection, self._answers, self._output = connection, connection.makefile(), output
+    self.pid, self.returncode = int(self._answers.readline()), None
 
   @property
   def stdout(self) -> str:
@@ -50,7 +53,7 @@ class Command:
   def poll(self) -> int | None:
     """Returns the exit code if the command has ended."""
     if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
-      self.returncode = json.loads(self._answers.readline())
+      self.returncode = int(self._answers.readline())
     return self.returncode
 
   def wait(self, timeout: float = 300) -> int:
@@ -69,25 +72,41 @@ class Command:
 
 
 class Server:
-  """Starts commands. One server serves all tests of a worker."""
+  """Starts commands. One server serves all tests of a run, in several processes too.
+
+  Attributes:
+    folder: The folder of its socket, of the output of its commands, and of a quick `python`.
+  """
 
   def __init__(self, folder: pathlib.Path):
-    """Starts the server. Its socket and the output of its commands are in `folder`."""
-    self._folder, self._count = folder, 0
+    """Starts the server. It imports nothing before the first command."""
+    self.folder = folder
     self._process = subprocess.Popen(
-      [sys.executable, '-m', 'tests.support.commands', folder / 'socket'],
+      [sys.executable, '-m', 'tests.support.commands', folder],
       cwd=ROOT,
-      env={
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'TF_CPP_MIN_LOG_LEVEL': '3',
-        # Commands share their compiled programs.
-        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-      },
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
     )
     assert self._process.stdout.readline() == b'ready\n'
+
+  def close(self) -> None:
+    """Ends the server and the commands that still run."""
+    self._process.stdin.close()
+    self._process.wait()
+
+
+class Commands:
+  """Starts commands by a server."""
+
+  def __init__(self, folder: pathlib.Path):
+    """Takes the folder of the server."""
+    self._folder = folder
+
+  @property
+  def python(self) -> pathlib.Path:
+    """An executable that runs `-m laser_pax` as a command, and all else as Python does."""
+    return self._folder / 'python'
 
   def start(
     self,
@@ -104,17 +123,19 @@ class Server:
       args: The arguments of the command.
       cwd: The folder that the command runs in.
       env: Further variables. PYTHONPATH has its effect. Other variables of Python, and those that
-        jax reads when it is imported, come too late.
+        jax reads when it is imported, come too late. Commands share their compiled programs, but
+        JAX_COMPILATION_CACHE_DIR='' compiles them anew.
     """
-    self._count += 1
-    output = self._folder / str(self._count)
-    output.mkdir()
-    variables = {**os.environ, **(env or {})}
-    request = dict(module=module, args=[*map(str, args)], cwd=str(cwd), env=variables)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(self._folder / 'socket'))
-    connection.sendall((json.dumps({**request, 'output': str(output)}) + '\n').encode())
-    return Command(connection, output)
+    output = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
+    compiled = str(self._folder / 'compiled')
+    variables = {**os.environ, 'PYTHONPATH': '', 'JAX_COMPILATION_CACHE_DIR': compiled}
+    variables |= env or {}
+    variables['PYTHONPATH'] += f':{ROOT}'
+    with open(output / 'stdout.txt', 'ab') as stdout, open(output / 'stderr.txt', 'ab') as stderr:
+      descriptors = stdout.fileno(), stderr.fileno()
+      words = [*map(str, args)]
+      address = str(self._folder / 'socket')
+      return Command(request(address, module, words, str(cwd), variables, descriptors), output)
 
   def run(self, module: str, args: Sequence[str], timeout: float = 300, **kwargs) -> Command:
     """Runs `python -m module args` to its end, as `start` does."""
@@ -122,35 +143,32 @@ class Server:
     command.wait(timeout)
     return command
 
-  def close(self) -> None:
-    """Ends the server and the commands that still run."""
-    self._process.stdin.close()
-    self._process.wait()
 
-
-def _serve(address: str) -> None:
+def _serve(folder: pathlib.Path) -> None:
   """Forks a child for each connection, until standard input ends."""
   listener = socket.socket(socket.AF_UNIX)
-  listener.bind(address)
+  listener.bind(str(folder / 'socket'))
   listener.listen()
+  python = folder / 'python'
+  forked_python = pathlib.Path(__file__).with_name('forked_python.py')
+  python.write_text(
+    f'#!/bin/sh\nexec {sys.executable} -S {forked_python} {folder / "socket"} "$@"\n'
+  )
+  python.chmod(0o755)
   print('ready', flush=True)
   children = {}
   while True:
-    ready, _, _ = select.select([listener, sys.stdin], [], [], 0.02)
+    ready, _, _ = select.select([listener, sys.stdin, *children.values()], [], [], 0.02)
     if listener in ready:
-      connection, _ = listener.accept()
-      request = json.loads(connection.makefile().readline())
-      pid = os.fork()
-      if not pid:
-        listener.close()
-        _become(**request)
+      pid, connection = _fork(listener, python)
       children[pid] = connection
-      connection.sendall(f'{pid}\n'.encode())
     elif sys.stdin in ready:
       for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-          os.kill(pid, signal.SIGKILL)
+        _kill(pid)
       return
+    for pid, connection in children.items():
+      if connection in ready:  # Its other end is closed.
+        _kill(pid)
     while children:
       pid, status = os.waitpid(-1, os.WNOHANG)
       if not pid:
@@ -161,16 +179,45 @@ def _serve(address: str) -> None:
       connection.close()
 
 
-def _become(module: str, args: list[str], cwd: str, env: dict[str, str], output: str) -> None:
+def _fork(listener: socket.socket, python: pathlib.Path) -> tuple[int, socket.socket]:
+  """Accepts a connection and forks its child; returns the child's number, and the connection."""
+  connection, _ = listener.accept()
+  _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+  asked = json.loads(connection.makefile().readline())
+  _import_all()
+  pid = os.fork()
+  if not pid:
+    listener.close()
+    connection.close()
+    sys.executable = str(python)
+    _become(**asked, output=descriptors)
+  for descriptor in descriptors:
+    os.close(descriptor)
+  connection.sendall(f'{pid}\n'.encode())
+  return pid, connection
+
+
+def _kill(pid: int) -> None:
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(pid, signal.SIGKILL)
+
+
+def _become(
+  module: str, args: list[str], cwd: str, env: dict[str, str], output: Sequence[int]
+) -> None:
   """Runs a module in this process, and never returns."""
   os.environ.clear()
   os.environ.update(env)
   os.chdir(cwd)
-  sys.path[:0] = [cwd, *env.get('PYTHONPATH', '').split(':')]
+  sys.path[:] = [path for path in sys.path if path != str(ROOT)]
+  sys.path[:0] = [cwd, *filter(None, env.get('PYTHONPATH', '').split(':'))]
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-  for number, name in ((1, 'stdout.txt'), (2, 'stderr.txt')):
-    os.dup2(os.open(f'{output}/{name}', os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+  for number, descriptor in enumerate(output, start=1):
+    os.dup2(descriptor, number)
   sys.argv = [module, *args]
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', env.get('JAX_COMPILATION_CACHE_DIR') or None)
   code = 0
   try:
     runpy.run_module(module, run_name='__main__', alter_sys=True)
@@ -195,18 +242,13 @@ def _leave(code: int) -> None:
   os._exit(code)
 
 
+@functools.cache
 def _import_all() -> None:
   """Imports the slow modules, but not paxml.main: `python -m` would define its flags again."""
-  from laser_pax import pax_fixes
-
-  pax_fixes.read_lambdas_fast()
   import matplotlib.pyplot  # noqa: F401
+  import typer  # noqa: F401
   from paxml import eval_lib, train, tuning_lib  # noqa: F401
-
-  import laser_pax.cli.watch  # noqa: F401
-  import laser_pax.configs  # noqa: F401
 
 
 if __name__ == '__main__':
-  _import_all()
-  _serve(sys.argv[1])
+  _serve(pathlib.Path(sys.argv[1]))
