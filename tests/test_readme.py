@@ -131,7 +131,7 @@ def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(run, succ
   small = {'NUM_LAYERS': 1, 'MODEL_DIMS': 128, 'HIDDEN_DIMS': 128, 'VOCAB_SIZE': 128}
   flags = ' '.join(f'--fdl.{name}={value}' for name, value in small.items())
   small_aot = f'{aot} --pod=cpu --fdl.SEQ_LEN=128 --fdl.GLOBAL_BATCH_SIZE=2 {flags}'
-  assert 'FLOPs of attention' in succeeds(small_aot, tmp_path)
+  assert 'FLOPs of attention' in succeeds(small_aot, tmp_path, XLA_FLAGS=QUICK_COMPILE)
   result = run(train, tmp_path)
   assert result.returncode == 2
   assert result.stderr.splitlines()[-1].startswith(
@@ -157,7 +157,7 @@ def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(succeeds, tmp_pa
   small |= {'WARMUP_STEPS': 1, 'SEQ_LEN': 64}
   flags = ' '.join(f'--fdl.{name}={value}' for name, value in small.items())
   small_exp = f'--fdl_config=laser_pax.configs.C4LaserTiny {flags}'
-  out = succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path)
+  out = succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path, XLA_FLAGS=QUICK_COMPILE)
   assert 'step 4: validation loss' in out
 
 
