@@ -194,9 +194,17 @@ if 'fail' in flags:
 """
 
 
+# It comes before the real jax, which each check of a host would import in a second.
+JAX = 'def local_device_count():\n  return 2\n'
+
+
 @pytest.fixture
 def quick(cloud):
-  """The cloud with a trainer that only counts steps, and saves its count on SIGTERM."""
+  """The cloud with a trainer that only counts steps, and saves its count on SIGTERM.
+
+  Its hosts count their chips by a stand-in for jax. test_tpu_pod_training.py has the real one.
+  """
   (cloud.checkout / 'laser_pax' / '__main__.py').write_text(TRAINER)
+  (cloud.checkout / 'jax.py').write_text(JAX)
   cloud.settings['TRAIN_FLAGS'] = '(--steps=600)'
   return cloud
