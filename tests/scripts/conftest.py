@@ -155,7 +155,7 @@ def cloud(tmp_path):
     (bin_ / tool).symlink_to(shutil.which(tool))
   python = shutil.which(sys.executable)
   stand_in = ROOT / 'tests' / 'support' / 'stand_in_gcloud.py'
-  _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} {stand_in} "$@"\n')
+  _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} -S {stand_in} "$@"\n')
   # A host has Google's metadata, and a Python that setup.sh accepts.
   _script(bin_ / 'curl', '#!/bin/sh\necho "$FAKE_WORKER"\n')
   _script(bin_ / 'python3.11', '#!/bin/sh\n')
