@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import typer
+from typing import TYPE_CHECKING, NamedTuple
 
 from laser_pax.errors import UserError
+
+if TYPE_CHECKING:
+  import typer
 
 
 class Command(NamedTuple):
@@ -78,6 +79,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _app(command_name: str | None) -> typer.Typer:
   """Makes an app that lists all commands and has imported only the called one."""
+  import typer  # Imported here, so that other programs of this folder start fast.
+
   app = typer.Typer(
     help='LASER attention on PAX: experiments, data and tools.',
     add_completion=False,

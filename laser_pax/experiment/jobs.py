@@ -2,14 +2,21 @@
 
 The mark is the file experiment.txt. Its first line is the experiment's full name; each line after
 it is an override.
+
+jax and epath are imported where they are used, so that a program that needs only the exit code
+starts fast.
 """
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-
-from etils import epath
+from typing import TYPE_CHECKING
 
 from laser_pax.errors import UserError
+
+if TYPE_CHECKING:
+  from etils import epath
 
 MARK = 'experiment.txt'
 
@@ -76,7 +83,7 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
     folder: Folder of the job, made if missing.
     mark: Mark of this run, from `mark_text`.
   """
-  import jax  # Imported here, so that a program that needs only the exit code starts fast.
+  import jax
 
   if jax.process_index() > 0:
     return
@@ -88,6 +95,8 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
 
 
 def _file(folder: os.PathLike | str) -> epath.Path:
+  from etils import epath
+
   return epath.Path(folder).expanduser() / MARK
 
 

@@ -84,6 +84,8 @@ def accumulate(
   """
 
   def micro_grad_fn(loss_fn, learner, mdl_vars, inputs, prng_key):
+    # By `jit` it is traced once for its two calls, of which one only asks for shapes.
+    @functools.partial(jax.jit, inline=True)
     def part_gradient(part, key):
       return grad_fn(loss_fn=loss_fn, learner=learner, mdl_vars=mdl_vars, inputs=part, prng_key=key)
 

@@ -51,10 +51,10 @@ KINDS = ('Standard', 'Laser')
 
 
 def _small(kind, **attributes):
-  """A small model with the proportions of the large ones."""
+  """A small model with the proportions of the large ones. A row has two blocks of attention."""
   experiment = getattr(configs, f'C4{kind}300M')().on('cpu')
   experiment.NUM_LAYERS, experiment.MODEL_DIMS, experiment.HIDDEN_DIMS = 2, 256, 512
-  experiment.SEQ_LEN, experiment.GLOBAL_BATCH_SIZE, experiment.VOCAB_SIZE = 256, 4, 1024
+  experiment.SEQ_LEN, experiment.GLOBAL_BATCH_SIZE, experiment.VOCAB_SIZE = 128, 4, 1024
   for name, value in attributes.items():
     setattr(experiment, name, value)
   return experiment

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import pytest
 
 from laser_pax import configs
@@ -19,7 +20,15 @@ def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
   assert 'v5e-64chips' in str(e.value) and 'v5p-4chips' in str(e.value)
 
 
-def test_a_report_of_this_machine():
+@pytest.fixture
+def quick_compile():
+  """XLA compiles without its slow optimisations."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def test_a_report_of_this_machine(quick_compile):
   experiment = configs.C4LaserTiny().on('cpu')
   experiment.NUM_LAYERS, experiment.MICRO_BATCHES = 1, 2
   experiment.VOCAB_SIZE, experiment.SEQ_LEN = 512, 32  # So that it compiles soon.

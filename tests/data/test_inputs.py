@@ -173,23 +173,34 @@ def global_batches(host_inputs, batches):
   )
 
 
+BEFORE, AFTER = 7, 60  # Batches before and after the position is saved. An epoch has 66.
+
+
+@pytest.fixture(scope='module')
+def streams(source, tmp_path_factory):
+  """For 1, 2 and 4 hosts: the batches of all hosts, and the folder of the saved position."""
+  streams = {}
+  for hosts in (1, 2, 4):
+    inputs, folder = host_inputs(source, hosts), tmp_path_factory.mktemp(f'hosts_{hosts}')
+    first = global_batches(inputs, BEFORE)
+    inputs[0].save(folder / f'process_0-of-{hosts}')
+    streams[hosts] = np.concatenate([first, global_batches(inputs, AFTER)]), folder
+  return streams
+
+
 @pytest.mark.parametrize('hosts', [2, 4])
-def test_any_number_of_hosts_trains_on_the_same_batches(source, hosts):
-  expected = global_batches(host_inputs(source, 1), 60)
-  np.testing.assert_array_equal(global_batches(host_inputs(source, hosts), 60), expected)
+def test_any_number_of_hosts_trains_on_the_same_batches(streams, hosts):
+  np.testing.assert_array_equal(streams[hosts][0], streams[1][0])
 
 
 @pytest.mark.parametrize(('before', 'after'), [(1, 2), (2, 4), (4, 2), (4, 1)])
-def test_another_number_of_hosts_continues_with_the_next_batch(source, tmp_path, before, after):
-  first = host_inputs(source, before)
-  global_batches(first, 7)
-  first[0].save(tmp_path / f'process_0-of-{before}')
-  expected = global_batches(first, 60)
+def test_another_number_of_hosts_continues_with_the_next_batch(source, streams, before, after):
+  batches, folder = streams[before]
   restored = host_inputs(source, after)
   for i, inp in enumerate(restored):
-    inp.restore(tmp_path / f'process_{i}-of-{after}')
-    inp.go_to(7)
-  np.testing.assert_array_equal(global_batches(restored, 60), expected)
+    inp.restore(folder / f'process_{i}-of-{after}')
+    inp.go_to(BEFORE)
+  np.testing.assert_array_equal(global_batches(restored, AFTER), batches[BEFORE:])
 
 
 def test_the_first_host_alone_saves_the_position(source, tmp_path, monkeypatch):
@@ -201,11 +212,11 @@ def test_the_first_host_alone_saves_the_position(source, tmp_path, monkeypatch):
     inp.restore(tmp_path / 'process_1-of-2')
 
 
-def test_without_a_saved_position_the_data_are_read_again_up_to_the_step(source):
-  expected = global_batches(host_inputs(source, 1), 12)[7:]
+def test_without_a_saved_position_the_data_are_read_again_up_to_the_step(source, streams):
   restarted = host_inputs(source, 2)
   for inp in restarted:
-    inp.go_to(7)
+    inp.go_to(BEFORE)
+  expected = streams[1][0][BEFORE : BEFORE + 5]
   np.testing.assert_array_equal(global_batches(restarted, 5), expected)
 
 

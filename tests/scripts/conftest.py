@@ -155,7 +155,7 @@ def cloud(tmp_path):
     (bin_ / tool).symlink_to(shutil.which(tool))
   python = shutil.which(sys.executable)
   stand_in = ROOT / 'tests' / 'support' / 'stand_in_gcloud.py'
-  _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} {stand_in} "$@"\n')
+  _script(bin_ / 'gcloud', f'#!/bin/sh\nexec {python} -S {stand_in} "$@"\n')
   # A host has Google's metadata, and a Python that setup.sh accepts.
   _script(bin_ / 'curl', '#!/bin/sh\necho "$FAKE_WORKER"\n')
   _script(bin_ / 'python3.11', '#!/bin/sh\n')
@@ -194,9 +194,17 @@ if 'fail' in flags:
 """
 
 
+# It comes before the real jax, which each check of a host would import in a second.
+JAX = 'def local_device_count():\n  return 2\n'
+
+
 @pytest.fixture
 def quick(cloud):
-  """The cloud with a trainer that only counts steps, and saves its count on SIGTERM."""
+  """The cloud with a trainer that only counts steps, and saves its count on SIGTERM.
+
+  Its hosts count their chips by a stand-in for jax. test_tpu_pod_training.py has the real one.
+  """
   (cloud.checkout / 'laser_pax' / '__main__.py').write_text(TRAINER)
+  (cloud.checkout / 'jax.py').write_text(JAX)
   cloud.settings['TRAIN_FLAGS'] = '(--steps=600)'
   return cloud

@@ -45,7 +45,8 @@ def main():
   """Trains each case."""
   results, state = {}, None  # The twins begin with the same state.
   for name, devices, parts in CASES:
-    trainer = steps.Trainer(steps.experiment(name), [1, devices, 1], parts, state)
+    experiment = steps.experiment(name, NUM_LAYERS=1)
+    trainer = steps.Trainer(experiment, [1, devices, 1], parts, state)
     state = jax.tree.map(np.asarray, trainer.state) if state is None else state
     case = {str(padded): _series(trainer, state, padded) for padded in (False, True)}
     if name == 'C4LaserTiny' and devices == 4:
