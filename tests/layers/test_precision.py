@@ -28,9 +28,7 @@ def rounded(arrays, dtype):
   return [np.asarray(jnp.asarray(x, dtype), np.float64) for x in arrays]
 
 
-@functools.partial(
-  jax.jit, static_argnums=(0, 1), compiler_options={'xla_backend_optimization_level': 0}
-)
+@functools.partial(jax.jit, static_argnums=(0, 1))  # Its runs take longer than its compilation.
 def run(cls, dtype, query, key, value, cotangent, seen):
   """The layer's output and gradients in dtype, of one head [T, H]."""
   head = query.shape[1]
