@@ -1,6 +1,7 @@
 """Settings for all tests, made before any test imports jax or TensorFlow."""
 
 import functools
+import gc
 import os
 import pathlib
 import shutil
@@ -86,3 +87,10 @@ def pytest_collection_modifyitems(items):
   """Puts files with slow tests first, so that no worker gets one at the end."""
   slow = {item.path for item in items if item.get_closest_marker('slow')}
   items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+  """Spares the garbage collector what the imports made: tracing makes it run often."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 50, 100)

@@ -1,5 +1,7 @@
 """The tiny model as a whole: causality by gradients, equal starts of twins, layers in blocks."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,10 +28,16 @@ def _batch():
   )
 
 
-def _token_losses(experiment):
+@functools.cache
+def _initial(name):
+  """Returns the initial variables of an experiment's model."""
+  model = base_hyperparams.instantiate(getattr(configs, name)().task().model)
+  return compiled(model.init)(jax.random.PRNGKey(0), _batch())
+
+
+def _token_losses(name, experiment):
   """Returns a function that adds delta [T, D] to the embeddings and returns the losses [T]."""
-  model = base_hyperparams.instantiate(experiment.task().model)
-  variables = compiled(model.init)(jax.random.PRNGKey(0), _batch())
+  model, variables = base_hyperparams.instantiate(experiment.task().model), _initial(name)
 
   def losses(delta):
     def add_delta(call_next, args, kwargs, context):
@@ -52,7 +60,7 @@ def _token_losses(experiment):
 def test_a_loss_depends_on_no_later_embedding_and_on_each_earlier_one(name):
   experiment = getattr(configs, name)()
   experiment.SEQ_LEN = LENGTH
-  losses = _token_losses(experiment)
+  losses = _token_losses(name, experiment)
   zero = jnp.zeros((LENGTH, experiment.MODEL_DIMS))
   gradient = compiled(jax.jacrev(losses))(zero)  # [T, T, D]
   reach = np.abs(np.asarray(gradient)).max(-1)
@@ -62,10 +70,7 @@ def test_a_loss_depends_on_no_later_embedding_and_on_each_earlier_one(name):
 
 
 def test_twins_start_from_the_same_weights():
-  weights = []
-  for name in ('C4LaserTiny', 'C4StandardTiny'):
-    model = base_hyperparams.instantiate(getattr(configs, name)().task().model)
-    weights.append(compiled(model.init)(jax.random.PRNGKey(3), _batch()))
+  weights = [_initial(name) for name in ('C4LaserTiny', 'C4StandardTiny')]
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
@@ -84,7 +89,7 @@ def test_layers_in_blocks_are_the_same_layers(name):
         (metrics, _), _ = model.apply(variables, _batch(), mutable=True)
       return metrics.total_loss[0]
 
-    return model, compiled(jax.value_and_grad(loss))
+    return compiled(jax.value_and_grad(loss))
 
   def stack(variables):
     return variables['params']['lm']['transformer']['repeat']['sub']
@@ -97,11 +102,9 @@ def test_layers_in_blocks_are_the_same_layers(name):
     variables['params']['lm']['transformer']['repeat']['sub'] = pairs
     return variables
 
-  model, single_layer_loss = make_loss(1)
-  variables = {'params': compiled(model.init)(jax.random.PRNGKey(0), _batch())['params']}
-  _, block_loss = make_loss(2)
-  expected_loss, expected_gradients = single_layer_loss(variables)
-  loss, gradients = block_loss(regroup(variables))
+  variables = {'params': _initial(name)['params']}
+  expected_loss, expected_gradients = make_loss(1)(variables)
+  loss, gradients = make_loss(2)(regroup(variables))
   assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
   for expected, actual in zip(
     jax.tree.leaves(regroup(expected_gradients)), jax.tree.leaves(gradients), strict=True

@@ -23,56 +23,54 @@ every_mask = pytest.mark.parametrize('kind', ['padding', 'packing'])
 
 @functools.cache
 def passes(name, dtype):
-  """Returns output, probabilities, and what they should be, as a function of what is seen."""
+  """Returns all that a layer and its twin give, as a function of variables and what is seen."""
   case, (dtype, _) = CASES[name], DTYPES[dtype]
-  layer, variables = cases.build(case, fprop_dtype=dtype)
-  standard, _ = cases.build(case, standard=True, fprop_dtype=dtype)
+  layer, standard = (cases.layer_of(case, twin, fprop_dtype=dtype) for twin in (False, True))
   inputs = cases.draw(case, dtype)
 
   @cases.compiled
-  def run(seen):
+  def run(variables, seen):
     output, probs = cases.full_pass(case, layer, variables, *inputs, seen)
     _, standard_probs = cases.full_pass(case, standard, variables, *inputs, seen)
-    expected = cases.reference(case, layer, variables, standard_probs, inputs[1])
-    return output, probs, expected, standard_probs
+    return {
+      'output': output,
+      'probs': probs,
+      'standard_probs': standard_probs,
+      'expected': cases.reference(case, layer, variables, standard_probs, inputs[1]),
+      'steps': cases.step_by_step(case, layer, variables, *inputs, seen) if case.decodes else None,
+    }
 
   return run
+
+
+@functools.cache
+def results(name, dtype, kind):
+  """Returns what `passes` gives with the variables of `build`."""
+  _, variables = cases.build(CASES[name])
+  return passes(name, dtype)(variables, cases.visibility(CASES[name], kind))
 
 
 @every_case
 @every_dtype
 @every_mask
 def test_full_pass_mixes_praxis_probabilities_by_laser(name, dtype, kind):
-  seen = cases.visibility(CASES[name], kind)
-  rows = seen.any(-1)  # Where nothing is seen, Praxis attends to all alike, padding included.
-  output, probs, expected, standard_probs = passes(name, dtype)(seen)
+  # Where nothing is seen, Praxis attends to all alike, padding included.
+  rows = cases.visibility(CASES[name], kind).any(-1)
+  found = results(name, dtype, kind)
+  output, expected = found['output'], found['expected']
   assert output.dtype == DTYPES[dtype][0]
   assert np.isfinite(np.asarray(output, np.float32)).all()
   assert rms_error(output[rows], expected[rows]) < DTYPES[dtype][1]
-  np.testing.assert_array_equal(probs, standard_probs)
-
-
-@functools.cache
-def both_ways(name, dtype):
-  """Returns the whole sequence at once and step by step, as a function of what is seen."""
-  case, (dtype, _) = CASES[name], DTYPES[dtype]
-  layer, variables = cases.build(case, fprop_dtype=dtype)
-  arguments = case, layer, variables, *cases.draw(case, dtype)
-
-  @cases.compiled
-  def run(seen):
-    return cases.full_pass(*arguments, seen)[0], cases.step_by_step(*arguments, seen)
-
-  return run
+  np.testing.assert_array_equal(found['probs'], found['standard_probs'])
 
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.decodes])
 @every_dtype
 @every_mask
 def test_steps_equal_the_full_pass(name, dtype, kind):
-  seen = cases.visibility(CASES[name], kind)
-  rows = seen.any(-1)
-  whole, steps = both_ways(name, dtype)(seen)
+  rows = cases.visibility(CASES[name], kind).any(-1)
+  found = results(name, dtype, kind)
+  whole, steps = found['output'], found['steps']
   assert np.isfinite(np.asarray(steps, np.float32)).all()
   assert rms_error(steps[rows], whole[rows]) < DTYPES[dtype][1]
 
@@ -84,7 +82,7 @@ def test_steps_equal_the_full_pass(name, dtype, kind):
 def test_gradients(name):
   case = CASES[name]
   layer, variables = cases.build(case)
-  standard, _ = cases.build(case, standard=True)
+  standard = cases.layer_of(case, standard=True)
   seen = cases.visibility(case, 'padding')
   weights = np.random.default_rng(5).standard_normal((B, T, D)) * seen.any(-1)[..., None]
 
@@ -98,7 +96,8 @@ def test_gradients(name):
     return (weights * cases.reference(case, layer, variables, probs, inputs[1])).sum()
 
   inputs = dict(zip(['query', 'memory'][: 1 + case.cross], cases.draw(case), strict=False))
-  gradients = (cases.compiled(jax.grad(f, (0, 1)))(variables, inputs) for f in (ours, expected))
+  both = cases.compiled(lambda *args: [jax.grad(f, (0, 1))(*args) for f in (ours, expected)])
+  gradients = both(variables, inputs)
   flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients]
   assert rms_error(*flat) < 1e-5
 
@@ -120,7 +119,8 @@ def test_end_to_end_against_the_oracle(scale):
   weights = variables['params']
   weights['value']['w'] *= scale
   seen = cases.visibility(case, 'packing')
-  output, _ = cases.full_pass(case, layer, variables, query, query, seen)
+  run = cases.compiled(functools.partial(cases.full_pass, case, layer))
+  output, _ = run(variables, query, query, seen)
 
   def project(name, x, equation='BTD,DNH->BTNH'):
     return np.einsum(equation, x, np.asarray(weights[name]['w'], np.float64))
@@ -150,10 +150,10 @@ def test_chunks_equal_the_whole(kv_heads):
   case = CASES['multi_query']
   fields = {'num_kv_heads': kv_heads, 'attention_extra_logit': 0.5}
   whole, variables = cases.build(case, **fields)
-  chunked, _ = cases.build(case, chunked_attn_num_seq_split=5, **fields)
+  chunked = cases.layer_of(case, chunked_attn_num_seq_split=5, **fields)
   arguments = variables, *cases.draw(case), cases.visibility(case, 'padding')
-  expected, _ = cases.compiled(functools.partial(cases.full_pass, case, whole))(*arguments)
-  output, _ = cases.compiled(functools.partial(cases.full_pass, case, chunked))(*arguments)
+  both = lambda *args: [cases.full_pass(case, x, *args)[0] for x in (whole, chunked)]  # noqa: E731
+  expected, output = cases.compiled(both)(*arguments)
   np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
@@ -196,67 +196,64 @@ def test_queries_that_share_a_cache_entry():
 ZEROING = ['multi_head', 'cross', 'xl', 'context', 'local', 'local_simulated', 'local_two_sided']
 
 
+IN_STEPS = ['multi_head', 'xl', 'local', 'local_simulated', 'context']
+
+
+@functools.cache
+def zeroing(name):
+  """Returns outputs with and without zeroing, and in steps, as a function of what is seen."""
+  case = CASES[name]
+  layer, variables = cases.build(case, zero_fully_masked=True, use_bias=False)
+  plain = cases.layer_of(case, use_bias=False)
+  inputs = cases.draw(case)
+
+  @cases.compiled
+  def run(seen):
+    output, without = (
+      cases.full_pass(case, x, variables, *inputs, seen)[0] for x in (layer, plain)
+    )
+    if name not in IN_STEPS:
+      return output, without, None
+    return output, without, cases.step_by_step(case, layer, variables, *inputs, seen)
+
+  return run
+
+
 @pytest.mark.parametrize('name', ZEROING)
 def test_zero_fully_masked(name):
   case = CASES[name]
-  layer, variables = cases.build(case, zero_fully_masked=True, use_bias=False)
-  plain, _ = cases.build(case, use_bias=False)
   # Key 4 alone is real: of a window around the query, or before it, many rows see nothing. The
   # window is the layer's own to apply: the mask that it is given has none.
   without_window = cases.visibility(dataclasses.replace(case, window=None), 'packing')
   given = without_window & (np.arange(S if case.cross else T) == 4)
   rows = (given & cases.visibility(case, 'packing')).any(-1)
   assert rows.any() and not rows.all()
-
-  @cases.compiled
-  def run(*inputs):
-    return [cases.full_pass(case, x, variables, *inputs, given)[0] for x in (layer, plain)]
-
-  output, expected = run(*cases.draw(case))
+  output, expected, _ = zeroing(name)(given)
   np.testing.assert_array_equal(output[rows], expected[rows])
   assert not np.any(output[~rows])
 
 
-@pytest.mark.parametrize('name', ['multi_head', 'xl', 'local', 'local_simulated', 'context'])
+@pytest.mark.parametrize('name', IN_STEPS)
 def test_zero_fully_masked_in_steps(name):
-  case = CASES[name]
-  layer, variables = cases.build(case, zero_fully_masked=True, use_bias=False)
-  seen = cases.visibility(case, 'padding')
+  seen = cases.visibility(CASES[name], 'padding')
   assert not seen.any(-1).all()
-
-  @cases.compiled
-  def run(*inputs):
-    arguments = case, layer, variables, *inputs, seen
-    return cases.full_pass(*arguments)[0], cases.step_by_step(*arguments)
-
-  whole, steps = run(*cases.draw(case))
+  whole, _, steps = zeroing(name)(seen)
   assert not np.any(steps[~seen.any(-1)])
   np.testing.assert_allclose(steps, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', CASES)
+@every_case
 def test_values_of_any_size_are_mixed_right_in_every_layer(name):
   """Whole and step by step, where a column spans far more than float32's exp does."""
-  case = CASES[name]
-  layer, variables = cases.build(case)
+  _, variables = cases.build(CASES[name])
   wide = jax.tree.map_with_path(
     lambda path, x: x * 100 if 'value' in str(path) or 'combined_qkv' in str(path) else x, variables
   )
-  inputs, seen = cases.draw(case), cases.visibility(case, 'packing')
-
-  @cases.compiled
-  def run(query, memory):
-    memory = memory if case.cross else query
-    output, probs = cases.full_pass(case, layer, wide, query, memory, seen)
-    steps = None
-    if case.decodes:
-      steps = cases.step_by_step(case, layer, wide, query, memory, seen)
-    return output, cases.reference(case, layer, wide, probs, memory), steps
-
-  output, expected, steps = run(*inputs)
-  assert np.isfinite(output).all() and rms_error(output, expected) < 1e-5
-  if steps is not None:
-    assert rms_error(steps, output) < 1e-5
+  found = passes(name, 'float32')(wide, cases.visibility(CASES[name], 'packing'))
+  output = found['output']
+  assert np.isfinite(output).all() and rms_error(output, found['expected']) < 1e-5
+  if CASES[name].decodes:
+    assert rms_error(found['steps'], output) < 1e-5
 
 
 @pytest.mark.parametrize('name', ['multi_head', 'local', 'multi_query', 'grouped_query'])
@@ -282,7 +279,7 @@ def test_the_standard_context_costs_nothing(name):
     with context():
       init = functools.partial(layer.init, jax.random.PRNGKey(0))
       variables = jax.eval_shape(lambda: init(x, x, x, mask, positions, positions))
-      compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables, x).compile()
+      compiled = cases.compiled(jax.grad(loss, argnums=(0, 1))).lower(variables, x).compile()
     return compiled.cost_analysis()['flops']
 
   ours = flops(CASES[name].laser)

@@ -1,6 +1,5 @@
 """Probabilities that do not sum to 1: attention dropout, and the sink of attention_extra_logit."""
 
-import dataclasses
 import functools
 
 import jax
@@ -17,14 +16,19 @@ DROPPING = ['multi_head', 'local', 'multi_query', 'multi_query_2_kv_heads', 'gro
 SINKING = ['multi_head', 'xl', 'local', 'multi_query', 'multi_query_2_kv_heads']
 
 
-def build(name, standard=False, **fields):
+def build(name, **fields):
   """Returns the case, the layer, its variables, and an input; the context itself comes out."""
-  case = dataclasses.replace(CASES[name], fields=CASES[name].fields | {'use_bias': False} | fields)
-  layer, variables = cases.build(case, standard=standard)
+  case = CASES[name]
+  layer, variables = cases.build(case, use_bias=False, **fields)
   post = variables['params']['post']
   post['w'] = np.eye(D, dtype=np.float32).reshape(post['w'].shape)
   x = np.random.default_rng(3).standard_normal((B, T, D)).astype(np.float32)
   return case, layer, variables, x
+
+
+def standard_of(name, **fields):
+  """Returns the standard twin of the layer that `build` returns."""
+  return cases.layer_of(CASES[name], standard=True, use_bias=False, **fields)
 
 
 def train_pass(case, layer, variables, x, seed, seen=None):
@@ -65,7 +69,7 @@ def with_missing_mass(weights, value):
 @pytest.mark.parametrize('keep', [0.7, 0.2])
 def test_dropout_reads_a_dropped_key_as_a_key_of_value_zero(name, keep):
   case, layer, variables, x = build(name, atten_dropout_prob=1 - keep)
-  _, standard, _, _ = build(name, standard=True, atten_dropout_prob=1 - keep)
+  standard = standard_of(name, atten_dropout_prob=1 - keep)
 
   @cases.compiled
   def run(variables, x):
@@ -82,7 +86,7 @@ def test_dropout_reads_a_dropped_key_as_a_key_of_value_zero(name, keep):
 @pytest.mark.parametrize('name', DROPPING)
 def test_dropout_is_off_in_evaluation(name):
   case, layer, variables, x = build(name, atten_dropout_prob=0.5)
-  _, without, _, _ = build(name)
+  without = cases.layer_of(case, use_bias=False)
   seen = cases.visibility(case, 'packing')
 
   @cases.compiled
@@ -129,7 +133,7 @@ def test_dropout_of_a_row_with_a_single_key_is_unbiased():
 def test_dropout_of_small_values_is_standard_inverted_dropout(name):
   """To first order in V: a tenth of V leaves a hundredth of the difference."""
   case, layer, variables, x = build(name, atten_dropout_prob=0.4)
-  _, standard, _, _ = build(name, standard=True, atten_dropout_prob=0.4)
+  standard = standard_of(name, atten_dropout_prob=0.4)
 
   @cases.compiled
   def difference(variables, x):
@@ -145,7 +149,8 @@ def test_sink_is_one_more_key_of_that_logit_and_value_zero(extra_logit):
   fields = {'atten_logit_cap': 0.0, 'internal_enable_per_dim_scale': False}
   case, layer, variables, x = build('multi_head', attention_extra_logit=extra_logit, **fields)
   seen = cases.visibility(case, 'packing')
-  output, _ = cases.full_pass(case, layer, variables, x, x, seen)
+  run = cases.compiled(functools.partial(cases.full_pass, case, layer))
+  output, _ = run(variables, x, x, seen)
 
   def project(name):
     return np.einsum('BTD,DNH->BTNH', x, variables['params'][name]['w'], dtype=np.float64)
@@ -166,7 +171,7 @@ def test_sink_is_one_more_key_of_that_logit_and_value_zero(extra_logit):
 @pytest.mark.parametrize('name', SINKING)
 def test_sink_in_every_layer_and_in_steps(name):
   case, layer, variables, x = build(name, attention_extra_logit=1.0)
-  _, standard, _, _ = build(name, standard=True, attention_extra_logit=1.0)
+  standard = standard_of(name, attention_extra_logit=1.0)
   seen = cases.visibility(case, 'padding')
 
   @cases.compiled
@@ -204,7 +209,7 @@ def test_dropout_and_sink_together(dtype, tolerance):
   keep = 0.6
   fields = {'atten_dropout_prob': 1 - keep, 'attention_extra_logit': 0.5, 'fprop_dtype': dtype}
   case, layer, variables, x = build('multi_head', **fields)
-  _, standard, _, _ = build('multi_head', standard=True, **fields)
+  standard = standard_of('multi_head', **fields)
 
   @cases.compiled
   def run(variables, x):

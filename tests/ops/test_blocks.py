@@ -56,16 +56,21 @@ def exact(query, key, value, cotangent, seen, cap, is_laser=False):
   return output, d_a @ k, d_a.swapaxes(-1, -2) @ q, d_v
 
 
-def found(query, key, value, cotangent, ids, key_ids, is_causal, cap, form=lambda f: f):
+@functools.cache
+def compiled_form(is_causal, cap, form):
+  spec = blocks.AttentionSpec(is_causal, cap)
+  attention = form(lambda *given: blocks.attention_by_blocks(*given, spec))
+
   @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-  def run(query, key, value, cotangent):
-    attention = form(
-      lambda *given: blocks.attention_by_blocks(*given, blocks.AttentionSpec(is_causal, cap))
-    )
+  def run(query, key, value, cotangent, ids, key_ids):
     output, pull = jax.vjp(lambda *qkv: attention(*qkv, ids, key_ids), query, key, value)
     return output, *pull(cotangent)
 
-  ours = run(query, key, value, cotangent)
+  return run
+
+
+def found(query, key, value, cotangent, ids, key_ids, is_causal, cap, form=lambda f: f):
+  ours = compiled_form(is_causal, cap, form)(query, key, value, cotangent, ids, key_ids)
   assert all(x.dtype == value.dtype for x in ours)
   return ours
 

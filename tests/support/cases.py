@@ -122,14 +122,23 @@ def to_mask(case, seen):
   return jnp.where(mask, 0.0, LARGE_NEGATIVE)
 
 
+def layer_of(case, standard=False, **fields):
+  """Returns the layer, or its standard twin."""
+  cls = STANDARD[case.laser] if standard else case.laser
+  return base_layer.instantiate(case.config(cls, **fields))
+
+
+@functools.cache
+def _shapes(case, standard, **fields):
+  layer, inputs = layer_of(case, standard, **fields), arguments(case, *draw(case))
+  with context():
+    return jax.eval_shape(lambda: layer.init(jax.random.PRNGKey(0), *inputs))
+
+
 def build(case, standard=False, **fields):
   """Returns the layer, or its standard twin, and variables that leave nothing at zero."""
-  cls = STANDARD[case.laser] if standard else case.laser
-  layer = base_layer.instantiate(case.config(cls, **fields))
-  with context():
-    inputs = arguments(case, *draw(case))
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.PRNGKey(0), *inputs))
-  return layer, fill(shapes)
+  shaping = {k: v for k, v in fields.items() if k != 'fprop_dtype'}  # Variables are float32.
+  return layer_of(case, standard, **fields), fill(_shapes(case, standard, **shaping))
 
 
 def fill(shapes):

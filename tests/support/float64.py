@@ -4,6 +4,8 @@ The results equal those of laser_pax/ops/oracle.py (test_precision.py), but come
 products: fast enough for thousands of positions.
 """
 
+import functools
+
 import numpy as np
 
 # A level of values spans so much: with the logarithm of a probability it stays in the range of exp.
@@ -12,11 +14,20 @@ _LEVEL = 600.0
 
 def probabilities(query, key, seen):
   """softmax(Q K^T / sqrt(H)) [T, S]; a row that sees nothing attends to all keys alike."""
+  arrays = [np.asarray(query), np.asarray(key), np.asarray(seen)]
+  return _probabilities(*((x.tobytes(), x.shape, x.dtype) for x in arrays))
+
+
+@functools.lru_cache(maxsize=32)  # LASER and standard attention share them, and so do many values.
+def _probabilities(*arrays):
+  query, key, seen = (np.frombuffer(data, dtype).reshape(shape) for data, shape, dtype in arrays)
   logits = query @ key.T / np.sqrt(query.shape[1])
   blind = ~seen.any(1, keepdims=True)
   logits = np.where(blind, 0.0, np.where(seen, logits, -np.inf))
   weights = np.exp(logits - logits.max(1, keepdims=True))
-  return weights / weights.sum(1, keepdims=True)
+  weights /= weights.sum(1, keepdims=True)
+  weights.setflags(write=False)
+  return weights
 
 
 def _query_and_key_gradients(query, key, seen, d_logits):
