@@ -43,6 +43,7 @@ def commands(request, tmp_path_factory):
 _SERVER = pytest.StashKey()
 
 
+@pytest.hookimpl(optionalhook=True)  # It is xdist's.
 def pytest_configure_node(node):
   """Gives all of pytest's processes one server of commands."""
   from tests.support.commands import Server

@@ -7,6 +7,7 @@ exit code. The server never starts jax's devices, so each child chooses its own.
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -248,6 +249,8 @@ def _import_all() -> None:
   import matplotlib.pyplot  # noqa: F401
   import typer  # noqa: F401
   from paxml import eval_lib, train, tuning_lib  # noqa: F401
+
+  gc.freeze()  # The garbage collector of a child then leaves out what the imports made.
 
 
 if __name__ == '__main__':
