@@ -85,9 +85,9 @@ def source(tmp_path_factory, texts):
 
 
 def pytest_collection_modifyitems(items):
-  """Puts files with slow tests first, so that no worker gets one at the end."""
-  slow = {item.path for item in items if item.get_closest_marker('slow')}
-  items.sort(key=lambda item: item.path not in slow)
+  """Puts files that start processes first: they are long, and no worker gets one at the end."""
+  long = {item.path for item in items if {'commands', 'cloud'} & set(item.fixturenames)}
+  items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish():

@@ -97,10 +97,10 @@ def test_table_lists_each_pair():
 def test_quickstart_ends_with_the_table_and_the_picture(succeeds, tmp_path):
   """Runs a few steps. scripts/quickstart.sh sets the environment up and runs the same command."""
   assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
-  out = succeeds(f'python -m laser_pax quickstart --steps 20 --out {tmp_path}', ROOT)
+  out = succeeds(f'python -m laser_pax quickstart --steps 10 --out {tmp_path}', ROOT)
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
     assert word in out
-  assert (tmp_path / '20-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
+  assert (tmp_path / '10-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_list_and_show(succeeds, tmp_path):

@@ -17,6 +17,7 @@ class Small(C4LaserTiny):
   NUM_LAYERS = 1
   MODEL_DIMS = 64
   HIDDEN_DIMS = 64
+  SEQ_LEN = 64
   NUM_TRAIN_STEPS = 12
   WARMUP_STEPS = 2
   SUMMARY_INTERVAL_STEPS = 1
@@ -89,14 +90,3 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(start, tmp_path):
 
   again = _finish(start('killed', 'laser_pax', 'train'))
   assert 'resuming at step 12 of 12' in again
-
-
-@pytest.mark.slow
-def test_steps_without_a_finite_gradient_are_counted(commands, tmp_path):
-  flags = ['--fdl.LEARNING_RATE=1e38', '--fdl.NUM_TRAIN_STEPS=5', '--fdl.WARMUP_STEPS=1']
-  flags += ['--fdl.NUM_LAYERS=1', '--fdl.MODEL_DIMS=64', '--noeval_on_test']
-  args = ['train', '--fdl_config=C4LaserTiny', *flags, f'--job_log_dir={tmp_path}']
-  commands.run('laser_pax', args, env={'XLA_FLAGS': QUICK_COMPILE})
-  records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
-  assert records[0]['skipped_steps'] == 0
-  assert records[-1]['skipped_steps'] >= 1
