@@ -13,7 +13,7 @@ import pytest
 from laser_pax.data import sample
 from tests.support.commands import QUICK_COMPILE
 
-STEPS = 40
+STEPS = 20
 FLAGS = [
   f'--fdl.NUM_TRAIN_STEPS={STEPS}',
   '--fdl.WARMUP_STEPS=4',
