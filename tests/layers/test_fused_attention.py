@@ -130,12 +130,13 @@ def test_on_a_cpu_it_is_the_plain_layer_to_rounding(cls, mask):
 
 
 def decoder(cls, atten, repeated):
-  """A decoder of one layer or of two repeated ones: the loss of packed text, and its weights."""
+  """A decoder of two layers with weights, and the loss of a batch of packed text."""
   stack = pax_fiddle.Config(
-    transformers.StackedTransformer, num_layers=1, num_heads=N, hidden_dims=D, model_dims=D
+    transformers.StackedTransformer, num_layers=2, num_heads=N, hidden_dims=D, model_dims=D
   )
   stack.transformer_layer_params_tpl.tr_atten_tpl = pax_fiddle.Config(atten)
   if repeated:
+    stack.num_layers = 1
     stack = pax_fiddle.Config(transformers.StackedTransformerRepeated, block=stack, x_times=2)
   model = base_layer.instantiate(
     pax_fiddle.Config(
