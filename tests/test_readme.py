@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from laser_pax.cli import experiments
+from laser_pax import cli
+from laser_pax.cli import experiments, quickstart
 from tests.support.commands import QUICK_COMPILE
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -94,10 +95,17 @@ def test_table_lists_each_pair():
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_the_table_and_the_picture(succeeds, tmp_path):
-  """Runs a few steps. scripts/quickstart.sh sets the environment up and runs the same command."""
+def test_quickstart_ends_with_the_table_and_the_picture(commands, tmp_path, monkeypatch, capfd):
+  """Trains smaller twins for a few steps. scripts/quickstart.sh runs the same command."""
   assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
-  out = succeeds(f'python -m laser_pax quickstart --steps 10 --out {tmp_path}', ROOT)
+  flags = quickstart._experiment_flags
+  small = [f'--fdl.{name}=64' for name in ('MODEL_DIMS', 'HIDDEN_DIMS')] + ['--fdl.NUM_LAYERS=1']
+  monkeypatch.setattr(quickstart, '_experiment_flags', lambda *args: flags(*args) + small)
+  monkeypatch.setattr(sys, 'executable', str(commands.python))
+  with pytest.raises(SystemExit) as end:
+    cli.main(['quickstart', '--steps', '10', '--out', str(tmp_path)])
+  assert not end.value.code
+  out = capfd.readouterr().out
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
     assert word in out
   assert (tmp_path / '10-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
