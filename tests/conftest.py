@@ -86,7 +86,8 @@ def source(tmp_path_factory, texts):
 
 def pytest_collection_modifyitems(items):
   """Puts files that start processes first: they are long, and no worker gets one at the end."""
-  long = {item.path for item in items if {'commands', 'cloud'} & set(item.fixturenames)}
+  starting = {'commands', 'cloud', 'probe_report'}
+  long = {item.path for item in items if starting & set(item.fixturenames)}
   items.sort(key=lambda item: item.path not in long)
 
 

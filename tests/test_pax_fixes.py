@@ -1,13 +1,14 @@
 """Each fix of laser_pax.pax_fixes: the fault is there without it, and gone with it.
 
-A fault shows only while no fix is applied. So a process of its own runs every probe below twice,
-before and after `apply`, and writes a report.
+A fault shows only while no fix is applied. So a subprocess runs every probe below twice, before and
+after `apply`, and writes a report.
 """
 
 import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 
@@ -27,12 +28,19 @@ _EXPECTED_FAULT = {
 
 
 @pytest.fixture(scope='module')
-def probe_report(commands, tmp_path_factory):
+def probe_report(tmp_path_factory):
   report = tmp_path_factory.mktemp('pax_fixes') / 'report.json'
+  # In a forked process TensorFlow crashes more often than in one of its own, hence no `commands`.
   # TensorFlow 2.21 crashes at random with symbolic input checkpoints. They are PAX's default, but
   # the experiments use explicit ones, with which 150 rounds passed. Only this crash is retried.
   for _ in range(3):
-    process = commands.run('tests.test_pax_fixes', [report], timeout=400)
+    process = subprocess.run(
+      [sys.executable, '-X', 'faulthandler', __file__, str(report)],
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+      capture_output=True,
+      text=True,
+      timeout=400,
+    )
     if process.returncode != -signal.SIGSEGV:
       break
   assert process.returncode == 0, process.stderr[-4000:]
@@ -57,7 +65,7 @@ def test_all_fixes_are_probed_and_applied_once(probe_report):
   assert probe_report['again_is_the_same'], 'the second apply() changed something'
 
 
-# The code below runs in that process. A probe raises an error if the fault is there.
+# The code below runs in the subprocess. A probe raises an error if the fault is there.
 
 
 def _probe_evaluation_in_training():
