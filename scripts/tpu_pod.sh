@@ -270,4 +270,6 @@ command -v gcloud >/dev/null ||
   fail 'gcloud was not found: install the Google Cloud CLI, then gcloud auth login'
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# A command that handles Ctrl-C itself would else hide it from this script, which would go on.
+trap 'exit 130' INT
 "$called"
