@@ -30,9 +30,9 @@ _EXPECTED_FAULT = {
 @pytest.fixture(scope='module')
 def probe_report(tmp_path_factory):
   report = tmp_path_factory.mktemp('pax_fixes') / 'report.json'
-  # In a forked process TensorFlow crashes more often than in one of its own, hence no `commands`.
   # TensorFlow 2.21 crashes at random with symbolic input checkpoints. They are PAX's default, but
   # the experiments use explicit ones, with which 150 rounds passed. Only this crash is retried.
+  # A forked process crashed three times of three, so this one is not forked.
   for _ in range(3):
     process = subprocess.run(
       [sys.executable, '-X', 'faulthandler', __file__, str(report)],

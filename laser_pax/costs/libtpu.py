@@ -40,7 +40,7 @@ def library() -> pathlib.Path:
 def fetch() -> pathlib.Path:
   """Downloads libtpu with pip into the cache, unless it is there, and returns its path.
 
-  Of several processes one downloads, and the others wait for it.
+  One of several processes downloads it, and the others wait.
 
   Raises:
     UserError: pip could not download it.

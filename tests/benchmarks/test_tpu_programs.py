@@ -4,22 +4,15 @@ A changed program fails here. `LASER_PAX_REWRITE_GOLDEN=1` compiles them all, an
 """
 
 import json
-import os
-import pathlib
 
 import pytest
 
 from benchmarks.tpu import page, pods
 from laser_pax.costs import libtpu
-from tests.support import tpu_programs
+from tests.support import goldens, tpu_programs
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'tpu_programs.json'
-REWRITE = 'LASER_PAX_REWRITE_GOLDEN'
-NAMES = [
-  *tpu_programs.PAIR,
-  *(f'{name}, rematerialised' for name, _, _ in tpu_programs.REMATERIALISED),
-  *(f'layer, {chip}, {tokens} tokens' for chip, tokens in tpu_programs.LAYERS),
-]
+GOLDEN = goldens.FOLDER / 'tpu_programs.json'
+NAMES = list(tpu_programs.programs())
 
 
 @pytest.fixture(scope='module')
@@ -36,16 +29,17 @@ def run(commands):
 
 
 @pytest.fixture(scope='module')
-def kept():
-  """The committed digests and costs."""
+def kept(request):
+  """The committed digests and costs; those of now, if the goldens are rewritten."""
+  if goldens.are_rewritten():
+    run = request.getfixturevalue('run')
+    GOLDEN.write_text(json.dumps(run('costs'), indent=1) + '\n')
   return json.loads(GOLDEN.read_text())
 
 
 @pytest.fixture(scope='module')
 def digests(run):
   """The digests of the programs as they are now."""
-  if os.environ.get(REWRITE):
-    GOLDEN.write_text(json.dumps(run('costs'), indent=1) + '\n')
   return run('digests')
 
 
@@ -54,14 +48,14 @@ def digests(run):
 def test_a_program_is_the_one_that_was_compiled(name, digests, kept):
   assert digests.keys() == kept.keys() == set(NAMES)
   assert digests[name]['digest'] == kept[name]['digest'], (
-    f'{name} is another program. {REWRITE}=1 compiles it and rewrites its costs; review them'
+    f'{name} is another program; {goldens.REWRITE}=1 compiles it: review the costs'
   )
 
 
 @pytest.mark.slow
 def test_a_layer_compiles_to_its_costs(run, kept):
-  (name, found), *_ = run('costs', 'layer, v5e, 1024 tokens').items()
-  assert found == kept[name]
+  name = tpu_programs.layer_name(*tpu_programs.LAYERS[0])
+  assert run('costs', name) == {name: kept[name]}
 
 
 @pytest.mark.parametrize('name', tpu_programs.PAIR)
@@ -88,14 +82,14 @@ def test_laser_costs_no_more_than_its_twin(kept):
 
 @pytest.mark.parametrize(('experiment', 'layers_per_block', 'gib'), tpu_programs.REMATERIALISED)
 def test_full_rematerialisation_takes_little(experiment, layers_per_block, gib, kept):
-  costs = kept[f'{experiment}, rematerialised']['costs']
+  costs = kept[tpu_programs.rematerialised_name(experiment)]['costs']
   assert costs['checkpoint_policy'] == 'SAVE_NOTHING'
   assert costs['train']['temporary_bytes'] <= gib * 2**30
 
 
 @pytest.mark.parametrize(('chip', 'tokens'), tpu_programs.LAYERS)
 def test_the_page_has_the_costs_of_a_layer(chip, tokens, kept):
-  costs = kept[f'layer, {chip}, {tokens} tokens']['costs']
+  costs = kept[tpu_programs.layer_name(chip, tokens)]['costs']
   records = map(json.loads, (page.RESULTS / 'fused.jsonl').read_text().splitlines())
   key = ('attention', 'chip', 'tokens')
   (record,) = (r for r in records if all(r[name] == costs[name] for name in key))

@@ -33,8 +33,7 @@ def start(commands, source, tmp_path):
 
   def start(folder, module, *args):
     flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / folder}']
-    env = {'PYTHONPATH': str(tmp_path)}
-    env |= {'XLA_FLAGS': QUICK_COMPILE}
+    env = {'PYTHONPATH': str(tmp_path), 'XLA_FLAGS': QUICK_COMPILE}
     env |= {'LASER_PAX_DATA_DIR': source.data_dir, 'LASER_PAX_VOCAB': source.vocab}
     return commands.start(module, [*args, *flags], env=env)
 

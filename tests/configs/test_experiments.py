@@ -3,7 +3,6 @@
 import difflib
 import functools
 import math
-import os
 import pathlib
 import re
 
@@ -18,9 +17,8 @@ from laser_pax.cli import experiments
 from laser_pax.configs import c4
 from laser_pax.costs import facts
 from laser_pax.experiment.decoder import DecoderLM
+from tests.support import goldens
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-REWRITE = 'LASER_PAX_REWRITE_GOLDEN'
 NAMES = list(experiments.registered())
 PAIRS = [(name, name.replace('Standard', 'Laser')) for name in NAMES if 'Standard' in name]
 # The golden of one experiment a family is a full text. Other goldens are differences from it.
@@ -48,24 +46,24 @@ def _golden(name: str) -> tuple[pathlib.Path, str]:
   """Returns the golden's file, and its expected text."""
   family = next(cls for cls in FULL if issubclass(getattr(configs, name), cls))
   if FULL[family] == name:
-    return GOLDEN / f'{name}.txt', _resolved(name)
+    return goldens.FOLDER / f'{name}.txt', _resolved(name)
   full, own = (text.splitlines() for text in (_resolved(FULL[family]), _resolved(name)))
   lines = difflib.unified_diff(full, own, n=0, lineterm='')
   changed = [line for line in lines if not line.startswith(('---', '+++', '@@'))]
-  return GOLDEN / f'{name}.diff', '\n'.join(changed) + '\n'
+  return goldens.FOLDER / f'{name}.diff', '\n'.join(changed) + '\n'
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_resolves_to_its_golden(name):
   file, text = _golden(name)
-  if os.environ.get(REWRITE):
+  if goldens.are_rewritten():
     file.write_text(text)
   difference = difflib.unified_diff(file.read_text().split('\n'), text.split('\n'), lineterm='')
-  assert not list(difference), f'{name} has changed; if so meant, rewrite with {REWRITE}=1'
+  assert not list(difference), f'{name} has changed; if so meant, rewrite with {goldens.REWRITE}=1'
 
 
 def test_no_golden_is_left_over():
-  files = (file for file in GOLDEN.iterdir() if file.suffix in ('.txt', '.diff'))
+  files = (file for file in goldens.FOLDER.iterdir() if file.suffix in ('.txt', '.diff'))
   assert {file.stem for file in files} == set(NAMES)
 
 
@@ -162,7 +160,7 @@ def test_state_memory_is_parameters_and_two_moments_over_the_mesh():
 def test_the_table_that_ships_is_up_to_date(name, monkeypatch):
   """The test of the first experiment writes the table again if the variable is set."""
   monkeypatch.setattr(facts, 'facts', lambda experiment: _facts(type(experiment).__name__))
-  if os.environ.get(REWRITE) and name == NAMES[0]:
+  if goldens.are_rewritten() and name == NAMES[0]:
     experiments.write_table()
   row = next(row for row in experiments.table() if row['experiment'] == name)
   assert row == experiments.row(getattr(configs, name)().on())

@@ -1,13 +1,13 @@
-"""Reports: one on this machine's CPU, and refusals with advice."""
+"""Reports: a pair's on this machine's CPU, and refusals with advice."""
 
 import json
 import pathlib
 
-import jax
 import pytest
 
 from laser_pax import configs
 from laser_pax.costs import reports
+from tests.support.commands import QUICK_COMPILE
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -20,24 +20,20 @@ def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
   assert 'v5e-64chips' in str(e.value) and 'v5p-4chips' in str(e.value)
 
 
-@pytest.fixture
-def quick_compile():
-  """XLA compiles without its slow optimisations."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-def test_a_report_of_this_machine(quick_compile):
-  experiment = configs.C4LaserTiny().on('cpu')
-  experiment.NUM_LAYERS, experiment.MICRO_BATCHES = 1, 2
-  experiment.VOCAB_SIZE, experiment.SEQ_LEN = 512, 32  # So that it compiles soon.
-  report = reports.report(experiment)
-  assert report.fits and report.times is None and report.collectives == []
-  assert 0 < report.evaluation.peak_bytes < report.train.peak_bytes
-  # The state is weights and two moments in float32, and the batch.
-  assert report.train.state_bytes == pytest.approx(12 * report.parameters, rel=0.05)
-  assert json.loads(json.dumps(report.to_json()))['parameters'] == report.parameters
+def test_reports_of_a_pair_on_this_machine(commands):
+  small = {'NUM_LAYERS': 1, 'MICRO_BATCHES': 2, 'VOCAB_SIZE': 512, 'SEQ_LEN': 32}
+  flags = [f'--fdl.{name}={value}' for name, value in small.items()]
+  flags += ['--exp=C4LaserTiny', '--compare=C4StandardTiny', '--pod=cpu', '--json']
+  command = commands.run('laser_pax', ['aot', *flags], env={'XLA_FLAGS': QUICK_COMPILE})
+  assert command.returncode == 0, command.stderr
+  pair = json.loads(command.stdout)
+  assert [report['experiment'] for report in pair] == ['C4LaserTiny', 'C4StandardTiny']
+  for report in pair:
+    train, evaluation = report['train'], report['eval']
+    assert report['fits'] and report['seconds'] is None and report['collectives'] == []
+    assert 0 < evaluation['peak_bytes'] < train['peak_bytes']
+    # The state is weights and two moments in float32, and the batch.
+    assert train['state_bytes'] == pytest.approx(12 * report['parameters'], rel=0.05)
 
 
 @pytest.mark.parametrize(

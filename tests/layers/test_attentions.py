@@ -194,8 +194,6 @@ def test_queries_that_share_a_cache_entry():
 
 
 ZEROING = ['multi_head', 'cross', 'xl', 'context', 'local', 'local_simulated', 'local_two_sided']
-
-
 IN_STEPS = ['multi_head', 'xl', 'local', 'local_simulated', 'context']
 
 

@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-FORKED_MODULES = ('laser_pax', 'paxml.main')
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,7 +47,7 @@ def request(
 
 def main(address: str, *words: str) -> None:
   """Runs Python with these words."""
-  if words[0] != '-m' or words[1] not in FORKED_MODULES:
+  if words[:2] != ('-m', 'laser_pax'):
     os.execv(sys.executable, [sys.executable, *words])
   signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # Until there is a process to pass them to.
   env, output = os.environ, (sys.stdout.fileno(), sys.stderr.fileno())

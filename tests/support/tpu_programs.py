@@ -43,6 +43,16 @@ class Program:
   costs: Callable[[], dict]
 
 
+def rematerialised_name(experiment: str) -> str:
+  """Returns the name of the train step that keeps only the inputs of blocks of layers."""
+  return f'{experiment}, rematerialised'
+
+
+def layer_name(chip: str, tokens: int) -> str:
+  """Returns the name of a fused LASER layer's forward and backward pass."""
+  return f'layer, {chip}, {tokens} tokens'
+
+
 def programs() -> dict[str, Program]:
   """Returns the programs by name."""
   found = {}
@@ -52,9 +62,9 @@ def programs() -> dict[str, Program]:
     experiment = getattr(configs, name)().on()
     experiment.CHECKPOINT_POLICY = 'save_nothing'
     experiment.LAYERS_PER_BLOCK = layers_per_block
-    found[f'{name}, rematerialised'] = _report(experiment, evaluation=False)
+    found[rematerialised_name(name)] = _report(experiment, evaluation=False)
   for chip, tokens in LAYERS:
-    found[f'layer, {chip}, {tokens} tokens'] = _layer(chip, tokens)
+    found[layer_name(chip, tokens)] = _layer(chip, tokens)
   return found
 
 
