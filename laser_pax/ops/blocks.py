@@ -79,8 +79,8 @@ def attention_by_blocks(
     spec: Whether it is causal, and the cap.
 
   Returns:
-    [B, N, T, H] in value's dtype; the softmax is float32, and sums are accumulated in float32. The
-    row of a query that sees no key is a mean of values. It can be differentiated in reverse.
+    [B, N, T, H], float32, as the softmax and all products are. The row of a query that sees no key
+    is a mean of values. It can be differentiated in reverse.
 
   Source: [ours].
   """
@@ -92,9 +92,9 @@ def _forward(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpe
   for rows, keys in _blocks(query.shape[2], key.shape[2], spec.is_causal):
     visible = _visible(rows, keys, segment_ids, key_segment_ids, spec.is_causal)
     capped = spec.cap(_logits(query[:, :, rows], key[:, :, keys]))
-    weights, total = _weights(capped, visible, value.dtype)
+    weights, total = _weights(capped, visible)
     outputs.append(_einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
-  output = checkpoint_name(jnp.concatenate(outputs, axis=2).astype(value.dtype), CHECKPOINT_NAME)
+  output = checkpoint_name(jnp.concatenate(outputs, axis=2), CHECKPOINT_NAME)
   return output, (query, key, value, segment_ids, key_segment_ids)
 
 
@@ -105,8 +105,8 @@ def _backward(spec: AttentionSpec, residuals, cotangent):
     q, k, v, g = query[:, :, rows], key[:, :, keys], value[:, :, keys], cotangent[:, :, rows]
     visible = _visible(rows, keys, segment_ids, key_segment_ids, spec.is_causal)
     capped = spec.cap(_logits(q, k))
-    weights, total = _weights(capped, visible, value.dtype)
-    probabilities = weights.astype(F32) / total
+    weights, total = _weights(capped, visible)
+    probabilities = weights / total
     d_probabilities = _einsum('BNTH,BNSH->BNTS', g, v)
     centers = jnp.sum(probabilities * d_probabilities, axis=-1, keepdims=True)
     d_logits = probabilities * (d_probabilities - centers)
@@ -114,10 +114,8 @@ def _backward(spec: AttentionSpec, residuals, cotangent):
       d_logits *= spec.cap_slope(capped)
     if segment_ids is not None:  # A row that sees nothing has probabilities all the same.
       d_logits = jnp.where(visible, d_logits, 0.0)
-    d_logits = d_logits.astype(query.dtype)
     d_query.append(_einsum('BNTS,BNSH->BNTH', d_logits, k))
     d_key = d_key.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', d_logits, q))
-    probabilities = probabilities.astype(value.dtype)
     d_value = d_value.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', probabilities, g))
   d_query = jnp.concatenate(d_query, axis=2).astype(query.dtype)
   return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
@@ -161,12 +159,12 @@ def _visible(rows, keys, segment_ids, key_segment_ids, is_causal: bool) -> Array
   return visible
 
 
-def _weights(capped: Array, visible: Array | None, dtype: jnp.dtype) -> tuple[Array, Array]:
-  """Returns W [B, N, T, S] in dtype, and the sum of each row as it is rounded, [B, N, T, 1]."""
+def _weights(capped: Array, visible: Array | None) -> tuple[Array, Array]:
+  """Returns W [B, N, T, S], float32, and the sum of each row, [B, N, T, 1]."""
   logits = capped if visible is None else jnp.where(visible, capped, _HIDDEN)
   # The maximum is subtracted even where a cap bounds the logits: weights are then at most 1, and
   # LASER's values may use the rest of float32's range (columns.py, WIDTH).
-  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).astype(dtype)
+  weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   # A product: a sum along rows is slower on a CPU.
-  ones = jnp.ones((weights.shape[3], 1), dtype)
+  ones = jnp.ones((weights.shape[3], 1), F32)
   return weights, _einsum('BNTS,SO->BNTO', weights, ones)

@@ -1,4 +1,13 @@
-"""How far the values of a column may lie apart, and the point that they are measured from."""
+r"""The point that a column's values are measured from, how far they may lie apart, and their scale.
+
+The scale k is needed where values are small. E = expm1(V - c) is V + V^2/2 + ... there, with c = 0.
+V is on bfloat16's grid. Below 2^-8 the square is less than half a step of that grid, so that each E
+is rounded back to V: always downwards. The mixture of N keys alike is of size std / sqrt(N), the
+loss of size std^2 / 2. With 2,048 keys the error was up to 17 times that of standard attention.
+
+The products of SCALE with the 128 mantissas of bfloat16 lie evenly between the points of the grid.
+Then k E is rounded up as often as down, and the square is kept in the mean.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +17,18 @@ import jax.numpy as jnp
 WIDTH = 44.0
 # c is at most BELOW above the lowest value, so that 1 + M is at least exp(-BELOW) = 0.14.
 BELOW = 2.0
+# Of 100,000 numbers between 1 and 2, among those whose errors cancel best (test_columns.py).
+# SCALE (1 - exp(-BELOW)) is below 1: the steps of bfloat16's grid double there.
+SCALE = 1.14743
+# The square of a value below cannot show: with k = 1, LASER is then standard attention to the bit.
+UNSCALED_BELOW = 2.0**-14
 
 
 def center(low: jax.Array, high: jax.Array) -> jax.Array:
   """Returns c: the point of [low, high], and not above low + BELOW, that is nearest zero."""
   return jnp.minimum(jnp.clip(0.0, low, high), low + BELOW)
+
+
+def scale(low: jax.Array, high: jax.Array, c: jax.Array) -> jax.Array:
+  """Returns k: SCALE, or 1 where all of [low, high] lies within UNSCALED_BELOW of c."""
+  return jnp.where(jnp.maximum(high - c, c - low) < UNSCALED_BELOW, 1.0, SCALE)

@@ -1,21 +1,22 @@
 r"""How LASER is computed: exactly, for any finite values, at the cost of one product [ours].
 
-Wanted is O_th = log sum_s p_ts exp(V_sh), where p_t sums to 1. For a column h and any c_h,
+Wanted is O_th = log sum_s p_ts exp(V_sh), where p_t sums to 1. For a column h, any c_h and any k_h,
 
-    E_sh = expm1(V_sh - c_h)        M_th = sum_s p_ts E_sh        O_th = c_h + log1p(M_th)
+    E_sh = k_h expm1(V_sh - c_h)      M_th = sum_s p_ts E_sh      O_th = c_h + log1p(M_th / k_h)
 
 A column is narrow if all of it lies in [c_h - BELOW, c_h + WIDTH]. There that is accurate in any
 precision:
 
 - E is as small as V - c, so that rounding E costs what rounding V costs.
+- k_h is a scale by which E is rounded up as often as down: columns.py says why.
 - M cannot come near -1, and nothing overflows.
 - c_h is the point of that range which is nearest zero. There small outputs, which bear the least
   error, are sums of small E.
 
 The gradient is written down: one derived by jax would round worse. With g_th the cotangent of O_th
-and G_th = g_th exp(c_h - O_th) = g_th / (1 + M_th),
+and G_th = g_th exp(c_h - O_th) / k_h = g_th / (k_h + M_th),
 
-    dL/dp_ts = sum_h G_th E_sh + sum_h (G_th - g_th)         dL/dV_sh = (1 + E_sh) (P^T G)_sh
+    dL/dp_ts = sum_h G_th E_sh + sum_h (k_h G_th - g_th)     dL/dV_sh = (k_h + E_sh) (P^T G)_sh
 
 The second term of dL/dp is the same for all keys of a row, and the softmax's own gradient takes it
 out again. With it dL/dp is small where it should be, and survives bfloat16.
@@ -42,11 +43,12 @@ class Residuals(NamedTuple):
   An entry is one head of one example, or all of them (`Mixture.batch_axes`). One array serves
   narrow and wide entries alike. Memory that the loop over wide entries reads stays allocated until
   the loop has been passed, even if it runs zero times. Separate arrays would always cost memory.
-  docs/numerics.md, "Designs that were compared", has the figures.
+  docs/numerics.md, "Designs for wide columns", has the figures.
 
   Attributes:
     mixture: P.
     is_narrow: Booleans over the batch axes.
+    scale: k, of size 1 along the mixed axes, float32.
     e_or_v: E of narrow entries, V of wide ones; values' shape and dtype.
     m_or_o: M of narrow entries, O of wide ones; the shape and dtype of what P mixes.
     mixture_residuals: What `Mixture.gradients` needs beside M. It serves narrow entries alone.
@@ -54,6 +56,7 @@ class Residuals(NamedTuple):
 
   mixture: Mixture
   is_narrow: Array
+  scale: Array
   e_or_v: Array
   m_or_o: Array
   mixture_residuals: Any
@@ -76,31 +79,33 @@ def _forward(mixture: Mixture, values: Array) -> tuple[Array, Residuals]:
   low, high = (f(values, mixture.mixed_axes, keepdims=True).astype(F32) for f in (jnp.min, jnp.max))
   c = columns.center(low, high)
   is_narrow = jnp.all(high - c <= columns.WIDTH, tuple(range(mixture.batch_axes, x.ndim)))
-  e_or_v = _select(is_narrow, jnp.expm1(x - c), x).astype(values.dtype)
+  k = columns.scale(low, high, c)
+  e_or_v = _select(is_narrow, k * jnp.expm1(x - c), x).astype(values.dtype)
   m, mixture_residuals = mixture.mix_with_residuals(e_or_v)
   m_or_o = levels.replace_wide_outputs(is_narrow, mixture, e_or_v, m)
   output = m_or_o.astype(F32)
-  output = _select(is_narrow, mixture.align(c) + jnp.log1p(output), output)
-  residuals = Residuals(mixture, is_narrow, e_or_v, m_or_o, mixture_residuals)
+  output = _select(is_narrow, mixture.align(c) + jnp.log1p(output / mixture.align(k)), output)
+  residuals = Residuals(mixture, is_narrow, k, e_or_v, m_or_o, mixture_residuals)
   return output.astype(values.dtype), residuals
 
 
 def _backward(residuals: Residuals, cotangent: Array) -> tuple[Mixture, Array]:
-  mixture, is_narrow, e_or_v, m_or_o, mixture_residuals = residuals
+  mixture, is_narrow, k, e_or_v, m_or_o, mixture_residuals = residuals
   # The compiler would otherwise compute E once more, from V, and keep V for that.
   e_or_v = jax.lax.optimization_barrier(e_or_v)
   g = cotangent.astype(F32)
-  scaled_or_g = _select(is_narrow, g / (1 + m_or_o.astype(F32)), g)
+  aligned_k = mixture.align(k)
+  d_mixed = _select(is_narrow, g / (aligned_k + m_or_o.astype(F32)), g)
   # The mixture's own gradients mean nothing in wide entries, and are replaced there.
   gradients = levels.replace_wide_gradients(
     is_narrow,
     mixture,
     e_or_v,
-    scaled_or_g.astype(cotangent.dtype),
-    mixture.gradients(mixture_residuals, m_or_o, scaled_or_g, d_total=scaled_or_g - g),
+    d_mixed.astype(cotangent.dtype),
+    mixture.gradients(mixture_residuals, m_or_o, d_mixed, d_total=aligned_k * d_mixed - g),
   )
   d_mixture, d_e_or_v = gradients[0], gradients[1].astype(F32)
-  d_values = _select(is_narrow, d_e_or_v * (1 + e_or_v.astype(F32)), d_e_or_v)
+  d_values = _select(is_narrow, d_e_or_v * (k + e_or_v.astype(F32)), d_e_or_v)
   return d_mixture, d_values.astype(e_or_v.dtype)
 
 

@@ -80,7 +80,8 @@ def fused_attention(
   """
   _check_shapes(query, key, value, segment_ids, key_segment_ids, is_causal)
   attention = functools.partial(fused_attention_by_heads, is_causal=is_causal, logit_cap=logit_cap)
-  return heads_swapped(attention)(query, key, value, segment_ids, key_segment_ids)
+  output = heads_swapped(attention)(query, key, value, segment_ids, key_segment_ids)
+  return output.astype(value.dtype)
 
 
 def fused_attention_by_heads(
@@ -93,14 +94,16 @@ def fused_attention_by_heads(
   is_causal: bool,
   logit_cap: float | None = None,
 ) -> Array:
-  """Computes `fused_attention` over [B, N, T, H] and [B, N, S, H], for `laser_by_heads`."""
+  """Computes `fused_attention` over [B, N, T, H] and [B, N, S, H], for `laser_by_heads`.
+
+  Blocks of queries give float32, whatever value's dtype: LASER rounds less then.
+  """
   if segment_ids is not None and key_segment_ids is None:
     key_segment_ids = segment_ids
   spec = AttentionSpec(is_causal, logit_cap)
   kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'blocks': attention_by_blocks}
   attention = kernels[choose(query.dtype, logit_cap)]
-  output = attention(query, key, value, segment_ids, key_segment_ids, spec)
-  return output.astype(value.dtype)
+  return attention(query, key, value, segment_ids, key_segment_ids, spec)
 
 
 def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:

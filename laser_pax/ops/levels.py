@@ -52,7 +52,7 @@ def replace_wide_outputs(
     entry_mixture = mixture.entry(entry)
     base, above = sum_of_levels(entry_mixture, entry_values)
     # NaN where the column has a value that is not finite.
-    poison = 0 * entry_values.astype(F32).sum(mixture.mixed_axes, keepdims=True)
+    poison = (0 * entry_values.astype(F32)).sum(mixture.mixed_axes, keepdims=True)
     return base + above + entry_mixture.align(poison)
 
   return _replace_wide(is_narrow, outputs, output)
@@ -112,11 +112,13 @@ class Level(NamedTuple):
   Attributes:
     members: L, 1 for the values in it and 0 for others; booleans, values' shape.
     center: c, of size 1 along the mixed axes, float32.
+    scale: k, as center.
     gap: V - c of its members, 0 for others; float32, values' shape.
   """
 
   members: Array
   center: Array
+  scale: Array
   gap: Array
 
 
@@ -136,7 +138,8 @@ def _fold_levels(
     # Columns have different numbers of levels. One that has run out gets a level without members,
     # at 0, so that nothing is inf - inf.
     center = jnp.where(jnp.isfinite(low), columns.center(low, high), 0.0)
-    level = Level(members, center, gap=jnp.where(members, x - center, 0.0))
+    scale = columns.scale(low, high, center)
+    level = Level(members, center, scale, gap=jnp.where(members, x - center, 0.0))
     return top, visit(state, level)
 
   bottom = jnp.full_like(x.min(axes, keepdims=True), -jnp.inf)
@@ -152,7 +155,8 @@ def sum_of_levels(mixture: Mixture, values: Array) -> tuple[Array, Array]:
   total = mix(jnp.ones_like(values))  # 1, but for the rounding of the probabilities.
 
   def visit(pair, level):
-    mixed, mass = mix(jnp.expm1(level.gap)), mix(level.members)
+    mixed, mass = mix(level.scale * jnp.expm1(level.gap)), mix(level.members)
+    mixed /= mixture.align(level.scale)
     is_most = mass > total / 2
     above = jnp.where(
       is_most,
@@ -190,12 +194,14 @@ def gradients_of_levels(mixture: Mixture, values: Array, cotangent: Array) -> tu
     # weight below exp(-REACH) in this row.
     scaled = g * jnp.exp(jnp.minimum(mixture.align(level.center) - base - above, REACH))
     d_mixture, d_values = state
-    parts = zip(_split(scaled, values.dtype), _split(scaled - g, values.dtype), strict=True)
-    for scaled_part, rest_part in parts:
-      by_e, d_e = gradients_at(jnp.expm1(level.gap), scaled_part)
+    d_mixed = scaled / mixture.align(level.scale)
+    parts = zip(_split(d_mixed, values.dtype), _split(scaled - g, values.dtype), strict=True)
+    for mixed_part, rest_part in parts:
+      by_e, d_e = gradients_at(level.scale * jnp.expm1(level.gap), mixed_part)
       by_members, _ = gradients_at(level.members, rest_part)
       d_mixture = jax.tree.map(lambda d, a, b: d + a.astype(F32) + b, d_mixture, by_e, by_members)
-      d_values += jnp.where(level.members, d_e.astype(F32) * jnp.exp(level.gap), 0.0)
+      slope = level.scale * jnp.exp(level.gap)
+      d_values += jnp.where(level.members, d_e.astype(F32) * slope, 0.0)
     return d_mixture, d_values
 
   shapes = jax.eval_shape(gradients_at, values, g)

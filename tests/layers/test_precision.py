@@ -17,10 +17,13 @@ from tests.support.cases import LARGE_NEGATIVE, context, rms_error
 BF16, F32 = jnp.bfloat16, jnp.float32
 
 
-def draw(seed, length, head, scale, dtype):
-  """Query, key, value of standard deviation `scale`, and cotangent: [T, H], as dtype has them."""
+def draw(seed, length, head, scale, dtype, logits=1):
+  """Query, key, value and cotangent: [T, H], as dtype has them.
+
+  The standard deviation of values is `scale`, that of logits is `logits`.
+  """
   rng = np.random.default_rng(seed)
-  arrays = rng.standard_normal((4, length, head)) * np.array([1, 1, scale, 1])[:, None, None]
+  arrays = rng.standard_normal((4, length, head)) * np.array([logits, 1, scale, 1])[:, None, None]
   return rounded(arrays, dtype)
 
 
@@ -121,6 +124,17 @@ def test_by_blocks_of_queries(dtype, scale):
 @pytest.mark.parametrize('scale', [0.01, 1])
 def test_more_keys(dtype, scale):
   check(dtype, [(draw(1, 2048, 64, scale, dtype), causal(2048))])
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', [1e-5, 3e-4, 2e-3, 0.01])
+@pytest.mark.parametrize(
+  'laser', [layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention]
+)
+def test_small_values_under_flat_attention(dtype, scale, laser):
+  """The first rows decide these errors; sixteen heads have enough of them."""
+  draws = (draw(seed, 512, 64, scale, dtype, logits=0.1) for seed in range(16))
+  check(dtype, [(arrays, causal(512), laser) for arrays in draws])
 
 
 def packed(length):

@@ -114,6 +114,66 @@ def test_error_is_bounded_whatever_the_values(
   assert (abs(d_logits - exact_d_logits) <= relative * (scale_of_row + mass) + 1e-15).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+  seed=st.integers(0, 2**31 - 1),
+  dtype=st.sampled_from(['bfloat16', 'float32']),
+  scale=st.floats(-5, -1).map(lambda x: 10**x),
+  spread=st.sampled_from([0.0, 0.1, 1.0]),
+  hidden=st.sampled_from([0.0, -1.0, 10.0, 1e3]),
+)
+def test_errors_of_small_values_cancel_over_many_keys(seed, dtype, scale, spread, hidden):
+  """|error of O| <= u |O| + 6 (u / 2) sqrt(sum (p E)^2) + 2^-15 sum p |E|, whatever is hidden.
+
+  Rounding changes each E by at most u / 2 of it. If these errors are independent and their mean is
+  zero, their sum exceeds the second term once in 30 million (Hoeffding). The third term is what is
+  left of the mean. No term is the size of V itself.
+  """
+  rng = np.random.default_rng(seed)
+  seen = np.arange(4096) < np.array([[1], [7], [64], [512], [2048], [3000], [4000], [4095]])
+  weights = jnp.asarray(probabilities(rng, seen, spread), dtype)
+  values = scale * rng.standard_normal((4096, 8))
+  values[-1] = hidden  # No row sees it.
+  values = jnp.asarray(values, dtype)
+  output = np.asarray(run(weights, values, jnp.ones((8, 8)))[0], np.float64)
+
+  p, v = np.asarray(weights, np.float64), np.asarray(values, np.float64)
+  p /= p.sum(1, keepdims=True)
+  e = np.where(v == hidden, 0.0, np.expm1(np.minimum(v, 1)))
+  exact_output = np.log1p(p @ e)
+  unit = UNIT[dtype]
+  by_chance = 3 * unit * np.sqrt(p**2 @ e**2)
+  bound = unit * abs(exact_output) + by_chance + 2**-15 * (p @ abs(e))
+  assert (abs(output - exact_output) <= bound + 1e-15).all()
+
+
+def test_it_tends_to_standard_attention():
+  """At a standard deviation of 1e-5 hardly an output differs, and none by more than a rounding."""
+  rng = np.random.default_rng(0)
+  weights = jnp.asarray(probabilities(rng, masks(rng, 'causal', 512), 1.0), jnp.bfloat16)
+  values = jnp.asarray(1e-5 * rng.standard_normal((512, 64)), jnp.bfloat16)
+  cotangent = jnp.asarray(rng.standard_normal((512, 64)), jnp.bfloat16)
+  ours = run(weights, values, cotangent)
+
+  def standard(weights, values):
+    mixed = jnp.matmul(weights, values, preferred_element_type=jnp.float32)
+    return mixed.astype(values.dtype)
+
+  output, pull = jax.vjp(standard, weights, values)
+  for x, y in zip((ours[0], ours[2]), (output, pull(cotangent)[1]), strict=True):
+    x, y = (np.asarray(a, np.float64) for a in (x, y))
+    assert (x == y).mean() > 0.99
+    np.testing.assert_allclose(x, y, rtol=2**-7)
+
+
+@pytest.mark.parametrize('size', [3e38, -3e38])
+def test_two_of_the_greatest_values_there_are(size):
+  values = jnp.array([[size], [size], [0.0]])
+  weights = jnp.full((3, 3), 1 / 3)
+  output = run(weights, values, jnp.ones((3, 1)))[0]
+  np.testing.assert_allclose(output, np.full((3, 1), max(size, np.log(1 / 3))), rtol=1e-6)
+
+
 def spread_column():
   """A later value that the first rows cannot see lies 1,000 above theirs."""
   return jnp.array([[0.5], [0.25], [1000.0]]), jnp.tril(jnp.ones((3, 3))) / jnp.arange(1, 4)[

@@ -1,0 +1,52 @@
+"""The kept errors of LASER: they are those of this code, and stay within what the docs promise."""
+
+import json
+
+import pytest
+
+from benchmarks import numerics
+from benchmarks.tpu import page
+
+
+@pytest.fixture(scope='module')
+def kept():
+  return [json.loads(line) for line in numerics.KEPT.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_errors_are_the_kept_ones(kept, monkeypatch):
+  """Of small values under flat attention, in all ways: einsum, blocks, a kernel, `laser`."""
+  case = {'dtype': 'bfloat16', 'keys': 512, 'logits': 'flat', 'scale': numerics.SCALES[8]}
+  wanted = [row for row in kept if case.items() <= row.items()]
+  found = numerics.errors(**case)
+  assert [row['way'] for row in found] == [row['way'] for row in wanted]
+  for ours, theirs in zip(found, wanted, strict=True):
+    for what in numerics.OUTPUTS:
+      assert ours[what] == pytest.approx(theirs[what], rel=0.02)
+
+
+def is_rounded_twice(way, scale):
+  """Whether a kernel's own rounding shows there: docs/numerics.md."""
+  return way == 'LASER, kernel' and 0.5 < scale < 10
+
+
+@pytest.mark.parametrize('keys', numerics.HEADS)
+@pytest.mark.parametrize('logits', numerics.LOGITS)
+@pytest.mark.parametrize('way', ['LASER, einsum', 'LASER, blocks', 'LASER, kernel'])
+def test_errors_in_bfloat16_are_near_those_of_standard_attention(keys, logits, way, kept):
+  ratios = numerics.ratios(kept, 'bfloat16', keys, logits, way)
+  assert list(ratios) == list(numerics.SCALES)
+  for scale, ratio in ratios.items():
+    output, gradients = (1.4, 1.75) if is_rounded_twice(way, scale) else (1.3, 1.5)
+    assert ratio['output'] <= output, scale
+    assert max(ratio[what] for what in numerics.OUTPUTS[1:]) <= gradients, scale
+
+
+def test_errors_in_float32(kept):
+  found = [row for row in kept if row['dtype'] == 'float32' and row['way'] in numerics.OUR_WAYS]
+  assert len(found) == len(numerics.HEADS) * len(numerics.LOGITS) * len(numerics.SCALES) * 4
+  assert max(row[what] for row in found for what in numerics.OUTPUTS) <= 3e-6
+
+
+def test_the_page_has_the_table(kept):
+  assert numerics.worst_table(kept) in (page.DOCS / 'numerics.md').read_text()
