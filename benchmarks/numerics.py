@@ -1,11 +1,12 @@
 """Error of LASER against float64 by the size of the values: every way to compute it, side by side.
 
 `python -m benchmarks.numerics` (some two hours on two cores) writes docs/results/numerics.jsonl,
-two pictures, and the table of docs/numerics.md. With `--lengths=512` it takes ten minutes. It is
-causal attention. The standard deviation of logits is 1, or 0.1 where they are flat; that of values varies.
-Errors are relative root mean squares over several heads, of the very inputs that were given
-(rounded to the dtype). Standard attention is measured against standard attention in float64, others
-against LASER.
+two pictures, and the table of docs/numerics.md. With `--lengths=512` it takes ten minutes.
+
+Attention is causal. The standard deviation of logits is 1, or 0.1 where they are flat; that of
+values varies. Errors are relative root mean squares over several heads, of the very inputs that
+were given (rounded to the dtype). Standard attention is measured against standard attention in
+float64, all others against LASER.
 """
 
 import functools
