@@ -47,7 +47,8 @@ def replace_wide_outputs(
     outputs: The shape of P V.
   """
 
-  def output(entry):
+  def output(entry, given):
+    mixture, values = given
     entry_values = take_entry(values, entry)
     entry_mixture = mixture.entry(entry)
     base, above = sum_of_levels(entry_mixture, entry_values)
@@ -55,7 +56,7 @@ def replace_wide_outputs(
     poison = (0 * entry_values.astype(F32)).sum(mixture.mixed_axes, keepdims=True)
     return base + above + entry_mixture.align(poison)
 
-  return _replace_wide(is_narrow, outputs, output)
+  return _replace_wide(is_narrow, outputs, output, (mixture, values))
 
 
 def replace_wide_gradients(
@@ -75,18 +76,19 @@ def replace_wide_gradients(
     gradients: What stays in narrow entries.
   """
 
-  def gradient(entry):
+  def gradient(entry, given):
+    mixture, values, cotangent = given
     return gradients_of_levels(
       mixture.entry(entry), take_entry(values, entry), take_entry(cotangent, entry)
     )
 
-  return _replace_wide(is_narrow, gradients, gradient)
+  return _replace_wide(is_narrow, gradients, gradient, (mixture, values, cotangent))
 
 
 def _replace_wide(
-  is_narrow: Array, results: Any, compute: Callable[[tuple[Array, ...]], Any]
+  is_narrow: Array, results: Any, compute: Callable[[tuple[Array, ...], Any], Any], given: Any
 ) -> Any:
-  """Returns results, a tree, with compute(entry) in place of each wide entry.
+  """Returns results, a tree, with compute(entry, given) in place of each wide entry.
 
   A loop over the wide entries, which as a rule does not run at all. Unlike a conditional it needs
   no memory: what it returns takes the place of the results it was given. A branch over all values
@@ -94,14 +96,15 @@ def _replace_wide(
   """
 
   def visit(carry):
-    is_ready, results = carry
+    # Of a single entry, the compiler would otherwise compute levels before the loop, needed or not.
+    (is_ready, results), given_now = jax.lax.optimization_barrier((carry, given))
     entry = jnp.unravel_index(jnp.argmin(is_ready), is_ready.shape)  # The first that is not.
 
     def put(result, x):
       start = (*entry, *(0,) * (result.ndim - len(entry)))
       return jax.lax.dynamic_update_slice(result, x.astype(result.dtype), start)
 
-    return is_ready.at[entry].set(True), jax.tree.map(put, results, compute(entry))
+    return is_ready.at[entry].set(True), jax.tree.map(put, results, compute(entry, given_now))
 
   return jax.lax.while_loop(lambda carry: ~jnp.all(carry[0]), visit, (is_narrow, results))[1]
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_pax.ops import columns, laser, levels, log_weighted_sum_exp
+from laser_pax.ops import (
+  columns,
+  fused_attention_by_heads,
+  laser,
+  laser_by_heads,
+  levels,
+  log_weighted_sum_exp,
+)
 from tests.support.cases import compiled
 
 UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; float32's sums lose some bits.
@@ -250,6 +257,19 @@ def test_levels_are_taken_of_examples_with_wide_columns_alone(name, monkeypatch)
   is_wide = np.asarray(values.max((2, 3)) - values.min((2, 3)) > columns.WIDTH)
   assert is_wide.tolist() == [[True, False], [False, False]]
   np.testing.assert_array_equal(np.isnan(shown).any((2, 3)), is_wide)
+
+
+def test_levels_of_a_single_entry_are_not_taken_unless_it_is_wide():
+  """XLA moves out of a loop what does not depend on it; of a single entry that would be all."""
+  attention = laser_by_heads(functools.partial(fused_attention_by_heads, is_causal=True))
+
+  def output_and_gradients(*qkv):
+    output, pull = jax.vjp(attention, *qkv)
+    return output, pull(output)
+
+  text = jax.jit(output_and_gradients).lower(*(jnp.ones((1, 1, 128, 8)),) * 3).compile().as_text()
+  outside_loops = text[text.index('\nENTRY') :]
+  assert outside_loops.count(' while(') == 2  # Over wide entries: of outputs, and of gradients.
 
 
 def test_wide_columns_of_a_wrapped_function():
