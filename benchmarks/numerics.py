@@ -155,6 +155,11 @@ def exact(attention: Callable, arrays: list[np.ndarray]) -> list[np.ndarray]:
   return [np.stack(x) for x in zip(*heads, strict=True)]
 
 
+def scales(dtype: str, keys: int) -> tuple[float, ...]:
+  """Returns the standard deviations of values; few where it takes long and the error is alike."""
+  return SCALES[::6] if (dtype, keys) == ('float32', 8192) else SCALES
+
+
 def errors(dtype: str, keys: int, logits: str, scale: float) -> list[dict]:
   """Returns, of each way, its error in each output; None where a number is not finite."""
   arrays = draw(dtype, keys, logits, scale)
@@ -260,8 +265,8 @@ def main(lengths: str = ','.join(map(str, HEADS))) -> None:
   rows = [
     row for row in map(json.loads, KEPT.read_text().splitlines()) if row['keys'] not in lengths
   ]
-  for keys, logits, dtype, scale in itertools.product(lengths, LOGITS, DTYPES, SCALES):
-    found = errors(dtype, keys, logits, scale)
+  for keys, logits, dtype in itertools.product(lengths, LOGITS, DTYPES):
+    found = [row for x in scales(dtype, keys) for row in errors(dtype, keys, logits, x)]
     rows += found
     for row in found:
       print(*(f'{x:.2e}' if isinstance(x, float) else x for x in row.values()), flush=True)

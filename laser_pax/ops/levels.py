@@ -5,6 +5,8 @@ membership L_k (1 for the values in it, 0 for others),
 
     O_th = log sum_k exp(c_k) (P L_k + P E_k)_th
 
+Each E_k is scaled before it is rounded, as in exact.py.
+
 The sum is a pair (base, above): the c_k of the level that weighs most in this row, and how far O
 lies above it. A key that a row cannot see has probability 0 in every level. So neither padding, nor
 other segments, nor the future ever decide a row's precision.
@@ -115,7 +117,7 @@ class Level(NamedTuple):
   Attributes:
     members: L, 1 for the values in it and 0 for others; booleans, values' shape.
     center: c, of size 1 along the mixed axes, float32.
-    scale: k, as center.
+    scale: What E is multiplied by before it is rounded; shaped as center.
     gap: V - c of its members, 0 for others; float32, values' shape.
   """
 
