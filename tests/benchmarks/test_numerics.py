@@ -27,7 +27,7 @@ def test_errors_are_the_kept_ones(kept, monkeypatch):
 
 def is_rounded_twice(way, scale):
   """Whether a kernel's own rounding shows there: docs/numerics.md."""
-  return way == 'LASER, kernel' and 0.5 < scale < 10
+  return way == 'LASER, kernel' and 0.5 < scale < 5
 
 
 @pytest.mark.parametrize('keys', numerics.HEADS)
@@ -37,7 +37,7 @@ def test_errors_in_bfloat16_are_near_those_of_standard_attention(keys, logits, w
   ratios = numerics.ratios(kept, 'bfloat16', keys, logits, way)
   assert list(ratios) == list(numerics.SCALES)
   for scale, ratio in ratios.items():
-    output, gradients = (1.4, 1.75) if is_rounded_twice(way, scale) else (1.3, 1.5)
+    output, gradients = (1.55, 1.9) if is_rounded_twice(way, scale) else (1.3, 1.5)
     assert ratio['output'] <= output, scale
     assert max(ratio[what] for what in numerics.OUTPUTS[1:]) <= gradients, scale
 
@@ -49,7 +49,7 @@ def test_errors_in_float32(kept):
     (keys, logits, scale)
     for keys in numerics.HEADS
     for logits in numerics.LOGITS
-    for scale in numerics.scales('float32', keys)
+    for scale in numerics.SCALES
   }
   assert max(row[what] for row in found for what in numerics.OUTPUTS) <= 3e-6
 
