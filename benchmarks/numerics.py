@@ -14,7 +14,6 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +23,14 @@ matplotlib.use('agg')
 import matplotlib.pyplot as plt
 import numpy as np
 import typer
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-from benchmarks.tpu import page
+from benchmarks import page
 from laser_pax import ops
-from laser_pax.ops import devices
-from tests.support import float64
+from tests.support import float64, interpreted
 
 KEPT = page.RESULTS / 'numerics.jsonl'
 HEAD_SIZE, KEYS_PER_BLOCK, CLAMP = 64, 64, 15.0
-# Of keys, and how many heads: the first rows, which see few keys, are most of an output's size.
+# How many heads, by the number of keys. The first rows see few keys and decide the errors.
 HEADS = {512: 16, 2048: 4}
 LOGITS = {'unit': 1.0, 'flat': 0.1}
 SCALES = tuple(float(f'{x:.2g}') for x in np.geomspace(1e-5, 100, 25))
@@ -104,11 +101,7 @@ fused = by_heads_first(
 
 def interpreted_kernel(query: Array, key: Array, value: Array) -> Array:
   """As `fused` on a TPU, whose kernel is interpreted."""
-  kernel = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
-  with (
-    mock.patch.object(splash_attention_kernel, 'make_splash_mha', kernel),
-    mock.patch.object(devices, 'platform', lambda mesh=None: 'tpu'),
-  ):
+  with interpreted.kernels():
     return fused(query, key, value)
 
 

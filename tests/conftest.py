@@ -1,6 +1,5 @@
 """Settings for all tests, made before any test imports jax or TensorFlow."""
 
-import functools
 import gc
 import os
 import pathlib
@@ -18,13 +17,12 @@ pax_fixes.read_lambdas_fast()
 
 
 @pytest.fixture
-def interpreted_kernels(monkeypatch):
-  """Fused attention as on a TPU. Its kernels are interpreted: slow, with the same numbers."""
-  from laser_pax.ops import devices, fused
+def interpreted_kernels():
+  """Fused attention as on a TPU; see tests/support/interpreted.py."""
+  from tests.support import interpreted
 
-  interpreted = functools.partial(fused.splash_attention_kernel.make_splash_mha, interpret=True)
-  monkeypatch.setattr(fused.splash_attention_kernel, 'make_splash_mha', interpreted)
-  monkeypatch.setattr(devices, 'platform', lambda mesh=None: 'tpu')
+  with interpreted.kernels():
+    yield
 
 
 @pytest.fixture(scope='session')

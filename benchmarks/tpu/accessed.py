@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import jax
 
-from benchmarks.tpu import page
+from benchmarks import page
 from laser_pax import configs
 from laser_pax.costs import compiler, hlo, libtpu
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from praxis import base_hyperparams, base_layer, pax_fiddle
 from praxis.layers import attentions, transformers
 
-from benchmarks.tpu import page
+from benchmarks import page
 from laser_pax import configs, layers
 from laser_pax.costs import compiler, libtpu
 from laser_pax.experiment import slices

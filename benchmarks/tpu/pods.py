@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from benchmarks.tpu import page
+from benchmarks import page
 from laser_pax import configs
 from laser_pax.costs import console, libtpu, reports, search
 from laser_pax.experiment import layouts

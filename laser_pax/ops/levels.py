@@ -98,7 +98,7 @@ def _replace_wide(
   """
 
   def visit(carry):
-    # Of a single entry, the compiler would otherwise compute levels before the loop, needed or not.
+    # The compiler would otherwise take the levels of a single entry before the loop, always.
     (is_ready, results), given_now = jax.lax.optimization_barrier((carry, given))
     entry = jnp.unravel_index(jnp.argmin(is_ready), is_ready.shape)  # The first that is not.
 

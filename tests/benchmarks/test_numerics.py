@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import numerics
-from benchmarks.tpu import page
+from benchmarks import numerics, page
 
 
 @pytest.fixture(scope='module')
@@ -14,8 +13,8 @@ def kept():
 
 
 @pytest.mark.slow
-def test_errors_are_the_kept_ones(kept, monkeypatch):
-  """Of small values under flat attention, in all ways: einsum, blocks, a kernel, `laser`."""
+def test_errors_are_the_kept_ones(kept):
+  """The case is small values under flat attention, by einsum, blocks, a kernel and `laser`."""
   case = {'dtype': 'bfloat16', 'keys': 512, 'logits': 'flat', 'scale': numerics.SCALES[8]}
   wanted = [row for row in kept if case.items() <= row.items()]
   found = numerics.errors(**case)

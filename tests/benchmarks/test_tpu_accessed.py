@@ -2,7 +2,8 @@
 
 import json
 
-from benchmarks.tpu import accessed, page
+from benchmarks import page
+from benchmarks.tpu import accessed
 
 COMMITTED = page.RESULTS / 'accessed.jsonl'
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.tpu import fused_layer, page
+from benchmarks import page
+from benchmarks.tpu import fused_layer
 
 COMMITTED = page.RESULTS / 'fused.jsonl'
 

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from benchmarks.tpu import page, pods
+from benchmarks import page
+from benchmarks.tpu import pods
 from laser_pax.costs import libtpu
 from tests.support import goldens, tpu_programs
 

@@ -3,14 +3,12 @@
 tests/layers/test_fused_attention.py runs it; it prints both losses of three steps.
 """
 
-import functools
 import json
 
 import jax
 import numpy as np
 
-from laser_pax.ops import devices, fused
-from tests.support import steps
+from tests.support import interpreted, steps
 
 
 def losses(state=None):
@@ -22,17 +20,10 @@ def losses(state=None):
 
 
 def main() -> None:
-  made = []
   plain, state = losses()
-  make = fused.splash_attention_kernel.make_splash_mha
-
-  def interpreted(*args, **kwargs):
-    made.append(kwargs)
-    return make(*args, interpret=True, **kwargs)
-
-  fused.splash_attention_kernel.make_splash_mha = functools.wraps(make)(interpreted)
-  devices.platform = lambda mesh=None: 'tpu'
-  print(json.dumps({'plain': plain, 'by_kernels': losses(state)[0], 'kernels': len(made)}))
+  with interpreted.kernels() as make:
+    by_kernels, _ = losses(state)
+  print(json.dumps({'plain': plain, 'by_kernels': by_kernels, 'kernels': make.call_count}))
 
 
 if __name__ == '__main__':

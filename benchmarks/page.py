@@ -4,7 +4,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-DOCS = pathlib.Path(__file__).parents[2] / 'docs'
+DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 RESULTS = DOCS / 'results'
 
 
