@@ -4,14 +4,13 @@ Wanted is O_th = log sum_s p_ts exp(V_sh), where p_t sums to 1. For a column h, 
 
     E_sh = k_h expm1(V_sh - c_h)      M_th = sum_s p_ts E_sh      O_th = c_h + log1p(M_th / k_h)
 
-A column is narrow if all of it lies in [c_h - BELOW, c_h + WIDTH]. There that is accurate in any
-precision:
+A column is narrow if it reaches at most WIDTH above c_h. There that is accurate in any precision:
 
 - E is as small as V - c, so that rounding E costs what rounding V costs.
 - k_h is a scale by which E is rounded up as often as down: columns.py says why.
-- M cannot come near -1, and nothing overflows.
-- c_h is the point of that range which is nearest zero. There small outputs, which bear the least
-  error, are sums of small E.
+- c_h is near the lowest value. So M cannot come near -1, and nothing overflows.
+- Of the points that are near enough, c_h is the nearest to zero. So small outputs, which bear the
+  least error, are sums of small E.
 
 The gradient is written down: one derived by jax would round worse. With g_th the cotangent of O_th
 and G_th = g_th exp(c_h - O_th) / k_h = g_th / (k_h + M_th),

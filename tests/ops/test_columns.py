@@ -46,5 +46,11 @@ def test_the_scale_of_a_column():
   np.testing.assert_allclose(found, [1, columns.SCALE, 1, columns.SCALE], rtol=1e-7)
 
 
-def test_the_grid_is_not_coarser_near_the_lowest_value():
-  assert columns.SCALE * -np.expm1(-columns.BELOW) < 1
+@pytest.mark.parametrize('distance', np.geomspace(1e-3, 100, 40))
+@pytest.mark.parametrize('zero_at', [0.0, 0.5, 1.0])
+def test_near_the_lowest_value(distance, zero_at):
+  """The grid is not coarser there, and rounding M moves O by no more than R + 1/2 units."""
+  low, high = -distance * zero_at, distance * (1 - zero_at)
+  lowest = np.expm1(low - float(columns.center(jnp.float32(low), jnp.float32(high))))
+  assert columns.SCALE * -lowest < 1
+  assert -lowest / (1 + lowest) / 2 <= (min(distance, columns.FAR) + 0.5) * (1 + 1e-5)
