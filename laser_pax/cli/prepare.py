@@ -1,9 +1,11 @@
 """`python -m laser_pax prepare`: turns source files into data sets."""
 
-from pathlib import Path
+import json
 from typing import Annotated
 
 import typer
+
+from laser_pax import folders
 
 app = typer.Typer(help='Turns source files into data sets.', no_args_is_help=True)
 
@@ -16,14 +18,14 @@ def _main() -> None:
 @app.command('c4')
 def prepare_c4(
   paths: Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
       metavar='SOURCES...',
-      help="allenai's c4-*.json.gz, other .json, .jsonl (plain or .gz) or .txt files, or folders",
+      help="allenai's c4-*.json.gz, other .json, .jsonl or .txt files, plain or .gz, or folders",
     ),
   ],
   out: Annotated[
-    Path | None,
+    str | None,
     typer.Option(help='data folder [default: $LASER_PAX_DATA_DIR, else ~/.cache/laser_pax/data]'),
   ] = None,
   validation_fraction: Annotated[
@@ -31,20 +33,14 @@ def prepare_c4(
   ] = 0.01,
 ) -> None:
   """Writes c4/en/3.0.1 with a train and a validation split. It resumes, and never overwrites."""
-  from rich import console, progress
-
+  from laser_pax.cli import bars
   from laser_pax.data import sources
-  from laser_pax.data.prepare import c4
+  from laser_pax.data.prepare import c4, reports
 
-  columns = [
-    progress.TextColumn('{task.description}'),
-    progress.BarColumn(),
-    progress.DownloadColumn(),
-    progress.TransferSpeedColumn(),
-    progress.TimeRemainingColumn(),
-  ]
-  out = out or sources.default_data_dir()
-  with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
-    folder = c4.prepare(paths, out, validation_fraction=validation_fraction, progress=bar)
+  data_dir = str(sources.default_data_dir()) if out is None else folders.resolve(out)
+  with bars.bytes_bar() as bar:
+    folder = c4.prepare(paths, data_dir, validation_fraction=validation_fraction, progress=bar)
+  for line in reports.lines(json.loads((folder / reports.FILE).read_text('utf-8'))):
+    typer.echo(line)
   typer.echo(f'{folder}: done')
-  typer.echo(f'next: {sources.vocab_command(str(out), str(out / "vocab.model"), 32_000)}')
+  typer.echo(f'next: {sources.vocab_command(data_dir, f"{data_dir}/vocab.model", 32_000)}')

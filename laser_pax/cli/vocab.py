@@ -5,30 +5,42 @@ from typing import Annotated
 
 import typer
 
+from laser_pax import folders
+
 
 def vocab(
   data: Annotated[
-    Path,
+    str,
     typer.Option(help='data folder made by `prepare c4`, source file, or folder of source files'),
   ],
-  out: Annotated[Path, typer.Option(help='the model file to write; never overwritten')],
-  size: Annotated[int, typer.Option(help='number of pieces, control pieces included')] = 32_000,
+  out: Annotated[str, typer.Option(help='the model file to write; never overwritten')],
+  size: Annotated[
+    int, typer.Option(min=4, help='number of pieces, control pieces included')
+  ] = 32_000,
   sentences: Annotated[
     int,
-    typer.Option(help='number of first sentences to train on, each of at most 4,192 bytes'),
+    typer.Option(min=1, help='number of first sentences to train on, each of at most 4,192 bytes'),
   ] = 500_000,
+  character_coverage: Annotated[
+    float,
+    typer.Option(
+      min=0.5, max=1.0, help='share of all characters that get pieces; the rest become unknown'
+    ),
+  ] = 0.9995,
 ) -> None:
   """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""
   from laser_pax.data import records, vocabulary
   from laser_pax.data.datasets import C4
-  from laser_pax.data.prepare import documents
+  from laser_pax.data.prepare import documents, files
 
-  data, out = data.expanduser(), out.expanduser()
-  vocabulary.check_new_file(out)
-  if (data / C4.folder).exists():
-    texts = records.read_texts(data, 'train')
+  folder, model = Path(folders.resolve(data)), Path(folders.resolve(out))
+  vocabulary.check_new_file(model)
+  if (folder / C4.folder).exists():
+    texts = records.read_texts(folder, 'train')
   else:
-    files = documents.find_sources([data])
-    texts = (document.text for file in files for document in documents.read_documents(file))
-  vocabulary.train_vocabulary(texts, out, size=size, sentences=sentences)
-  typer.echo(f'{out}: {vocabulary.vocabulary_size(out):,} pieces')
+    sources = files.find_sources([folder]).taken
+    texts = (document.text for file in sources for document in documents.read_documents(file))
+  vocabulary.train_vocabulary(
+    texts, model, size=size, sentences=sentences, character_coverage=character_coverage
+  )
+  typer.echo(f'{model}: {vocabulary.vocabulary_size(model):,} pieces')

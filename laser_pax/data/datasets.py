@@ -1,6 +1,7 @@
 """The data sets, each described by one `DatasetSpec`."""
 
 import dataclasses
+import shlex
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class DatasetSpec:
 
   def prepare_command(self, data_dir: str) -> str:
     """Returns the command that prepares the data set in `data_dir`."""
-    return f'python -m laser_pax prepare {self.name} SOURCE... --out {data_dir}'
+    return f'python -m laser_pax prepare {self.name} SOURCE... --out {shlex.quote(data_dir)}'
 
 
 C4 = DatasetSpec(

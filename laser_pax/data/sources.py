@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,12 +98,13 @@ def check_vocab(source: Source, vocab_size: int) -> None:
 def default_data_dir() -> Path:
   """Returns the folder that `prepare` writes: `LASER_PAX_DATA_DIR`, else the cache's `data`."""
   if folder := os.environ.get(DATA_DIR_VARIABLE):
-    return Path(folder).expanduser()
+    return Path(folders.resolve(folder))
   return folders.cache_dir() / 'data'
 
 
 def vocab_command(data_dir: str, vocab: str, size: int) -> str:
   """Returns the command that trains a vocabulary on the data in `data_dir`."""
+  data_dir, vocab = shlex.quote(data_dir), shlex.quote(vocab)
   return f'python -m laser_pax vocab --data {data_dir} --out {vocab} --size {size}'
 
 
@@ -123,7 +125,7 @@ def _name_vocab(attribute: str | None) -> _Named | None:
 def _first(*candidates: _Named) -> _Named | None:
   for path, named_by in candidates:
     if path:
-      return _Named(os.fspath(epath.Path(path).expanduser()), named_by)
+      return _Named(folders.resolve(path), named_by)
   return None
 
 

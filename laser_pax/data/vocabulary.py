@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,8 +19,18 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 # SentencePiece silently drops sentences that are longer than this.
 MAX_SENTENCE_BYTES = 4192
 
+# SentencePiece's own default.
+CHARACTER_COVERAGE = 0.9995
 
-def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: int) -> None:
+
+def train_vocabulary(
+  texts: Iterable[str],
+  out: Path,
+  *,
+  size: int,
+  sentences: int,
+  character_coverage: float = CHARACTER_COVERAGE,
+) -> None:
   """Trains a unigram SentencePiece model with T5's ids: pad 0, eos 1, unk 2, and no bos.
 
   The model depends only on the texts, the size and the number of sentences. Every run on every
@@ -30,15 +41,20 @@ def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: i
     out: File to write. It appears only when it is complete.
     size: V, the number of pieces, including control pieces.
     sentences: Greatest number of sentences to train on. The first ones are used.
+    character_coverage: Share of all characters that get pieces. The rarest become unknown.
 
   Raises:
     UserError: `out` exists or cannot be written, or the texts hold too few distinct pieces.
   """
   check_new_file(out)
+  chosen = _take(_sentences(texts), sentences)
+  first = next(chosen, None)
+  if first is None:
+    raise UserError('there is no text to train a vocabulary on: all documents are empty')
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=_take(_sentences(texts), sentences),
+      sentence_iterator=itertools.chain([first], chosen),
       model_writer=model,
       model_type='unigram',
       vocab_size=size,
@@ -46,6 +62,7 @@ def train_vocabulary(texts: Iterable[str], out: Path, *, size: int, sentences: i
       eos_id=EOS_ID,
       unk_id=UNK_ID,
       bos_id=-1,
+      character_coverage=character_coverage,
       max_sentence_length=MAX_SENTENCE_BYTES,
       num_threads=16,  # Fixed: the number changes the order of sums, and so the scores.
       minloglevel=2,

@@ -14,21 +14,43 @@ from laser_pax.errors import UserError
 def write(path, content):
   path.parent.mkdir(parents=True, exist_ok=True)
   data = content if isinstance(content, bytes) else content.encode()
-  path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+  path.write_bytes(gzip.compress(data) if path.suffix.lower() == '.gz' else data)
   return path
 
 
 LINES = '{"text": "one", "timestamp": "2019", "url": "u"}\n\n{"text": "zwei \\u00e4"}\n'
 
 
-@pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'a.json.gz', 'a.jsonl.gz'])
+@pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'a.json.gz', 'a.JSONL.GZ'])
 def test_json_lines(tmp_path, name):
   path = write(tmp_path / name, LINES)
   assert list(documents.read_documents(path)) == [('one', '2019', 'u'), ('zwei ä', '', '')]
 
 
-def test_a_text_file_is_one_document(tmp_path):
-  path = write(tmp_path / 'a.txt', 'first line\n\nlast line\n')
+@pytest.mark.parametrize(
+  ('line', 'expected'),
+  [
+    (
+      '{"text": "half \\ud83d of a pair", "url": "\\udc00"}',
+      ('half \ufffd of a pair', '', '\ufffd'),
+    ),
+    ('{"text": "a \\ud83d\\ude00 pair"}', ('a \U0001f600 pair', '', '')),
+    ('{"text": "x", "timestamp": null, "url": null}', ('x', '', '')),
+    ('{"text": "x", "timestamp": 2019, "url": ["u"]}', ('x', '2019', "['u']")),
+    ('\ufeff{"text": "after a byte-order mark"}', ('after a byte-order mark', '', '')),
+    ('{"text": "a\\u0000b", "text": "the last of two"}', ('the last of two', '', '')),
+  ],
+)
+def test_odd_lines_that_are_json(tmp_path, line, expected):
+  (document,) = documents.read_documents(write(tmp_path / 'a.json', line + '\n'))
+  assert document == expected
+  ''.join(document).encode()
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'a.TXT', 'a.txt.gz'])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_a_text_file_is_one_document(tmp_path, name, mark):
+  path = write(tmp_path / name, f'{mark}first line\n\nlast line\n')
   assert [d.text for d in documents.read_documents(path)] == ['first line\n\nlast line']
 
 
@@ -43,13 +65,6 @@ def test_a_long_text_is_cut_without_loss(tmp_path_factory, lines):
   assert max(map(len, pieces)) <= 7
 
 
-def test_sources_in_folders_are_listed_once_and_sorted(tmp_path):
-  deep_file = write(tmp_path / 'f' / 'deep' / 'b.txt', 'b')
-  file = write(tmp_path / 'f' / 'c.jsonl', LINES)
-  write(tmp_path / 'f' / 'README.md', 'no source')
-  assert documents.find_sources([file, tmp_path / 'f']) == [file, deep_file]
-
-
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
@@ -58,7 +73,12 @@ def test_sources_in_folders_are_listed_once_and_sorted(tmp_path):
     ('a.json', '{"text": "one"}\n{"body": "x"}\n', 'line 2: no string field "text"'),
     ('a.json', '{"text": 3}\n', 'line 1: no string field "text"'),
     ('a.json', '["text"]\n', 'line 1: no string field "text"'),
+    ('a.json', '{"text": "one"}\n{"text": ' + '9' * 5000 + '}', 'line 2: not JSON'),
+    ('a.json', '[' * 100_000, 'line 1: not JSON'),
+    ('a.json', 'null\n', 'line 1: no string field "text"'),
     ('a.txt', b'caf\xe9', 'not UTF-8'),
+    ('a.txt', 'text'.encode('utf-16'), 'not UTF-8'),
+    ('A.TXT.GZ', None, 'truncated or corrupt gzip.*fetch it again'),
   ],
 )
 def test_an_unfit_file_is_named(tmp_path, name, content, message):
@@ -68,15 +88,3 @@ def test_an_unfit_file_is_named(tmp_path, name, content, message):
   with pytest.raises(UserError, match=message) as error:
     list(documents.read_documents(path))
   assert str(path) in str(error.value)
-
-
-def test_unfit_paths_are_named(tmp_path):
-  (tmp_path / 'empty').mkdir()
-  for path, message in [
-    (tmp_path / 'none', 'no such file'),
-    (tmp_path / 'empty', 'no source file in this folder'),
-    (write(tmp_path / 'a.pdf', 'x'), 'not a source file'),
-  ]:
-    with pytest.raises(UserError, match=message) as error:
-      documents.find_sources([path])
-    assert str(path) in str(error.value)

@@ -19,8 +19,8 @@ def read(data_dir, split):
 
 
 def contents(folder):
-  """Returns the data set's files without the parts' records, which contain file times."""
-  return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith('part-')}
+  """Returns the data set's files."""
+  return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 @pytest.fixture

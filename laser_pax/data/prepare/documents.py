@@ -1,4 +1,4 @@
-"""Documents from source files: JSON lines (plain or gzipped) and plain text, read as a stream."""
+"""Documents from source files: JSON lines and plain text, each plain or gzipped, as a stream."""
 
 from __future__ import annotations
 
@@ -6,94 +6,77 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from laser_pax import folders
+from laser_pax.data.prepare import files
 from laser_pax.errors import UserError
-
-JSON_SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz')
-SUFFIXES = (*JSON_SUFFIXES, '.txt')
 
 # A longer text file is cut into documents of at most this many characters. So memory stays
 # constant, and a single long book still gives both a train and a validation split.
 TEXT_DOCUMENT_CHARS = 2**18
 
 
+# JSON can write half of a surrogate pair, which is no character and has no bytes in UTF-8.
+_HALF_PAIR = re.compile('[\ud800-\udfff]')
+_EXAMPLE = 'expected one object a line, such as {"text": "..."}'
+
+
 class Document(NamedTuple):
-  """One document, with the three fields of allenai's C4 lines. A missing field is empty."""
+  """One document, with the three fields of allenai's C4 lines. A missing or null field is empty."""
 
   text: str
   timestamp: str
   url: str
+
+  @property
+  def is_blank(self) -> bool:
+    """Whether there is nothing to train on: no character but white space."""
+    return not self.text.strip()
 
 
 def _open(path: Path) -> BinaryIO:
   return path.open('rb')
 
 
-def find_sources(paths: Sequence[str | Path]) -> list[Path]:
-  """Returns the source files among `paths` and, recursively, in the folders among them.
-
-  Args:
-    paths: Files whose names end in one of `SUFFIXES`, and folders that contain such files.
-
-  Returns:
-    Absolute paths, sorted and without repetition.
-
-  Raises:
-    UserError: A path does not exist, is a file of another kind, or is a folder without sources.
-  """
-  known = ', '.join(SUFFIXES)
-  if not paths:
-    raise UserError(f'no source given: name files ({known}) or folders of them')
-  sources: set[Path] = set()
-  for path in (Path(p).expanduser().absolute() for p in paths):
-    if path.is_dir():
-      in_folder = [p for p in path.rglob('*') if p.name.endswith(SUFFIXES) and p.is_file()]
-      if not in_folder:
-        raise UserError(f'{path}: no source file in this folder; expected files named *{{{known}}}')
-      sources.update(in_folder)
-    elif not path.exists():
-      raise UserError(f'{path}: no such file or folder; name an existing one')
-    elif not path.name.endswith(SUFFIXES):
-      raise UserError(f'{path}: not a source file; expected one of {known}')
-    else:
-      sources.add(path)
-  return sorted(sources)
-
-
 def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
   """Yields the documents of one source file, in order.
 
+  A byte-order mark at the start is no text. Where JSON writes half of a surrogate pair, the text
+  has U+FFFD.
+
   Args:
-    path: File whose name ends in one of `SUFFIXES`.
+    path: File with one of `files.SUFFIXES`.
     open_file: Function that opens the file's bytes. Callers that count bytes pass their own.
 
   Raises:
     UserError: The file cannot be read, is truncated or corrupt, or is not UTF-8. Or a line is not
       a JSON object with a string `text`. The message names the file.
   """
-  read = _read_json_lines if path.name.endswith(JSON_SUFFIXES) else _read_text
-  count = 0
+  suffix = files.suffix_of(path)
+  read = _read_json_lines if suffix in files.JSON_SUFFIXES else _read_text
+  name, count = folders.shown(path), 0
   try:
     with contextlib.ExitStack() as stack:
       data = stack.enter_context(open_file(path))
-      if path.suffix == '.gz':
+      if suffix.endswith('.gz'):
         data = stack.enter_context(gzip.open(data))
-      for document in read(path, io.TextIOWrapper(data, encoding='utf-8')):
+      for document in read(path, io.TextIOWrapper(data, encoding='utf-8-sig')):
         count += 1
         yield document
   except (EOFError, zlib.error, gzip.BadGzipFile) as e:
     raise UserError(
-      f'{path}: truncated or corrupt gzip file ({e}), after {count} documents; fetch it again'
+      f'{name}: truncated or corrupt gzip file ({e}), after {count} documents; fetch it again'
     ) from e
   except UnicodeDecodeError as e:
-    raise UserError(f'{path}: not UTF-8 text ({e}); convert it to UTF-8') from e
+    raise UserError(f'{name}: not UTF-8 text ({e}); convert it to UTF-8') from e
   except OSError as e:
     raise UserError(
-      f'{path}: cannot be read ({e.strerror or e}); check the file and its permissions'
+      f'{name}: cannot be read ({e.strerror or e}); check the file and its permissions'
     ) from e
 
 
@@ -103,28 +86,33 @@ def _read_json_lines(path: Path, lines: TextIO) -> Iterator[Document]:
       continue
     try:
       fields = json.loads(line)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:  # Also numbers too long, and brackets too deep.
       raise UserError(
-        f'{path}, line {number}: not JSON ({e}); expected one object a line, '
-        'such as {"text": "..."}; if it is the last line, the file may be truncated'
+        f'{folders.shown(path)}, line {number}: not JSON ({e}); {_EXAMPLE}; if it is the last '
+        'line, the file may be truncated'
       ) from e
     text = fields.get('text') if isinstance(fields, dict) else None
     if not isinstance(text, str):
       raise UserError(
-        f'{path}, line {number}: no string field "text"; expected one object a line, '
-        f'such as {{"text": "..."}}, got {line.strip()[:80]}'
+        f'{folders.shown(path)}, line {number}: no string field "text"; {_EXAMPLE}, got '
+        f'{line.strip()[:80]}'
       )
-    yield Document(text, str(fields.get('timestamp', '')), str(fields.get('url', '')))
+    yield Document(*map(_as_text, (text, fields.get('timestamp'), fields.get('url'))))
+
+
+def _as_text(value: Any) -> str:
+  return '' if value is None else _HALF_PAIR.sub('\ufffd', str(value))
 
 
 def _read_text(path: Path, lines: TextIO) -> Iterator[Document]:
+  name = folders.shown(path.name)
   pieces: list[str] = []
   size = 0
   while line := lines.readline(TEXT_DOCUMENT_CHARS):
     if size + len(line) > TEXT_DOCUMENT_CHARS:
-      yield Document(''.join(pieces), '', path.name)
+      yield Document(''.join(pieces), '', name)
       pieces, size = [], 0
     pieces.append(line)
     size += len(line)
   if text := ''.join(pieces).rstrip('\n'):
-    yield Document(text, '', path.name)
+    yield Document(text, '', name)

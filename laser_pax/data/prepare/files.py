@@ -1,0 +1,222 @@
+"""The source files of a data set: those of the user's folders, and what was left out, with why."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from laser_pax import folders
+from laser_pax.errors import UserError
+
+JSON_SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz')
+SUFFIXES = (*JSON_SUFFIXES, '.txt', '.txt.gz')
+
+HIDDEN = 'its name begins with a dot'
+OTHER_SUFFIX = 'no suffix of a source'
+NOT_REGULAR = 'no regular file'
+PREPARED = 'what `prepare` wrote'
+SAME_FILE = 'the same file as one that is taken'
+
+# A download from a Git repository may be a small text that stands for the file.
+_LFS_POINTER = b'version https://git-lfs'
+
+
+class LeftOut(NamedTuple):
+  """A file or folder that was found and not taken.
+
+  Attributes:
+    path: Absolute path.
+    reason: One of the reasons above.
+  """
+
+  path: Path
+  reason: str
+
+
+class Sources(NamedTuple):
+  """What a search found.
+
+  Attributes:
+    taken: The files to read, absolute paths, sorted by their bytes, without repetition.
+    left_out: The others, sorted likewise. Of a folder that was left out, the files are not listed.
+    copies: Those of `taken` whose content an earlier one has.
+  """
+
+  taken: list[Path]
+  left_out: list[LeftOut]
+  copies: list[Path]
+
+
+def suffix_of(path: Path) -> str | None:
+  """Returns the suffix of a source file in lower case, or None if it has none of `SUFFIXES`."""
+  name = path.name.lower()
+  return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
+
+
+def find_sources(paths: Sequence[str | Path]) -> Sources:
+  """Finds the source files among `paths` and, recursively, in the folders among them.
+
+  A source file is a regular file with one of `SUFFIXES`, in upper or lower case. Links are
+  followed, and a file that is reached twice is taken once. In folders, what begins with a dot is
+  left out, and so is what `prepare` wrote.
+
+  Args:
+    paths: Source files, and folders that contain such files.
+
+  Raises:
+    UserError: A path does not exist, is a file of another kind, is empty or cannot be read, or is a
+      folder without sources. Or a link leads nowhere.
+  """
+  if not paths:
+    raise UserError(f'no source given: name files ({_known()}) or folders of them')
+  search = _Search()
+  for path in map(folders.resolve_local, paths):
+    search.add(path)
+  return search.result()
+
+
+def _known() -> str:
+  return ', '.join(SUFFIXES)
+
+
+class _Search:
+  """The files that were found so far."""
+
+  def __init__(self):
+    self.found: list[Path] = []
+    self.left_out: list[LeftOut] = []
+    self._folders: set[tuple[int, int]] = set()
+
+  def add(self, path: Path) -> None:
+    """Adds a file or folder that the user named."""
+    status = _status(path)
+    if stat.S_ISDIR(status.st_mode):
+      found_before = len(self.found)
+      self._add_folder(path)
+      if len(self.found) == found_before and not self._is_all_known(path):
+        raise UserError(
+          f'{folders.shown(path)}: no source file in this folder; expected files named '
+          f'*{{{_known()}}}'
+        )
+    elif not stat.S_ISREG(status.st_mode) or suffix_of(path) is None:
+      raise UserError(f'{folders.shown(path)}: not a source file; expected one of {_known()}')
+    else:
+      self.found.append(path)
+
+  def _is_all_known(self, path: Path) -> bool:
+    """Whether the folder was searched before, under this name or another."""
+    return any(x.path == path and x.reason == SAME_FILE for x in self.left_out)
+
+  def _add_folder(self, folder: Path) -> None:
+    status = _status(folder)
+    if (status.st_dev, status.st_ino) in self._folders:
+      self.left_out.append(LeftOut(folder, SAME_FILE))
+      return
+    self._folders.add((status.st_dev, status.st_ino))
+    try:
+      entries = sorted(folder.iterdir(), key=os.fsencode)
+    except OSError as e:
+      raise _unreadable(folder, e) from e
+    for entry in entries:
+      self._add_entry(entry)
+
+  def _add_entry(self, path: Path) -> None:
+    if path.name.startswith('.'):
+      self.left_out.append(LeftOut(path, HIDDEN))
+      return
+    if suffix_of(path) is None and not path.exists():  # A link of no interest that leads nowhere.
+      self.left_out.append(LeftOut(path, OTHER_SUFFIX))
+      return
+    mode = _status(path).st_mode
+    if stat.S_ISDIR(mode):
+      if _is_prepared(path):
+        self.left_out.append(LeftOut(path, PREPARED))
+      else:
+        self._add_folder(path)
+    elif suffix_of(path) is None:
+      self.left_out.append(LeftOut(path, OTHER_SUFFIX))
+    elif not stat.S_ISREG(mode):
+      self.left_out.append(LeftOut(path, NOT_REGULAR))
+    else:
+      self.found.append(path)
+
+  def result(self) -> Sources:
+    """Returns the files without repetitions, after a first look into each."""
+    taken: list[Path] = []
+    inodes: set[tuple[int, int]] = set()
+    for path in sorted(set(self.found), key=os.fsencode):
+      status = _status(path)
+      if (status.st_dev, status.st_ino) in inodes:
+        self.left_out.append(LeftOut(path, SAME_FILE))
+        continue
+      inodes.add((status.st_dev, status.st_ino))
+      _check(path)
+      taken.append(path)
+    left_out = sorted(set(self.left_out), key=lambda x: os.fsencode(x.path))
+    return Sources(taken, left_out, _copies(taken))
+
+
+def _is_prepared(folder: Path) -> bool:
+  """Whether a folder is a data set in TFDS's layout, or unfinished work of `prepare`."""
+  is_unfinished = re.search(r'\.incomplete-[0-9a-f]{8}$', folder.name) is not None
+  return is_unfinished or (folder / 'dataset_info.json').exists()
+
+
+def _status(path: Path) -> os.stat_result:
+  """Returns the state of what a path or link leads to."""
+  try:
+    return path.stat()
+  except FileNotFoundError as e:
+    if path.is_symlink():
+      raise UserError(f'{folders.shown(path)}: this link leads nowhere; mend or remove it') from e
+    raise UserError(f'{folders.shown(path)}: no such file or folder; name an existing one') from e
+  except OSError as e:
+    raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+  return UserError(
+    f'{folders.shown(path)}: cannot be read ({error.strerror}); check it and its permissions'
+  )
+
+
+def _check(path: Path) -> None:
+  """Looks at the first bytes of a file.
+
+  Raises:
+    UserError: It is empty, cannot be read, or stands for another file.
+  """
+  try:
+    with path.open('rb') as file:
+      start = file.read(len(_LFS_POINTER))
+  except OSError as e:
+    raise _unreadable(path, e) from e
+  if not start:
+    raise UserError(
+      f'{folders.shown(path)}: this source is empty (0 bytes); fetch it again, or remove it'
+    )
+  if start == _LFS_POINTER:
+    raise UserError(
+      f'{folders.shown(path)}: a pointer of git-lfs, not the file itself; run: git lfs pull'
+    )
+
+
+def _copies(paths: Iterable[Path]) -> list[Path]:
+  """Returns the files whose content an earlier file has. Only files of equal sizes are read."""
+  by_size: dict[int, list[Path]] = {}
+  for path in paths:
+    by_size.setdefault(path.stat().st_size, []).append(path)
+  copies, contents = [], set()
+  for same_size in by_size.values():
+    for path in same_size if len(same_size) > 1 else ():
+      with path.open('rb') as file:
+        content = hashlib.file_digest(file, 'sha256').digest()
+      if content in contents:
+        copies.append(path)
+      contents.add(content)
+  return copies

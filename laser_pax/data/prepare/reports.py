@@ -1,0 +1,87 @@
+"""The report of a prepared data set: what was taken, what was left out, and its shards."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+from laser_pax import folders
+from laser_pax.data.datasets import DatasetSpec
+from laser_pax.data.prepare import files
+
+# The report's name in the folder of the data set.
+FILE = 'report.json'
+# So many names of what was left out are printed. The report has all.
+SHOWN = 20
+
+# The counts of one part of the work: `sources`, a row for each file with `path`, `documents` and
+# `blank`, and `shards`, a row for each shard with `file`, `split`, `documents` and `bytes`.
+Part = dict[str, Any]
+
+
+def documents_by_split(dataset: DatasetSpec, parts: list[Part]) -> dict[str, int]:
+  """Returns how many documents each split has."""
+  shards = [shard for part in parts for shard in part['shards']]
+  return {
+    split: sum(shard['documents'] for shard in shards if shard['split'] == split)
+    for split in dataset.splits
+  }
+
+
+def report(dataset: DatasetSpec, sources: files.Sources, parts: list[Part]) -> dict[str, Any]:
+  """Returns the report. Documents in are documents written, and those left out as blank.
+
+  Args:
+    dataset: The data set.
+    sources: What the search found.
+    parts: The counts of all parts.
+
+  Returns:
+    `documents`, with the numbers `in`, `blank`, and of each split; `sources`, the files that were
+    read; `copies`, those of them whose content an earlier one has; `left_out`, the files that were
+    not read, with why; and `splits`, the shards by their names.
+  """
+  read = [row for part in parts for row in part['sources']]
+  counts = {name: sum(row[name] for row in read) for name in ('documents', 'blank')}
+  written = documents_by_split(dataset, parts)
+  assert counts['documents'] == counts['blank'] + sum(written.values())
+  return {
+    'documents': {'in': counts['documents'], 'blank': counts['blank']} | written,
+    'sources': read,
+    'copies': [folders.shown(path) for path in sources.copies],
+    'left_out': [{'path': folders.shown(x.path), 'reason': x.reason} for x in sources.left_out],
+    'splits': _name_shards(dataset, parts),
+  }
+
+
+def _name_shards(dataset: DatasetSpec, parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
+  """Returns the shards of each split, with their final names."""
+  named: dict[str, list[dict[str, Any]]] = {}
+  for split in dataset.splits:
+    shards = [s for part in parts for s in part['shards'] if s['split'] == split]
+    named[split] = [
+      s | {'name': f'{dataset.name}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}'}
+      for i, s in enumerate(shards)
+    ]
+  return named
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+  """Returns a report in words, for the end of `prepare`."""
+  counts = dict(report['documents'])
+  total, blank = counts.pop('in'), counts.pop('blank')
+  splits = ', '.join(f'{number:,} {split}' for split, number in counts.items())
+  left_out = report['left_out']
+  reasons = collections.Counter(x['reason'] for x in left_out)
+  said = [f'read {len(report["sources"]):,} files, {total:,} documents: {splits}']
+  if blank:
+    said.append(f'left out {blank:,} documents without text')
+  if left_out:
+    why = ', '.join(f'{number:,}: {reason}' for reason, number in reasons.items())
+    said.append(f'left out {len(left_out):,} files or folders ({why})')
+    said += [f'  {x["path"]}: {x["reason"]}' for x in left_out[:SHOWN]]
+  if len(left_out) > SHOWN:
+    said.append(f'  and {len(left_out) - SHOWN:,} more; all are in {FILE}')
+  if copies := report['copies']:
+    said.append(f'note: {len(copies):,} of the files are copies of others, such as {copies[0]}')
+  return said
