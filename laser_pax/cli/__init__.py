@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,11 @@ _QUIET_TENSORFLOW = {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 # The command gets the flags that it does not define in `ctx.args`.
 TAKES_ANY_FLAG = {'allow_extra_args': True, 'ignore_unknown_options': True}
 
+_INTERRUPTED = 128 + signal.SIGINT
+_PROGRAM = 'python -m laser_pax'
+# The flag that shows tracebacks, of any command.
+TRACEBACK = '--traceback'
+
 COMMANDS = {
   'quickstart': Command(
     'laser_pax.cli.quickstart:quickstart', 'Train LASER and standard attention side by side.'
@@ -53,28 +60,70 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-  """Runs the command line.
+  """Runs the command line. Whatever fails is told in one line, `error: message`.
 
-  A `UserError` is printed as `error: message`, and the exit code is 2. `LASER_PAX_TRACEBACK=1`
-  shows its traceback.
+  The flag `--traceback`, anywhere among the words, also shows where an error was raised.
 
   Args:
     args: The words after the program's name. The default is the process's own.
 
   Raises:
-    SystemExit: Raised always, with the command's exit code.
+    SystemExit: Raised always, with the command's exit code: 2 after a mistake of the user, and 1
+      after any other failure.
   """
   args = sys.argv[1:] if args is None else list(args)
+  with_traceback = TRACEBACK in args
+  args = [arg for arg in args if arg != TRACEBACK]
   for variable, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(variable, value)
-  command_name = next((arg for arg in args if not arg.startswith('-')), None)
+  for stream in (sys.stdout, sys.stderr):  # A name may have characters that the locale lacks.
+    stream.reconfigure(errors='backslashreplace')
   try:
-    _app(command_name)(args=args, prog_name='python -m laser_pax')
-  except UserError as e:
-    if os.environ.get('LASER_PAX_TRACEBACK') == '1':
-      raise
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(_run(args))
+  except BrokenPipeError:  # The reader of a pipe, such as `head`, has left.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(_INTERRUPTED)
+  except Exception as e:
+    if with_traceback:
+      traceback.print_exc()
+    message, code = _explain(e)
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+  """Runs the command, and returns its exit code."""
+  command_name = next((arg for arg in args if not arg.startswith('-')), None)
+  code = _app(command_name)(args or ['--help'], prog_name=_PROGRAM, standalone_mode=False)
+  if code == _INTERRUPTED:  # typer has caught Ctrl-C.
+    raise KeyboardInterrupt
+  return (code or 0) if args else 2
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+  """Returns an error in one line, and the exit code."""
+  from typer import exceptions
+
+  from laser_pax import folders
+
+  if isinstance(error, UserError):
+    message, code = str(error), 2
+  elif isinstance(error, exceptions.TyperException):
+    context = getattr(error, 'ctx', None)
+    program = context.command_path if context else _PROGRAM
+    what = error.format_message().rstrip('.?')
+    message, code = f'{what}; `{program} --help` lists what it takes', 2
+  elif reason := folders.storage_failure(error):
+    name = getattr(error, 'filename', None)
+    where = f'{folders.shown(name)}: ' if isinstance(name, str | bytes) else ''
+    message, code = f'{where}{reason}', 1
+  else:
+    message = f'{type(error).__name__}: {str(error) or "no message"} ({TRACEBACK} shows where)'
+    code = 1
+  return ' '.join(message.split()), code
 
 
 def _app(command_name: str | None) -> typer.Typer:
@@ -84,7 +133,6 @@ def _app(command_name: str | None) -> typer.Typer:
   app = typer.Typer(
     help='LASER attention on PAX: experiments, data and tools.',
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
   )
   for name, command in COMMANDS.items():

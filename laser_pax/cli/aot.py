@@ -1,6 +1,5 @@
 """`python -m laser_pax aot`: compiles an experiment for a TPU slice, without a TPU."""
 
-import ast
 import contextlib
 import json
 import os
@@ -14,7 +13,7 @@ import typer
 from laser_pax.cli import experiments
 from laser_pax.costs import libtpu
 from laser_pax.errors import UserError
-from laser_pax.experiment import slices
+from laser_pax.experiment import overrides, slices
 
 if TYPE_CHECKING:
   from laser_pax.experiment.base import Experiment
@@ -53,10 +52,10 @@ def aot(
   if fetch:
     print(libtpu.fetch())
     return
-  overrides = _overrides(list(ctx.args))
+  changed = _overrides(list(ctx.args))
   if every:
     libtpu.use()
-    planned = list(_every_plan(overrides))
+    planned = list(_every_plan(changed))
   else:
     if exp is None:
       raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
@@ -64,7 +63,7 @@ def aot(
     # libtpu must be chosen before paxml is imported.
     if pod is None or slices.find(pod).chip.platform == 'tpu':
       libtpu.use()
-    planned = [_plan(name, pod, overrides) for name in names]
+    planned = [_plan(name, pod, changed) for name in names]
   with _quiet():
     if meshes:
       failed = max([_rank(experiment, as_json) for experiment in planned])
@@ -75,24 +74,25 @@ def aot(
   raise SystemExit(failed)
 
 
-def _plan(name: str, pod: str | None, overrides: dict) -> 'Experiment':
+def _plan(name: str, pod: str | None, changed: dict) -> 'Experiment':
   """Makes an experiment, changes it, and plans it for the slice."""
   experiment = experiments.load(name)()
-  for attribute, value in overrides.items():
+  for attribute, value in changed.items():
     setattr(experiment, attribute, value)
   experiment.check_overrides()
+  experiment.check_numbers()
   return experiment.on(pod)
 
 
-def _every_plan(overrides: dict) -> Iterator['Experiment']:
+def _every_plan(changed: dict) -> Iterator['Experiment']:
   """Yields each experiment of this package that is planned for TPUs, on each of its slices."""
   from laser_pax.costs import search
 
   for name in experiments.registered():
-    experiment = _plan(name, None, overrides)
+    experiment = _plan(name, None, changed)
     if experiment.pod().chip.platform == 'tpu':
       for pod in search.slices_to_compare(experiment):
-        yield _plan(name, pod, overrides)
+        yield _plan(name, pod, changed)
 
 
 def _report(planned: list['Experiment'], as_json: bool) -> int:
@@ -150,16 +150,13 @@ def _overrides(flags: list[str]) -> dict:
   Raises:
     UserError: A flag has another form.
   """
-  overrides = {}
+  changed = {}
   for flag in flags:
     name, _, value = flag.removeprefix('--fdl.').partition('=')
     if not flag.startswith('--fdl.') or not value:
       raise UserError(f'unexpected {flag!r}: attributes are changed by --fdl.NAME=VALUE')
-    try:
-      overrides[name] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      overrides[name] = value
-  return overrides
+    changed[name] = overrides.read(value)
+  return changed
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import typer
 
 from laser_pax import folders
 
-app = typer.Typer(help='Turns source files into data sets.', no_args_is_help=True)
+app = typer.Typer(help='Turns source files into data sets.')
 
 
 @app.callback()

@@ -17,7 +17,7 @@ from paxml import base_experiment, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, jobs, layouts, slices, training
+from laser_pax.experiment import checks, jobs, layouts, overrides, slices, training
 
 # These packages read the capital attributes of their own classes.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
@@ -169,7 +169,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   SUMMARY_INTERVAL_STEPS = 100  # [ours]
   EVAL_INTERVAL_STEPS = 2_500  # [ours]
   CHECKPOINT_EVERY_N_STEPS = 2_500  # [ours]
-  CHECKPOINT_MAX_TO_KEEP = 10  # [ours]
+  CHECKPOINT_MAX_TO_KEEP: int | None = 10  # [ours]
 
   _pod: slices.Slice | None = None
 
@@ -245,11 +245,23 @@ class Experiment(base_experiment.BaseExperiment, Family):
     """
     super().validate()
     self.check_overrides()
+    self.check_numbers()
     self.check()
     self.check_pod()
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.check_data()
     self._claim_job_folder()
+
+  def check_numbers(self) -> None:
+    """Checks the numbers of the training itself.
+
+    Raises:
+      UserError: One is out of its range.
+    """
+    names = ('GLOBAL_BATCH_SIZE', 'NUM_TRAIN_STEPS', 'MICRO_BATCHES', 'SUMMARY_INTERVAL_STEPS')
+    names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP')
+    checks.check_at_least(self, 1, names)
+    checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS',))
 
   def check_layout(self, dims: Mapping[str, int]) -> None:
     """Checks that the mesh can divide the batch and the model.
@@ -286,22 +298,28 @@ class Experiment(base_experiment.BaseExperiment, Family):
       )
 
   def check_overrides(self) -> None:
-    """Checks that each overridden attribute exists. PAX would set any other and ignore it.
+    """Checks that each overridden attribute exists, and takes its value in the attribute's type.
+
+    PAX would set any other attribute and ignore it.
 
     Raises:
-      UserError: An override from the command line names no attribute. Or a subclass sets an
-        attribute whose name is nearly that of a known one.
+      UserError: An override from the command line names no attribute, or has a value that the
+        attribute cannot have. Or a subclass sets an attribute whose name is nearly that of a known
+        one.
     """
     known, added = set(), set()
     for cls in type(self).__mro__:
       names = {name for name in vars(cls) if name.isupper()}
       (known if cls.__module__.split('.')[0] in _LIBRARIES else added).update(names)
-    for name in vars(self):
-      if not name.startswith('_') and name not in known | added:
+    for name, value in list(vars(self).items()):
+      if name.startswith('_'):
+        continue
+      if name not in known | added:
         suggestions = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
         raise UserError(
           f'{type(self).__name__} has no {name}; did you mean {", ".join(suggestions)}?'
         )
+      setattr(self, name, overrides.fit(type(self), name, value))
     for name in added - known:
       if suggestions := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
         raise UserError(
@@ -310,8 +328,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
   def job_mark(self) -> str:
     """Returns the text that marks a job's folder as this run's."""
-    overrides = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
-    return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', overrides)
+    changed = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
+    return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', changed)
 
   def _claim_job_folder(self) -> None:
     """Marks the folder of paxml's --job_log_dir as this experiment's. PAX itself does not.

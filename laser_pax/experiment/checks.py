@@ -20,6 +20,18 @@ def _divisors(number: int) -> list[int]:
   return [k for k in range(1, number + 1) if number % k == 0]
 
 
+def check_at_least(experiment: object, least: float, names: Sequence[str]) -> None:
+  """Checks that attributes are not below a number. Those that are None are not checked.
+
+  Raises:
+    UserError: One is below it.
+  """
+  for name in names:
+    value = getattr(experiment, name)
+    if value is not None and value < least:
+      raise UserError(f'{name} must be at least {least}; got {value}: set a greater number')
+
+
 def check_heads(model_dims: int, num_heads: int, dims_per_head: int) -> None:
   """Checks that the heads together are exactly as wide as the model.
 
@@ -131,6 +143,20 @@ def check_block(layers_per_block: int, num_layers: int, is_repeated: bool) -> No
       f'LAYERS_PER_BLOCK = {layers_per_block} needs a loop over layers, but USE_REPEATED_LAYER is '
       'False: set USE_REPEATED_LAYER to True, or LAYERS_PER_BLOCK to 1'
     )
+
+
+def check_adam(learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+  """Checks the numbers of Adam.
+
+  Raises:
+    UserError: The learning rate or epsilon is not positive, or a beta is not in [0, 1).
+  """
+  for name, value in {'LEARNING_RATE': learning_rate, 'ADAM_EPSILON': epsilon}.items():
+    if value <= 0:
+      raise UserError(f'{name} must be positive; got {value}: set a greater number')
+  for name, value in {'ADAM_BETA1': beta1, 'ADAM_BETA2': beta2}.items():
+    if not 0 <= value < 1:
+      raise UserError(f'{name} must be at least 0 and below 1; got {value}: set one such as 0.9')
 
 
 def check_schedule(warmup_steps: int, num_train_steps: int) -> None:

@@ -56,6 +56,8 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
   VOCAB: str | None = None
   DATA_SEED = 0
 
+  NUM_HEADS: int | None  # None stands for MODEL_DIMS / DIMS_PER_HEAD.
+
   GLOBAL_BATCH_SIZE = 1024  # [paper]
   SEQ_LEN = 1024  # [paper]
   NUM_TRAIN_STEPS = 160_000  # [paper]
@@ -208,8 +210,12 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """Checks the sizes against each other.
 
     Raises:
-      UserError: Heads, mesh, blocks or schedule do not fit; the message has the fix.
+      UserError: A size, head, mesh, block or schedule does not fit; the message has the fix.
     """
+    sizes = ('NUM_LAYERS', 'MODEL_DIMS', 'HIDDEN_DIMS', 'DIMS_PER_HEAD', 'NUM_HEADS')
+    checks.check_at_least(self, 1, (*sizes, 'SEQ_LEN', 'VOCAB_SIZE'))
+    checks.check_at_least(self, 0, ('WEIGHT_DECAY', 'CLIP_GRADIENT_NORM_TO_VALUE', 'DROPOUT_PROB'))
+    checks.check_adam(self.LEARNING_RATE, self.ADAM_BETA1, self.ADAM_BETA2, self.ADAM_EPSILON)
     checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
     checks.check_block(self.LAYERS_PER_BLOCK, self.NUM_LAYERS, self.USE_REPEATED_LAYER)
     checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from laser_pax import folders
 from laser_pax.errors import UserError
+from laser_pax.experiment import overrides
 
 if TYPE_CHECKING:
   from etils import epath
@@ -29,14 +31,14 @@ SAVED_ON_DEMAND = 75
 _LAYOUT = ('POD', 'ICI_MESH_SHAPE', 'DCN_MESH_SHAPE', 'CHECKPOINT_POLICY', 'MICRO_BATCHES')
 
 
-def mark_text(experiment: str, overrides: Iterable[str]) -> str:
+def mark_text(experiment: str, changed: Iterable[str]) -> str:
   """Returns the mark of a run, without the overrides that only lay it out on chips.
 
   Args:
     experiment: Full name of the experiment.
-    overrides: One `NAME=VALUE` for each override.
+    changed: One `NAME=VALUE` for each override.
   """
-  kept = sorted(f'fdl.{o}' for o in overrides if o.partition('=')[0] not in _LAYOUT)
+  kept = sorted(f'fdl.{o}' for o in changed if o.partition('=')[0] not in _LAYOUT)
   return '\n'.join([experiment, *kept])
 
 
@@ -51,7 +53,7 @@ def check_run(folder: os.PathLike | str, mark: str) -> None:
     UserError: The folder holds checkpoints of another run.
   """
   owner = _owner(folder, mark)
-  if owner != mark:
+  if _facts(owner) != _facts(mark):
     raise UserError(
       f'{folder} holds a run of {" ".join(owner.split())}, not of {" ".join(mark.split())}: name '
       f'another --job_log_dir; to continue from its checkpoints nevertheless, edit {_file(folder)}'
@@ -94,10 +96,17 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
   file.write_text(mark + '\n')
 
 
+def _facts(mark: str) -> tuple[str, dict[str, Any]]:
+  """Returns a mark's experiment, and its overrides by name. `1e-3` and `0.001` are one value."""
+  experiment, *changed = mark.splitlines()
+  parts = (line.removeprefix('fdl.').partition('=') for line in changed)
+  return experiment, {name: overrides.read(value) for name, _, value in parts}
+
+
 def _file(folder: os.PathLike | str) -> epath.Path:
   from etils import epath
 
-  return epath.Path(folder).expanduser() / MARK
+  return epath.Path(folders.resolve(folder)) / MARK
 
 
 def _has_checkpoints(folder: os.PathLike | str) -> bool:
@@ -107,4 +116,13 @@ def _has_checkpoints(folder: os.PathLike | str) -> bool:
 def _owner(folder: os.PathLike | str, mark: str) -> str:
   """Returns the mark of the run whose checkpoints are in the folder, else `mark`."""
   file = _file(folder)
-  return file.read_text().strip() if _has_checkpoints(folder) and file.exists() else mark
+  if not _has_checkpoints(folder):
+    return mark
+  if file.exists():
+    return file.read_text().strip()
+  if any(file.parent.joinpath('checkpoints').iterdir()):
+    raise UserError(
+      f'{file.parent} holds checkpoints, but no {MARK} says of which run: name another folder; or, '
+      f'to continue from them, write the name of their experiment into {file}'
+    )
+  return mark

@@ -1,5 +1,6 @@
 """LASER for any experiment: one mixin in front of the standard twin."""
 
+from laser_pax import ops
 from laser_pax.layers import use_laser
 
 
@@ -14,7 +15,7 @@ class LaserMixin:
       for values of any size. 'paper' is the paper's Algorithm 1 to the letter.
   """
 
-  NUMERICS = 'exact'  # [ours]
+  NUMERICS: ops.Numerics = 'exact'  # [ours]
 
   def task(self):
     """Returns the standard twin's task with LASER attention."""

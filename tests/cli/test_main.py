@@ -28,19 +28,42 @@ def test_help_is_quick_and_imports_nothing_heavy(args):
     assert all(name in completed.stdout for name in ('train', 'doctor', 'quickstart'))
 
 
-def test_user_error_is_one_line_and_exit_code_2(monkeypatch, capsys):
+@pytest.mark.parametrize(
+  ('error', 'line', 'code'),
+  [
+    (UserError('expected this, got that; do so'), 'expected this, got that; do so', 2),
+    (UserError('of a name\nof two lines'), 'of a name of two lines', 2),
+    (PermissionError(13, 'Permission denied', '/x/y'), '/x/y: Permission denied', 1),
+    (KeyError('shape'), "KeyError: 'shape' (--traceback shows where)", 1),
+    (AssertionError(), 'AssertionError: no message (--traceback shows where)', 1),
+  ],
+)
+def test_an_error_is_one_line(monkeypatch, capsys, error, line, code):
   def fails():
-    raise UserError('expected this, got that; do so')
+    raise error
 
   monkeypatch.setattr(cli, '_load', lambda target: fails)
-  monkeypatch.delenv('LASER_PAX_TRACEBACK', raising=False)
   with pytest.raises(SystemExit) as e:
     cli.main(['list'])
-  assert e.value.code == 2
-  assert capsys.readouterr().err == 'error: expected this, got that; do so\n'
-  monkeypatch.setenv('LASER_PAX_TRACEBACK', '1')
-  with pytest.raises(UserError):
+  assert e.value.code == code
+  assert capsys.readouterr().err == f'error: {line}\n'
+  with pytest.raises(SystemExit) as e:
+    cli.main(['list', '--traceback'])
+  lines = capsys.readouterr().err.splitlines()
+  assert e.value.code == code
+  assert lines[0].startswith('Traceback')
+  assert lines[-1] == f'error: {line}'
+
+
+def test_ctrl_c_is_told(monkeypatch, capsys):
+  def stopped():
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli, '_load', lambda target: stopped)
+  with pytest.raises(SystemExit) as e:
     cli.main(['list'])
+  assert e.value.code == 130
+  assert capsys.readouterr().err == 'interrupted\n'
 
 
 def test_a_command_that_takes_any_flag_gets_them_all(monkeypatch):

@@ -34,3 +34,20 @@ def test_a_folder_with_checkpoints_keeps_its_mark(tmp_path):
   with pytest.raises(UserError, match='name another folder'):
     jobs.check_experiment(tmp_path, STANDARD)
   assert (tmp_path / jobs.MARK).read_text() == LASER + '\n'
+
+
+def test_a_value_is_the_same_however_it_is_written(tmp_path):
+  jobs.write_mark(tmp_path, jobs.mark_text(LASER, ['LEARNING_RATE=1e-3', 'NUMERICS=paper']))
+  (tmp_path / 'checkpoints').mkdir()
+  jobs.check_run(tmp_path, jobs.mark_text(LASER, ['NUMERICS="paper"', 'LEARNING_RATE=0.001']))
+  with pytest.raises(UserError, match='name another --job_log_dir'):
+    jobs.check_run(tmp_path, jobs.mark_text(LASER, ['NUMERICS=paper', 'LEARNING_RATE=0.002']))
+
+
+def test_checkpoints_without_a_mark_are_of_no_known_run(tmp_path):
+  (tmp_path / 'checkpoints' / 'checkpoint_00000002').mkdir(parents=True)
+  for mark in (LASER, STANDARD):
+    with pytest.raises(UserError, match='write the name of their experiment into'):
+      jobs.check_run(tmp_path, mark)
+  (tmp_path / jobs.MARK).write_text(LASER)
+  jobs.check_run(tmp_path, LASER)
