@@ -42,10 +42,10 @@ def evaluation_in_training() -> bool:
   paxml uses it to look for strings in a batch, when it evaluates during training
   (paxml/xla_passthrough.py). Without the name it raises AttributeError.
   """
-  if hasattr(np, 'unicode_'):
-    return False
-  np.unicode_ = np.str_
-  return True
+  is_faulty = not hasattr(np, 'unicode_')
+  if is_faulty:
+    np.unicode_ = np.str_
+  return is_faulty
 
 
 def input_index_shuffle() -> bool:
@@ -340,13 +340,18 @@ def set_heartbeats(seconds: int, missed: int) -> None:
   )
 
 
+def detects_cluster() -> bool:
+  """Returns whether jax finds an environment whose processes it can join by itself."""
+  from jax._src import clusters
+
+  known = clusters.ClusterEnv._cluster_types
+  return any(x.is_env_present() for x in known if not x.opt_in_only_method)
+
+
 def exit_after_saving_on_demand_with(code: int) -> None:
   """Sets the exit code of a run that ends after it saved a checkpoint on demand.
 
   There, and nowhere else, paxml calls the interpreter's `exit`, with 0: as if training had ended.
-
-  Args:
-    code: The exit code.
   """
   from paxml import executors
 
@@ -389,9 +394,6 @@ def jitted_step(step: Callable[..., Any]) -> Callable[..., Any]:
   """Returns the jitted function of a step that PAX's partitioner made.
 
   The partitioner wraps it in a function that enters the mesh but has neither `trace` nor `lower`.
-
-  Args:
-    step: Function that `partitioner.partition` returned.
   """
   contents = (cell.cell_contents for cell in step.__closure__)
   return next(content for content in contents if hasattr(content, 'trace'))

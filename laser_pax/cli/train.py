@@ -7,18 +7,17 @@ import os
 import pathlib
 import re
 import socket
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from typing import Annotated, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from laser_pax import folders
-from laser_pax.cli import experiments
+from laser_pax.cli import cluster, consoles, experiments
 from laser_pax.errors import UserError
-from laser_pax.experiment import jobs
+from laser_pax.experiment import checkpoints, jobs, overrides
 
 # A job ends half a minute after one of its processes is gone. jax's defaults are 10 and 10.
 HEARTBEAT_SECONDS = 5
@@ -35,7 +34,7 @@ class Job:
   Attributes:
     experiment: The experiment's full name.
     selector: The flag that names it to paxml, 'exp' or 'fdl_config'.
-    folder: The value of `--job_log_dir`, local or in a bucket.
+    folder: The job's folder: an absolute path, or a bucket's address.
     flags: All other flags of paxml.
     attributes: Attributes of the experiment that --data and --vocab set, by name.
     profile: Steps to trace, START:STOP, or None.
@@ -51,21 +50,28 @@ class Job:
   @property
   def mark(self) -> str:
     """The text that marks its folder."""
-    overrides = (flag.lstrip('-') for flag in self.flags)
-    fdl = [o.removeprefix('fdl.') for o in overrides if o.startswith('fdl.')]
-    return jobs.mark_text(self.experiment, fdl)
+    changed = (flag.lstrip('-').removeprefix('fdl.') for flag in self.flags if _is_override(flag))
+    return jobs.mark_text(self.experiment, changed)
 
   @property
   def local_folder(self) -> pathlib.Path:
     """The folder for logs, on this host."""
     if '://' in self.folder:
       return folders.cache_dir() / 'runs' / re.sub(r'\W+', '-', self.folder)
-    return pathlib.Path(self.folder).expanduser()
+    return pathlib.Path(self.folder)
+
+  def overrides(self) -> dict[str, Any]:
+    """Returns the values that `--fdl.NAME=VALUE` gives to attributes, by name."""
+    named = (flag.lstrip('-').removeprefix('fdl.') for flag in self.flags if _is_override(flag))
+    parts = (override.partition('=') for override in named)
+    return {name: overrides.read(value) for name, _, value in parts}
 
   def argv(self) -> list[str]:
-    """Returns paxml's command line."""
+    """Returns paxml's command line. Fiddle takes text only in quotes, so it gets them here."""
     argv = ['laser_pax train', f'--job_log_dir={self.folder}', '--eval_on_test']
     argv += [f for f in self.flags if not f.lstrip('-').startswith('fdl_config=')]
+    argv = [f for f in argv if not _is_override(f)]
+    argv += [f'--fdl.{name}={value!r}' for name, value in self.overrides().items()]
     return [*argv, f'--{self.selector}={self.experiment}']
 
 
@@ -100,30 +106,41 @@ def train(
   job = Job(
     experiment=experiments.full_name(exp or _fdl_config(flags)),
     selector='exp' if exp else 'fdl_config',
-    folder=job_log_dir,
+    folder=folders.resolve(job_log_dir),
     flags=tuple(flags),
-    attributes={k: v for k, v in {'DATA_DIR': data, 'VOCAB': vocab}.items() if v is not None},
+    attributes={
+      name: folders.resolve(path)
+      for name, path in {'DATA_DIR': data, 'VOCAB': vocab}.items()
+      if path is not None
+    },
     profile=profile,
   )
+  cluster.join(_values(flags))
   _open_folder(job)
   process = f'{socket.gethostname()}-{os.getpid()}'
   logs = job.local_folder / 'logs'
   log = logs / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
-  with _output_to(log) as console:
+  with consoles.output_to(log) as console:
     console.write(f'{job.experiment}: logs in {log}\n')
     try:
-      _run(job, console)
-    except (UserError, KeyboardInterrupt):
-      raise
+      _run(job, console, log)
     except SystemExit as e:
       if e.code == jobs.SAVED_ON_DEMAND:
         console.write('a checkpoint was saved on demand; run again to go on from there\n')
       elif e.code:
         console.write(f'stopped with code {e.code}; the reason is at the end of {log}\n')
       raise
-    except BaseException as e:
-      traceback.print_exc()
-      raise UserError(f'{type(e).__name__}: {_first_line(e)}; the whole of it is in {log}') from e
+
+
+def _explain(error: Exception, job: Job, step: int, log: pathlib.Path) -> str:
+  """Returns why a run failed after a step, in one line."""
+  reason = folders.storage_failure(error)
+  if reason is None:
+    return f'{type(error).__name__}: {_first_line(error)}; the whole of it is in {log}'
+  return (
+    f'{job.folder}: {reason}, after step {step}; {checkpoints.newest_whole(job.folder)}. Mend '
+    f'that, for example make room, and give the same command again; more is in {log}'
+  )
 
 
 def _first_line(error: BaseException) -> str:
@@ -138,15 +155,17 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
   """
   if stray := [f for f in flags if not f.startswith('-')]:
     raise UserError(f'unexpected argument {stray[0]!r}: flags are written --name=value')
-  names = [f.lstrip('-').split('=')[0] for f in flags]
-  overrides = [f for f, n in zip(flags, names, strict=True) if n.startswith('fdl.')]
+  names = list(_values(flags))
+  changed = [f for f in flags if _is_override(f)]
   if exp and ('fdl_config' in names or 'fdl' in names):
     raise UserError('give the experiment once: --exp=NAME, or --fdl_config=NAME with overrides')
-  if exp and overrides:
+  if exp and changed:
     full = experiments.full_name(exp)
     raise UserError(
-      f'paxml ignores {overrides[0]} beside --exp; write: --fdl_config={full} {" ".join(overrides)}'
+      f'paxml ignores {changed[0]} beside --exp; write: --fdl_config={full} {" ".join(changed)}'
     )
+  if unset := [f for f in changed if not f.partition('=')[2]]:
+    raise UserError(f'{unset[0]} has no value: attributes are changed by --fdl.NAME=VALUE')
   if not exp and 'fdl_config' not in names:
     raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
   experiments.full_name(exp or _fdl_config(flags))
@@ -158,6 +177,16 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
   for name in names:
     if name in needs and needs[name] not in names:
       raise UserError(f'paxml ignores --{name} without --{needs[name]}')
+
+
+def _values(flags: list[str]) -> dict[str, str]:
+  """Returns the value of each flag, by name. A switch without a value is on."""
+  parts = (flag.lstrip('-').partition('=') for flag in flags)
+  return {name: value if is_given else 'true' for name, is_given, value in parts}
+
+
+def _is_override(flag: str) -> bool:
+  return flag.lstrip('-').startswith('fdl.')
 
 
 def _fdl_config(flags: list[str]) -> str:
@@ -177,7 +206,7 @@ def _open_folder(job: Job) -> None:
   from etils import epath
 
   with _writing_to(job.folder):
-    epath.Path(job.folder).expanduser().mkdir(parents=True, exist_ok=True)
+    epath.Path(job.folder).mkdir(parents=True, exist_ok=True)
     (job.local_folder / 'logs').mkdir(parents=True, exist_ok=True)
     jobs.check_run(job.folder, job.mark)
 
@@ -194,27 +223,12 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
     ) from e
 
 
-@contextlib.contextmanager
-def _output_to(log: pathlib.Path) -> Iterator[TextIO]:
-  """Sends all output of this process, also that of C++, to `log`. Yields the real output."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  saved = [os.dup(fd) for fd in (1, 2)]
-  with open(log, 'ab', buffering=0) as file, os.fdopen(os.dup(1), 'w', buffering=1) as console:
-    try:
-      for fd in (1, 2):
-        os.dup2(file.fileno(), fd)
-      yield console
-    finally:
-      sys.stdout.flush()
-      sys.stderr.flush()
-      for fd, original in zip((1, 2), saved, strict=True):
-        os.dup2(original, fd)
-        os.close(original)
+def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
+  """Runs paxml.main on the watched experiment, in this process.
 
-
-def _run(job: Job, console: TextIO) -> None:
-  """Runs paxml.main on the watched experiment, in this process."""
+  Raises:
+    UserError: Something failed; the message is one line, and the log has the traceback.
+  """
   from laser_pax import pax_fixes
 
   pax_fixes.read_lambdas_fast()
@@ -227,9 +241,10 @@ def _run(job: Job, console: TextIO) -> None:
   from laser_pax.cli import profiling, watch
 
   experiment_cls = _find_class(job.experiment)
+  _check_overrides(experiment_cls, job)
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
-  _register(job, watch.watched(experiment_cls, watcher, tracer))
+  _register(job, watch.watched(experiment_cls, watcher, tracer), watcher.say)
   argv = job.argv()
   jax.config.config_with_absl()
   try:
@@ -239,7 +254,15 @@ def _run(job: Job, console: TextIO) -> None:
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   try:
-    app.run(main.main, argv=argv, flags_parser=lambda _: remaining)
+    with consoles.telling_of_interrupts(console):
+      app.run(main.main, argv=argv, flags_parser=lambda _: remaining)
+  except UserError:
+    raise
+  except Exception as e:
+    with contextlib.suppress(OSError):
+      traceback.print_exc()
+    watcher.drain()  # It may lag behind by some steps.
+    raise UserError(_explain(e, job, watcher.last_step, log)) from e
   finally:
     watcher.close()
 
@@ -271,8 +294,26 @@ def _find_class(name: str) -> type:
   return getattr(namespace, class_name)
 
 
-def _register(job: Job, experiment_cls: type) -> None:
-  """Registers this class, so that both of PAX's ways to name an experiment find it."""
+def _check_overrides(experiment_cls: type, job: Job) -> None:
+  """Checks the overrides before paxml reads them."""
+  from laser_pax.experiment.base import Experiment
+
+  if issubclass(experiment_cls, Experiment):
+    experiment = experiment_cls()
+    for name, value in job.overrides().items():
+      setattr(experiment, name, value)
+    experiment.check_overrides()
+    experiment.check_numbers()
+
+
+def _register(job: Job, experiment_cls: type, say: Callable[[str], None]) -> None:
+  """Registers this class, so that both of PAX's ways to name an experiment find it.
+
+  Args:
+    job: The job.
+    experiment_cls: The experiment's class.
+    say: Function that prints a line.
+  """
   from paxml import experiment_registry
 
   from laser_pax.cli import watch
@@ -282,6 +323,9 @@ def _register(job: Job, experiment_cls: type) -> None:
 
     def validate(self) -> None:
       jobs.write_mark(job.folder, job.mark)
+      checkpoints.list_files_of_each()
+      for line in checkpoints.set_aside(job.folder):
+        say(line)
       _keep_compiled_programs()
       super().validate()
 

@@ -1,6 +1,8 @@
 """A training run that a person can watch: one progress line, and a record of each step."""
 
 import collections
+import contextlib
+import itertools
 import json
 import math
 import pathlib
@@ -53,26 +55,27 @@ class Watch:
     """
     self._console, self._unit = console, unit
     self._records = open(job_log_dir / 'progress.jsonl', 'a', buffering=1)  # noqa: SIM115
+    self._records_are_whole = True
     self._pending = collections.deque()
     self._window = collections.deque()
     self._shown_at = 0.0
     self._line_open = False
     self._started = time.time()
-    self._num_train_steps = 0
+    self._num_train_steps = self.last_step = 0
     self.skipped_steps = 0
     self.loss = math.nan
 
   def start(self, step: int, num_train_steps: int) -> None:
     """Says at which step training begins."""
     self._num_train_steps, self._started = num_train_steps, time.time()
+    self.last_step = step
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
 
   def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, units: int) -> None:
     """Takes one step's result, without waiting until it is computed."""
     self._pending.append((step, loss, is_valid, units))
-    while self._pending and self._pending[0][1].is_ready():
-      self._finish_step(*self._pending.popleft())
+    self._finish_ready_steps()
 
   def evaluation(self, step: int, split: str, metric: Metric, value: float, seconds: float) -> None:
     """Takes the metric of one complete evaluation."""
@@ -86,14 +89,16 @@ class Watch:
   def drain(self) -> None:
     """Waits for the steps that are not computed yet."""
     while self._pending:
-      self._finish_step(*self._pending.popleft())
+      self._pending[0][1].block_until_ready()
+      self._finish_ready_steps()
 
   def close(self) -> None:
     """Finishes the line and the record."""
     self.drain()
     if self._line_open:
       self._console.write('\n')
-    self._records.close()
+    with contextlib.suppress(OSError):
+      self._records.close()
 
   def say(self, text: str) -> None:
     """Prints a line of its own."""
@@ -107,16 +112,29 @@ class Watch:
     """Returns units a second over the last half minute of training, without evaluations."""
     if len(self._window) < 2:
       return math.nan
-    (first, _), (last, _) = self._window[0], self._window[-1]
-    return sum(units for _, units in list(self._window)[1:]) / max(last - first, 1e-9)
+    seconds = self._window[-1][0] - self._window[0][0]
+    return sum(units for _, units, _ in list(self._window)[1:]) / max(seconds, 1e-9)
 
-  def _finish_step(self, step: int, loss, is_valid, units: int) -> None:
-    self.loss = float(loss)
-    self.skipped_steps += not bool(is_valid)
+  def _finish_ready_steps(self) -> None:
+    """Takes the results of the next steps that are computed.
+
+    Steps that are found finished together give one point in time: the first may have ended long
+    ago, and the time between them says nothing.
+    """
+    count = sum(1 for _ in itertools.takewhile(lambda x: x[1].is_ready(), self._pending))
+    if not count:
+      return
     now = time.time()
-    self._window.append((now, units))
+    units = sum(pending[3] for pending in itertools.islice(self._pending, count))
+    self._window.append((now, units, count))
     while now - self._window[0][0] > _WINDOW_SECONDS and len(self._window) > 2:
       self._window.popleft()
+    for _ in range(count):
+      self._finish_step(*self._pending.popleft()[:3])
+
+  def _finish_step(self, step: int, loss, is_valid) -> None:
+    self.last_step, self.loss = step, float(loss)
+    self.skipped_steps += not bool(is_valid)
     rate = self.units_per_second()
     self._record(
       kind='train',
@@ -125,6 +143,7 @@ class Watch:
       **{f'{self._unit}_per_second': None if math.isnan(rate) else round(rate, 1)},
       skipped_steps=self.skipped_steps,
     )
+    now = time.time()
     interval = _TTY_INTERVAL_SECONDS if self._console.isatty() else _PLAIN_INTERVAL_SECONDS
     if now - self._shown_at >= interval or step == self._num_train_steps:
       self._shown_at = now
@@ -135,7 +154,8 @@ class Watch:
       return
     line = f'step {step:,}/{self._num_train_steps:,}  loss {self.loss:.4f}'
     if not math.isnan(rate):
-      seconds = (self._window[-1][0] - self._window[0][0]) / (len(self._window) - 1)
+      steps = sum(count for _, _, count in list(self._window)[1:])
+      seconds = (self._window[-1][0] - self._window[0][0]) / steps
       line += (
         f'  {rate:,.0f} {self._unit}/s  {_duration(seconds * (self._num_train_steps - step))} left'
       )
@@ -155,7 +175,12 @@ class Watch:
       k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()
     }
     seconds = round(time.time() - self._started, 3)
-    self._records.write(json.dumps({**fields, 'seconds': seconds}) + '\n')
+    try:
+      self._records.write(json.dumps({**fields, 'seconds': seconds}) + '\n')
+    except OSError as e:  # The run goes on: a checkpoint may still find room.
+      if self._records_are_whole:
+        self._records_are_whole = False
+        self.say(f'{self._records.name} cannot be written ({e.strerror}); some records are lost')
 
 
 class WatchedTrainProgram(training.TrainProgram):

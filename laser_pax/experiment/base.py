@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import jax
-from absl import flags
+from absl import flags, logging
+from etils import epath
 from paxml import base_experiment, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
+from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, jobs, layouts, overrides, slices, training
+from laser_pax.experiment import checkpoints, checks, jobs, layouts, overrides, slices, training
 
 # These packages read the capital attributes of their own classes.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
@@ -334,13 +336,22 @@ class Experiment(base_experiment.BaseExperiment, Family):
   def _claim_job_folder(self) -> None:
     """Marks the folder of paxml's --job_log_dir as this experiment's. PAX itself does not.
 
+    Checkpoints that are not whole are moved aside, so that PAX resumes from one that is.
+
     Raises:
-      UserError: The folder holds checkpoints of another experiment.
+      UserError: The folder holds checkpoints of another experiment, or none that is whole.
     """
-    folder = flags.FLAGS['job_log_dir'].value if 'job_log_dir' in flags.FLAGS else None
-    if folder is not None:
-      jobs.check_experiment(folder, self.job_mark())
-      jobs.write_mark(folder, self.job_mark())
+    if 'job_log_dir' not in flags.FLAGS or flags.FLAGS['job_log_dir'].value is None:
+      return
+    flag = flags.FLAGS['job_log_dir']
+    # PAX's modes disagree about relative names, and none expands `~`. All read this flag later.
+    flag.value = epath.Path(folders.resolve(flag.value))
+    folder = flag.value
+    jobs.check_experiment(folder, self.job_mark())
+    jobs.write_mark(folder, self.job_mark())
+    checkpoints.list_files_of_each()
+    for line in checkpoints.set_aside(folder):
+      logging.warning(line)
 
 
 def _slice_of_this_job() -> slices.Slice:

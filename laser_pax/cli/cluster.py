@@ -1,0 +1,97 @@
+"""Whether this process is one of several that train together, and where the first of them is.
+
+paxml starts jax's distributed service for two of its flags. jax then looks into the environment for
+Slurm, Open MPI or a TPU slice. Where one is only half there, it fails late and in its own terms.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from laser_pax.errors import UserError
+
+# Each of these flags starts jax's distributed service.
+_STARTS_SERVICE = ('jax_fully_async_checkpoint', 'multiprocess_gpu')
+_BY_HAND = ('server_addr', 'num_hosts', 'host_idx')
+_SLURM_JOB, _SLURM_NODES = 'SLURM_JOB_ID', 'SLURM_STEP_NODELIST'
+# What jax reads of Slurm. srun sets them, and a shell of the job lacks some.
+_SLURM = (_SLURM_JOB, _SLURM_NODES, 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+_ONE_PROCESS = '--multiprocess_gpu --server_addr=localhost:PORT --num_hosts=1 --host_idx=0'
+
+
+def join(flags: Mapping[str, str]) -> None:
+  """Checks that this process can find the others, if its flags ask for that.
+
+  Under Slurm it also names the first host to jax, which misreads some lists of hosts.
+
+  Args:
+    flags: paxml's flags, a value for each name.
+
+  Raises:
+    UserError: It cannot; the message says what is missing. Or a flag has no effect.
+  """
+  is_joined = any(_is_on(flags, name) for name in _STARTS_SERVICE)
+  if _is_on(flags, 'exit_after_ondemand_checkpoint') and not is_joined:
+    raise UserError(
+      '--exit_after_ondemand_checkpoint alone has no effect, SIGTERM would save nothing: give '
+      '--jax_fully_async_checkpoint too'
+    )
+  by_hand = [name for name in _BY_HAND if name in flags]
+  if not is_joined or len(by_hand) == len(_BY_HAND):
+    return
+  if by_hand:
+    missing = ', '.join(f'--{name}' for name in _BY_HAND if name not in flags)
+    raise UserError(f'--{by_hand[0]} needs {missing} too: give all of {_ONE_PROCESS}')
+  if _SLURM_JOB in os.environ:
+    _join_slurm()
+  elif not _is_detected():
+    raise UserError(
+      'this process is part of no cluster that jax knows (no step of Slurm or Open MPI, no TPU '
+      'slice), so --jax_fully_async_checkpoint and --multiprocess_gpu cannot start: leave them '
+      f'out, or name the first process: {_ONE_PROCESS}'
+    )
+
+
+def _is_on(flags: Mapping[str, str], name: str) -> bool:
+  return name in flags and flags[name].lower() not in ('false', '0', 'f', 'no', 'n')
+
+
+def _is_detected() -> bool:
+  from laser_pax import pax_fixes
+
+  return pax_fixes.detects_cluster()
+
+
+def _join_slurm() -> None:
+  job = os.environ[_SLURM_JOB]
+  if missing := [name for name in _SLURM if name not in os.environ]:
+    raise UserError(
+      f'{_SLURM_JOB} is {job}, but {", ".join(missing)} is missing: this is no step of that job. '
+      f'Start it by srun, as scripts/slurm_gpu.sh does; or unset {_SLURM_JOB}, and name the first '
+      f'process: {_ONE_PROCESS}'
+    )
+  for name in _SLURM:
+    if name != _SLURM_NODES and not re.fullmatch(r'\d+', os.environ[name]):
+      raise UserError(f'{name} is {os.environ[name]!r}, which is no number: start this by srun')
+  if 'JAX_COORDINATOR_ADDRESS' not in os.environ:
+    port = 61_440 + int(job) % 4096  # Ports that are free, as jax chooses them.
+    os.environ['JAX_COORDINATOR_ADDRESS'] = f'{_first_host(os.environ[_SLURM_NODES])}:{port}'
+
+
+def _first_host(nodes: str) -> str:
+  """Returns the first host of a list such as `rack1[1-2]n[03-04],other`."""
+  if '[' not in nodes:
+    return nodes.split(',')[0]
+  if shutil.which('scontrol'):
+    shown = subprocess.run(
+      ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=False
+    )
+    if shown.returncode == 0 and shown.stdout.split():
+      return shown.stdout.split()[0]
+  # Each bracket's first number, up to the first comma outside of brackets.
+  first = re.match(r'(?:[^,\[]|\[[^\]]*\])+', nodes)[0]
+  return re.sub(r'\[(\w+)[^\]]*\]', r'\1', first)
