@@ -17,6 +17,9 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
+from laser_pax import folders
+from laser_pax.errors import UserError
+
 PYTHONS = ((3, 11), (3, 13))
 # A PAX run depends on the versions of these packages. For any other package, another version is
 # only noted.
@@ -104,14 +107,14 @@ class Devices(NamedTuple):
 
 def doctor(
   job_log_dir: Annotated[
-    pathlib.Path, typer.Option('--job_log_dir', help='Check that a run could write here.')
-  ] = pathlib.Path('.'),
+    str, typer.Option('--job_log_dir', help='Check that a run could write here.')
+  ] = '.',
 ) -> None:
   """Prints versions, devices, data and vocabulary, and the commands that mend faults.
 
   The exit code is 0 if nothing is wrong, else 1.
   """
-  environment = read_environment(job_log_dir)
+  environment = read_environment(folders.resolve_local(job_log_dir))
   findings = diagnose(environment, _ask_devices)
   _print(findings)
   if any(f.state == 'wrong' for f in findings):
@@ -137,7 +140,7 @@ def diagnose(environment: Environment, ask_devices) -> list[Finding]:
     *libtpu,
     *devices,
     *check_data(environment),
-    *check_job_dir(environment),
+    *check_folders(environment),
   ]
 
 
@@ -233,7 +236,10 @@ def check_data(environment: Environment) -> list[Finding]:
     return []
   named_data = environment.environ.get(sources.DATA_DIR_VARIABLE)
   named_vocab = environment.environ.get(sources.VOCAB_VARIABLE)
-  data_dir = named_data or str(sources.default_data_dir())
+  try:
+    data_dir = named_data or str(sources.default_data_dir())
+  except UserError:  # check_folders says what is missing.
+    return []
   return [
     _check_path(
       'data',
@@ -256,7 +262,7 @@ def _check_path(subject: str, variable: str, path: str, inside: str, command: st
   """Looks for `path/inside`. A missing file is wrong only if a variable names it."""
   from etils import epath
 
-  if path and (epath.Path(path).expanduser() / inside).exists():
+  if path and (epath.Path(folders.resolve(path)) / inside).exists():
     return Finding(subject, 'ok', path)
   where = f' in {path}' if path else ''
   if variable:
@@ -264,16 +270,27 @@ def _check_path(subject: str, variable: str, path: str, inside: str, command: st
   return Finding(subject, 'note', f'none{where}: the Tiny experiments take the sample', command)
 
 
-def check_job_dir(environment: Environment) -> list[Finding]:
-  """Checks that files can be made in the job folder, or in the nearest parent that exists."""
-  folder = environment.job_dir.expanduser().absolute()
-  existing = next(p for p in (folder, *folder.parents) if p.exists())
+def check_folders(environment: Environment) -> list[Finding]:
+  """Checks that files can be made in the job's folder and in the cache."""
+  fix = f'{sys.executable} -m laser_pax doctor --job_log_dir=DIR'
+  findings = [_check_folder('job folder', environment.job_dir, fix)]
+  fix = 'export XDG_CACHE_HOME=DIR'
   try:
+    findings.append(_check_folder('cache', folders.cache_dir(), fix))
+  except UserError as e:
+    findings.append(Finding('cache', 'wrong', str(e), fix))
+  return findings
+
+
+def _check_folder(subject: str, folder: pathlib.Path, fix: str) -> Finding:
+  """Checks that a file can be made in a folder, or in the nearest parent that exists."""
+  try:
+    folder = folders.resolve_local(folder)
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     with tempfile.TemporaryFile(dir=existing):
-      return [Finding('job folder', 'ok', f'{folder} can be written')]
+      return Finding(subject, 'ok', f'{folder} can be written')
   except OSError as e:
-    fix = f'{sys.executable} -m laser_pax doctor --job_log_dir={pathlib.Path.home() / "runs"}'
-    return [Finding('job folder', 'wrong', f'{folder} cannot be written: {e.strerror}', fix)]
+    return Finding(subject, 'wrong', f'{folder} cannot be written: {e.strerror}', fix)
 
 
 def read_environment(job_dir: pathlib.Path) -> Environment:
@@ -329,6 +346,8 @@ def _ask_devices() -> Devices:
     )
   except subprocess.TimeoutExpired:
     return Devices((), f'jax gave no answer in {_DEVICES_TIMEOUT_S} s')
+  except OSError as e:
+    return Devices((), f'{sys.executable} cannot be started: {e.strerror}')
   if completed.returncode:
     lines = completed.stderr.strip().splitlines()
     return Devices((), f'jax failed: {lines[-1] if lines else completed.returncode}')

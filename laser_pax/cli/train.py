@@ -277,8 +277,9 @@ def _keep_compiled_programs() -> None:
 
   is_safe = jax.default_backend() != 'cpu' or jax.device_count() == 1
   if is_safe and jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(folders.compiled_dir()))
-    jax.config.update('jax_compilation_cache_max_size', COMPILED_BYTES)
+    with contextlib.suppress(UserError):  # Without a cache folder the run only starts later.
+      jax.config.update('jax_compilation_cache_dir', str(folders.compiled_dir()))
+      jax.config.update('jax_compilation_cache_max_size', COMPILED_BYTES)
 
 
 def _find_class(name: str) -> type:

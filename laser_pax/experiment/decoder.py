@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from paxml.tasks.lm import model_params
 from praxis import layers, pax_fiddle, py_utils
 
-from laser_pax.data import sources, text_lm
+from laser_pax.data import records, sources, text_lm
 from laser_pax.data.datasets import C4
 from laser_pax.experiment import base, checks, layouts, transformer
 from laser_pax.experiment.optimizers import set_adamw
@@ -229,9 +229,9 @@ class DecoderLM(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     )
 
   def check_data(self) -> None:
-    """Checks that data and vocabulary exist, and that the vocabulary fits VOCAB_SIZE.
+    """Checks that data and vocabulary exist, fit VOCAB_SIZE, and fill a row.
 
     Raises:
       UserError: One is missing or does not fit; the message has the command that makes it.
     """
-    self.source()
+    records.check_row(self.source(), self.DATASET, self.SEQ_LEN)

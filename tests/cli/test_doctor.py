@@ -190,3 +190,30 @@ def test_command_reports_this_environment(tmp_path):
   assert completed.returncode == 1, completed.stderr
   assert 'paxml' in completed.stdout and 'cpu' in completed.stdout
   assert 'python -m laser_pax prepare c4 SOURCE... --out /none' in completed.stdout
+
+
+@pytest.mark.parametrize('home', [None, '/proc/nothing'])
+def test_a_cache_that_cannot_be_written_is_told(healthy, monkeypatch, home):
+  """Without HOME, expanduser asks for the name of the user's id, which may have none."""
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  if home is None:
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  else:
+    monkeypatch.setenv('HOME', home)
+    monkeypatch.setattr(
+      doctor.tempfile, 'TemporaryFile', _refuse_below('/proc', doctor.tempfile.TemporaryFile)
+    )
+  wrong = _only_wrong(_diagnose(healthy))
+  assert wrong.subject == 'cache'
+  assert 'XDG_CACHE_HOME' in wrong.fix
+
+
+def _refuse_below(refused, make):
+  """A superuser may write everywhere, so the refusal is played."""
+
+  def make_elsewhere(dir):
+    if str(dir).startswith(refused):
+      raise PermissionError(13, 'Permission denied')
+    return make(dir=dir)
+
+  return make_elsewhere

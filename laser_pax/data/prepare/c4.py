@@ -64,7 +64,7 @@ def prepare(
   """
   if not 0 < validation_fraction <= 0.5:
     raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')
-  sources = files.find_sources(source_paths)
+  sources = files.find_sources(source_paths, _dataset_folder(data_dir))
   final = check_new_dataset(data_dir)
   with _writing_to(final.parent), folders.locked(final.with_name(f'{C4.version}.lock')):
     check_new_dataset(data_dir)
@@ -82,16 +82,20 @@ def check_new_dataset(data_dir: str | Path) -> Path:
   Raises:
     UserError: A finished data set exists, or the folder cannot be written.
   """
+  final = _dataset_folder(data_dir)
+  if final.exists():
+    raise UserError(f'{final}: exists already and is never overwritten; name another --out')
+  folders.make_folder(final.parent)
+  return final
+
+
+def _dataset_folder(data_dir: str | Path) -> Path:
   data_dir = folders.resolve(data_dir)
   if '://' in data_dir:
     raise UserError(
       f'{data_dir}: prepare writes to local folders; copy the result there afterwards'
     )
-  final = Path(data_dir) / C4.folder
-  if final.exists():
-    raise UserError(f'{final}: exists already and is never overwritten; name another --out')
-  folders.make_folder(final.parent)
-  return final
+  return Path(data_dir) / C4.folder
 
 
 @contextlib.contextmanager

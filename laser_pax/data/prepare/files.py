@@ -58,7 +58,7 @@ def suffix_of(path: Path) -> str | None:
   return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
 
-def find_sources(paths: Sequence[str | Path]) -> Sources:
+def find_sources(paths: Sequence[str | Path], own: Path | None = None) -> Sources:
   """Finds the source files among `paths` and, recursively, in the folders among them.
 
   A source file is a regular file with one of `SUFFIXES`, in upper or lower case. Links are
@@ -67,6 +67,8 @@ def find_sources(paths: Sequence[str | Path]) -> Sources:
 
   Args:
     paths: Source files, and folders that contain such files.
+    own: Folder that is being written. Files and folders beside it whose names begin with its name
+      are passed over.
 
   Raises:
     UserError: A path does not exist, is a file of another kind, is empty or cannot be read, or is a
@@ -74,7 +76,7 @@ def find_sources(paths: Sequence[str | Path]) -> Sources:
   """
   if not paths:
     raise UserError(f'no source given: name files ({_known()}) or folders of them')
-  search = _Search()
+  search = _Search(own)
   for path in map(folders.resolve_local, paths):
     search.add(path)
   return search.result()
@@ -87,7 +89,8 @@ def _known() -> str:
 class _Search:
   """The files that were found so far."""
 
-  def __init__(self):
+  def __init__(self, own: Path | None):
+    self.own = own
     self.found: list[Path] = []
     self.left_out: list[LeftOut] = []
     self._folders: set[tuple[int, int]] = set()
@@ -125,7 +128,17 @@ class _Search:
     for entry in entries:
       self._add_entry(entry)
 
+  def _is_own(self, path: Path) -> bool:
+    """Whether a path is part of what is being written."""
+    return (
+      self.own is not None
+      and path.name.startswith(self.own.name)
+      and path.parent.resolve() == self.own.parent.resolve()
+    )
+
   def _add_entry(self, path: Path) -> None:
+    if self._is_own(path):
+      return
     if path.name.startswith('.'):
       self.left_out.append(LeftOut(path, HIDDEN))
       return
