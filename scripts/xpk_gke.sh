@@ -31,12 +31,14 @@ command -v xpk >/dev/null || fail 'xpk was not found: pip install xpk'
 
 workload=$1 dry_run=() flags=() overrides=''
 shift
-for flag; do
-  case $flag in
+while (($# > 0)); do
+  case $1 in
     --dry-run) dry_run=(--dry-run) ;;
-    --fdl.*) overrides=yes && flags+=("$flag") ;;
-    *) flags+=("$flag") ;;
+    --exp) (($# > 1)) || fail '--exp needs a name'; flags+=("--exp=$2"); shift ;;
+    --fdl.*) overrides=yes; flags+=("$1") ;;
+    *) flags+=("$1") ;;
   esac
+  shift
 done
 if [[ -n $overrides ]]; then flags=("${flags[@]/#--exp=/--fdl_config=}"); fi  # As paxml wants it.
 ((${#flags[@]} > 0)) || fail 'which experiment? --exp=NAME --job_log_dir=gs://...'

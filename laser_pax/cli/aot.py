@@ -57,9 +57,9 @@ def aot(
     libtpu.use()
     planned = list(_every_plan(changed))
   else:
-    if exp is None:
+    if not exp:
       raise UserError('which experiment? --exp=NAME; `python -m laser_pax list` lists them')
-    names = [experiments.full_name(name) for name in (exp, compare) if name]
+    names = [experiments.full_name(name) for name in (exp, compare) if name is not None]
     # libtpu must be chosen before paxml is imported.
     if pod is None or slices.find(pod).chip.platform == 'tpu':
       libtpu.use()

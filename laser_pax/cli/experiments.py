@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import types
 from typing import TYPE_CHECKING
 
 from laser_pax.errors import UserError
@@ -51,7 +52,8 @@ def full_name(name: str) -> str:
     UserError: No experiment has this name. The message has similar names.
   """
   module, _, short = name.rpartition('.')
-  if short in registered() and f'.{PACKAGE}'.endswith(f'.{module}' if module else ''):
+  is_ours = f'.{PACKAGE}'.endswith(f'.{module}') if module else '.' not in name
+  if short in registered() and is_ours:
     return f'{PACKAGE}.{short}'
   if module and not module.startswith(PACKAGE) and _module_exists(module):
     return name
@@ -63,7 +65,7 @@ def full_name(name: str) -> str:
 def _module_exists(module: str) -> bool:
   try:
     return importlib.util.find_spec(module) is not None
-  except ModuleNotFoundError:
+  except (ImportError, ValueError):
     return False
 
 
@@ -85,9 +87,25 @@ def load(name: str) -> type:
   jax.config.update('jax_platforms', 'cpu')
   with contextlib.redirect_stderr(io.StringIO()):
     namespace = importlib.import_module(module)
-  if not hasattr(namespace, short):
-    raise UserError(f'{module} has no {short}')
-  return getattr(namespace, short)
+  return find_class(namespace, short)
+
+
+def find_class(namespace: types.ModuleType, name: str) -> type:
+  """Returns an experiment's class.
+
+  Args:
+    namespace: The module that defines or imports it.
+    name: Its short name.
+
+  Raises:
+    UserError: The module has no such class, or the class is no experiment.
+  """
+  from paxml import base_experiment
+
+  found = getattr(namespace, name, None)
+  if not (isinstance(found, type) and issubclass(found, base_experiment.BaseExperiment)):
+    raise UserError(f"{namespace.__name__} has no experiment {name!r}, a class of PAX's")
+  return found
 
 
 def table() -> list[dict[str, str]]:

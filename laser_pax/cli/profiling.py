@@ -29,7 +29,7 @@ def steps(text: str) -> range:
 
 def tracer(text: str | None, folder: str) -> 'Tracer':
   """Returns a tracer of the steps that --profile names. If `text` is None, it traces no step."""
-  return Tracer(steps(text) if text else range(0), folder)
+  return Tracer(range(0) if text is None else steps(text), folder)
 
 
 class Tracer:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import pathlib
 import subprocess
 import sys
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from laser_pax import folders
 from laser_pax.analysis import runs
 from laser_pax.data import sources
 from laser_pax.errors import UserError
@@ -19,10 +19,12 @@ _TWINS = {'standard': 'C4StandardTiny', 'LASER': 'C4LaserTiny'}
 
 
 def quickstart(
-  out: Annotated[pathlib.Path, typer.Option(help='Folder of the two runs and the picture.')] = (
-    pathlib.Path('runs/quickstart')
+  out: Annotated[str, typer.Option(help='Folder of the two runs and the picture.')] = (
+    'runs/quickstart'
   ),
-  steps: Annotated[int | None, typer.Option(help='Number of steps; fewer are quicker.')] = None,
+  steps: Annotated[
+    int | None, typer.Option(min=1, help='Number of steps; fewer are quicker.')
+  ] = None,
 ) -> None:
   """Trains C4StandardTiny, then C4LaserTiny, and compares them. It takes ten minutes on two cores.
 
@@ -30,23 +32,26 @@ def quickstart(
   State of the Union addresses. A run that is complete is not trained again.
   """
   console = Console()
-  out = out if steps is None else out / f'{steps}-steps'
+  folder = folders.resolve_local(out) / ('' if steps is None else f'{steps}-steps')
   # Without these variables the runs train on the sample.
   data_variables = (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE)
   environment = {name: value for name, value in os.environ.items() if name not in data_variables}
   for kind, name in _TWINS.items():
     console.rule(f'{name} ({kind} attention)')
-    command = [sys.executable, '-m', 'laser_pax', 'train', f'--job_log_dir={out / name}']
+    command = [sys.executable, '-m', 'laser_pax', 'train', f'--job_log_dir={folder / name}']
     command += _experiment_flags(name, steps)
-    if subprocess.run(command, env=environment, check=False).returncode:
-      raise UserError(f'{name} did not end well: see above')
-  finished = [runs.read_run(kind, out / name) for kind, name in _TWINS.items()]
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code in (1, 2):  # It has said why.
+      raise typer.Exit(code)
+    if code:
+      raise UserError(f'{name} ended with code {code}: give the same command again to go on')
+  finished = [runs.read_run(kind, folder / name) for kind, name in _TWINS.items()]
   entropy = _unigram_entropy()
-  picture = out / 'quickstart.png'
+  picture = folder / 'quickstart.png'
   runs.plot_runs(finished, entropy, picture)
   console.rule('result')
   console.print(result_table(finished, entropy))
-  console.print(f'loss curves: {picture}; each step: {out}/*/progress.jsonl')
+  console.print(f'loss curves: {picture}; each step: {folder}/*/progress.jsonl')
 
 
 def _experiment_flags(name: str, steps: int | None) -> list[str]:

@@ -240,17 +240,20 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
 
   from laser_pax.cli import profiling, watch
 
-  experiment_cls = _find_class(job.experiment)
+  module, _, class_name = job.experiment.rpartition('.')
+  experiment_cls = experiments.find_class(importlib.import_module(module), class_name)
   _check_overrides(experiment_cls, job)
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
   _register(job, watch.watched(experiment_cls, watcher, tracer), watcher.say)
   argv = job.argv()
   jax.config.config_with_absl()
-  try:
-    remaining = absl_flags.flags_parser(argv)
+  try:  # Fiddle's parser would print the usage of every flag, and exit.
+    flags.FLAGS([f for f in argv if not f.startswith('--fdl')])
   except flags.Error as e:
     raise UserError(f'{_first_line(e)}; `python -m paxml.main --helpfull` lists all flags') from e
+  flags.FLAGS.unparse_flags()
+  remaining = absl_flags.flags_parser(argv)
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   try:
@@ -280,19 +283,6 @@ def _keep_compiled_programs() -> None:
     with contextlib.suppress(UserError):  # Without a cache folder the run only starts later.
       jax.config.update('jax_compilation_cache_dir', str(folders.compiled_dir()))
       jax.config.update('jax_compilation_cache_max_size', COMPILED_BYTES)
-
-
-def _find_class(name: str) -> type:
-  """Imports an experiment's class.
-
-  Raises:
-    UserError: The module has no such class.
-  """
-  module, _, class_name = name.rpartition('.')
-  namespace = importlib.import_module(module)
-  if not hasattr(namespace, class_name):
-    raise UserError(f'{module} has no {class_name}')
-  return getattr(namespace, class_name)
 
 
 def _check_overrides(experiment_cls: type, job: Job) -> None:

@@ -15,11 +15,15 @@ def vocab(
   ],
   out: Annotated[str, typer.Option(help='the model file to write; never overwritten')],
   size: Annotated[
-    int, typer.Option(min=4, help='number of pieces, control pieces included')
+    int, typer.Option(min=4, max=2**24, help='number of pieces, control pieces included')
   ] = 32_000,
   sentences: Annotated[
     int,
-    typer.Option(min=1, help='number of first sentences to train on, each of at most 4,192 bytes'),
+    typer.Option(
+      min=1,
+      max=2**31 - 1,
+      help='number of first sentences to train on, each of at most 4,192 bytes',
+    ),
   ] = 500_000,
   character_coverage: Annotated[
     float,

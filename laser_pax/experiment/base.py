@@ -317,10 +317,9 @@ class Experiment(base_experiment.BaseExperiment, Family):
       if name.startswith('_'):
         continue
       if name not in known | added:
-        suggestions = difflib.get_close_matches(name, known | added, n=3) or sorted(known | added)
-        raise UserError(
-          f'{type(self).__name__} has no {name}; did you mean {", ".join(suggestions)}?'
-        )
+        near = difflib.get_close_matches(name, known | added, n=3)
+        hint = f'did you mean {", ".join(near)}?' if near else 'its attributes are in capitals'
+        raise UserError(f'{type(self).__name__} has no attribute {name!r}; {hint}')
       setattr(self, name, overrides.fit(type(self), name, value))
     for name in added - known:
       if suggestions := difflib.get_close_matches(name, known, n=1, cutoff=0.85):

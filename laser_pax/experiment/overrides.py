@@ -43,9 +43,10 @@ def fit(cls: type, name: str, value: Any) -> Any:
       return jnp.dtype(value).type
     if isinstance(value, bool) and not isinstance(default, bool):
       raise TypeError('Input should not be True or False')
-    if isinstance(value, float) and not math.isfinite(value):
+    fitting = pydantic.TypeAdapter(_type(cls, name)).validate_python(value)
+    if isinstance(fitting, float) and not math.isfinite(fitting):
       raise TypeError('Input should be a finite number')
-    return pydantic.TypeAdapter(_type(cls, name)).validate_python(value)
+    return fitting
   except (pydantic.ValidationError, TypeError) as e:
     errors = e.errors() if isinstance(e, pydantic.ValidationError) else [{'msg': str(e)}]
     expected = ', or: '.join(dict.fromkeys(error['msg'] for error in errors))

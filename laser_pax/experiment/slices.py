@@ -126,7 +126,7 @@ def find(name: str) -> Slice:
     UserError: No slice has that name, or its file is wrong.
   """
   path = folder() / f'{name}.toml'
-  if not path.is_file():
+  if os.path.basename(name) != name or not path.is_file():
     known = names()
     suggestions = [n for n in known if find(n).accelerator_type == name]
     suggestions = suggestions or difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
