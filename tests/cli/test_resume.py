@@ -1,6 +1,8 @@
-"""A killed run continues at its last checkpoint with the next batch."""
+"""A run continues at its newest whole checkpoint with the next batch, whatever ended it."""
 
 import json
+import os
+import resource
 import signal
 import time
 
@@ -9,6 +11,7 @@ import pytest
 from tests.support.commands import QUICK_COMPILE
 
 EXPERIMENT = """
+import os
 from paxml import experiment_registry
 from laser_pax.configs import C4LaserTiny
 
@@ -18,7 +21,7 @@ class Small(C4LaserTiny):
   MODEL_DIMS = 64
   HIDDEN_DIMS = 64
   SEQ_LEN = 64
-  NUM_TRAIN_STEPS = 12
+  NUM_TRAIN_STEPS = int(os.environ.get('STEPS', 12))
   WARMUP_STEPS = 2
   SUMMARY_INTERVAL_STEPS = 1
   CHECKPOINT_EVERY_N_STEPS = 4
@@ -26,18 +29,30 @@ class Small(C4LaserTiny):
 """
 
 
-@pytest.fixture
-def start(commands, source, tmp_path):
-  """Returns a function that starts a Python module on the experiment, in a job's folder."""
-  (tmp_path / 'small_experiment.py').write_text(EXPERIMENT)
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('jobs')
+  (folder / 'small_experiment.py').write_text(EXPERIMENT)
+  return folder
 
-  def start(folder, module, *args):
-    flags = ['--exp=small_experiment.Small', f'--job_log_dir={tmp_path / folder}']
-    env = {'PYTHONPATH': str(tmp_path), 'XLA_FLAGS': QUICK_COMPILE}
+
+@pytest.fixture(scope='module')
+def start(commands, source, root):
+  """Returns a function that starts a Python module on the experiment, in a job's folder."""
+
+  def start(job_log_dir, module, *args, cwd=root, **env):
+    flags = ['--exp=small_experiment.Small', f'--job_log_dir={job_log_dir}']
+    env |= {'PYTHONPATH': str(root), 'XLA_FLAGS': QUICK_COMPILE}
     env |= {'LASER_PAX_DATA_DIR': source.data_dir, 'LASER_PAX_VOCAB': source.vocab}
-    return commands.start(module, [*args, *flags], env=env)
+    return commands.start(module, [*args, *flags], cwd=cwd, env=env)
 
   return start
+
+
+@pytest.fixture(scope='module')
+def whole(start, root):
+  """The folder of a run that nothing interrupted, and what its console showed."""
+  return root / 'whole', _finish(start(root / 'whole', 'laser_pax', 'train'))
 
 
 def _finish(command) -> str:
@@ -63,23 +78,27 @@ def _summaries(folder, writer, tag) -> dict[int, float]:
   return values
 
 
+def _wait_for(pattern, folder, command):
+  """Waits until a checkpoint's folder is there."""
+  deadline = time.time() + 300
+  while not list((folder / 'checkpoints').glob(pattern)) and time.time() < deadline:
+    assert command.poll() is None, command.stdout + command.stderr
+    time.sleep(0.01)
+
+
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_losses_of_one_run(start, tmp_path):
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  shown = _finish(start('whole', 'laser_pax', 'train'))
+def test_killed_and_run_again_gives_the_losses_of_one_run(start, root, whole):
+  (whole, shown), killed = whole, root / 'killed'
   assert 'step 6: validation loss' in shown
   assert 'step 12: validation loss' in shown
   assert len(shown.splitlines()) < 20, 'the console must stay quiet'
 
-  command = start('killed', 'paxml.main', '--eval_on_test')
-  deadline = time.time() + 300
-  while not (killed / 'checkpoints' / 'checkpoint_00000004').exists() and time.time() < deadline:
-    assert command.poll() is None, command.stdout + command.stderr
-    time.sleep(0.02)
+  command = start(killed, 'paxml.main', '--eval_on_test')
+  _wait_for('checkpoint_00000004', killed, command)
   command.send_signal(signal.SIGKILL)
   command.wait()
   assert not (killed / 'checkpoints' / 'checkpoint_00000012').exists()
-  _finish(start('killed', 'paxml.main', '--eval_on_test'))
+  _finish(start(killed, 'paxml.main', '--eval_on_test'))
 
   # paxml counts a step's summary as the next one's, as the record does.
   assert _summaries(killed, 'train', 'loss') == pytest.approx(_recorded(whole), abs=0, rel=1e-7)
@@ -87,5 +106,60 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(start, tmp_path):
   assert evaluations == _summaries(whole, 'eval_test_validation', 'Metrics/log_pplx')
   assert set(evaluations) >= {6, 12}
 
-  again = _finish(start('killed', 'laser_pax', 'train'))
+  again = _finish(start(killed, 'laser_pax', 'train'))
   assert 'resuming at step 12 of 12' in again
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(start, root, whole):
+  """A limit of the size of files stands for a disk that is full."""
+  folder = root / 'faults'
+  command = start(folder, 'laser_pax', 'train', '--noeval_on_test')
+  _wait_for('checkpoint_00000004', folder, command)
+  resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+  assert command.wait() == 2
+  (error,) = command.stderr.splitlines()
+  assert error.startswith(f'error: {folder}: File too large, after step 8; ')
+  assert 'the newest whole checkpoint is 4.' in error
+
+  command = start(folder, 'laser_pax', 'train', '--noeval_on_test')
+  _wait_for('checkpoint_00000008.*', folder, command)
+  command.send_signal(signal.SIGKILL)  # During a save.
+  command.wait()
+
+  cut = folder / 'checkpoints' / 'checkpoint_00000004' / 'state'
+  (folder / 'checkpoints' / 'checkpoint_00000010').mkdir()
+  largest = max((p for p in cut.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  os.truncate(largest, 1000)
+  shown = _finish(start(folder, 'laser_pax', 'train', '--noeval_on_test'))
+  assert 'checkpoint 10 is not whole: its folder is empty' in shown
+  assert 'checkpoint 4 is not whole: ' in shown
+  assert 'resuming at step' not in shown and 'goes on from 0' in shown
+  moved = {p.name for p in (folder / 'checkpoints_not_whole').iterdir()}
+  assert moved == {'checkpoint_00000004', 'checkpoint_00000010'}
+  assert _recorded(folder) == _recorded(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['~/x', '../first/x', 'link/x'])
+def test_a_folder_is_the_same_from_wherever_it_is_named(start, root, tmp_path, name):
+  """The second run and the evaluation have other working folders than the first."""
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  for place in (first, second, tmp_path / 'home', tmp_path / 'target'):
+    place.mkdir()
+  for place in (first, second):
+    (place / 'link').symlink_to(tmp_path / 'target')
+  home = {'HOME': str(tmp_path / 'home'), 'XDG_CACHE_HOME': str(root), 'STEPS': '6'}
+  train = ('laser_pax', 'train', '--noeval_on_test')
+  _finish(start(name, *train, cwd=first, **home | {'STEPS': '4'}))
+  shown = _finish(start(name, *train, cwd=second, **home))
+  assert 'resuming at step 4 of 6' in shown
+  evaluated = _finish(start(name, 'laser_pax', 'train', '--mode=eval', cwd=second, **home))
+  assert 'step 6: validation loss' in evaluated
+  _finish(start(name, 'paxml.main', '--mode=decode_once', cwd=second, **home))
+  place = {'~': tmp_path / 'home', '..': first, 'link': tmp_path / 'target'}[name.split('/')[0]]
+  made = {p.name for p in (place / 'x').iterdir()}
+  assert {'checkpoints', 'experiment.txt', 'logs', 'progress.jsonl'} <= made
+  assert sorted(p.name for p in tmp_path.rglob('checkpoint_00000006') if 'link' not in p.parts)
+  assert len(list(tmp_path.rglob('experiment.txt'))) == 1
+  assert sorted(_recorded(place / 'x')) == [1, 2, 3, 4, 5, 6]
