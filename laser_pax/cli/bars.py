@@ -1,27 +1,37 @@
-"""A progress bar that survives the imports of others."""
+"""A progress bar that is drawn without a thread."""
 
-import io
+import time
 
 from rich import console, progress
 
+_SECONDS_BETWEEN_DRAWINGS = 0.1
+
+
+class _Bar(progress.Progress):
+  """A bar that is drawn where its bytes are counted.
+
+  rich draws by a thread, and imports modules whenever it draws. While TensorFlow's data sets are
+  imported, they replace Python's own `__import__`, and such a thread fails.
+  """
+
+  _drawn_at = 0.0
+
+  def advance(self, *args, **kwargs) -> None:
+    """As the base's, and draws the bar if it was not drawn a moment ago."""
+    super().advance(*args, **kwargs)
+    if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_DRAWINGS:
+      self.refresh()
+      self._drawn_at = time.monotonic()
+
 
 def bytes_bar() -> progress.Progress:
-  """Returns a bar that counts bytes, on the standard error.
-
-  A thread draws the bar. rich imports some of its modules when it first draws; while TensorFlow's
-  data sets are imported, they replace Python's own `__import__`, and the thread would fail. So the
-  bar is drawn here once, before it starts.
-  """
-  columns = [
+  """Returns a bar that counts bytes, on the standard error."""
+  return _Bar(
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),
     progress.DownloadColumn(),
     progress.TransferSpeedColumn(),
     progress.TimeRemainingColumn(),
-  ]
-  bar = progress.Progress(*columns, console=console.Console(stderr=True))
-  task = bar.add_task('[bold]', total=2, completed=1)
-  for is_terminal in (True, False):
-    console.Console(file=io.StringIO(), force_terminal=is_terminal).print(bar.get_renderable())
-  bar.remove_task(task)
-  return bar
+    console=console.Console(stderr=True),
+    auto_refresh=False,
+  )

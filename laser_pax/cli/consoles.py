@@ -73,7 +73,5 @@ def telling_of_interrupts(console: TextIO) -> Iterator[None]:
     raise KeyboardInterrupt
 
   previous = signal.signal(signal.SIGINT, handle)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, previous)
+  yield
+  signal.signal(signal.SIGINT, previous)  # Not after Ctrl-C: the end may take a while.

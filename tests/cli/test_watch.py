@@ -64,3 +64,47 @@ def test_a_resumed_run_appends(tmp_path):
   _watched(io.StringIO(), tmp_path, [3.0]).close()
   _watched(io.StringIO(), tmp_path, [2.0]).close()
   assert len((tmp_path / 'progress.jsonl').read_text().splitlines()) == 2
+
+
+class _Loss(float):
+  """A loss that is computed when `ready` says so."""
+
+  ready = False
+
+  def is_ready(self):
+    return type(self).ready
+
+  def block_until_ready(self):
+    type(self).ready = True
+
+
+def test_steps_found_finished_together_have_no_speed_of_their_own(tmp_path, monkeypatch):
+  """Two steps of a second each, of which the second waits until both are collected at once."""
+  now = [0.0]
+  monkeypatch.setattr('time.time', lambda: now[0])
+  console = io.StringIO()
+  watch = Watch(console, tmp_path)
+  watch.start(0, 5)
+  for step in range(1, 6):
+    now[0] += 1.0
+    _Loss.ready = step in (1, 3)
+    watch.step(step, _Loss(2.0), True, units=64)
+  now[0] += 1.0
+  watch.drain()
+  watch.close()
+  records = [json.loads(line) for line in (tmp_path / 'progress.jsonl').read_text().splitlines()]
+  rates = [r['tokens_per_second'] for r in records]
+  assert rates == [None, 64.0, 64.0, 51.2, 51.2]  # 256 tokens in the five seconds from step 1 on.
+
+
+def test_a_record_that_cannot_be_written_is_told_once(tmp_path):
+  console = io.StringIO()
+  watch = Watch(console, tmp_path)
+  watch._records.close()
+  watch._records = open('/dev/full', 'a', buffering=1)  # noqa: SIM115
+  watch.start(0, 3)
+  for step in (1, 2, 3):
+    watch.step(step, jnp.float32(2.0), True, units=64)
+  watch.close()
+  assert console.getvalue().count('cannot be written (No space left on device)') == 1
+  assert watch.last_step == 3

@@ -96,3 +96,19 @@ def test_other_files_are_refused(tmp_path):
     )
   with pytest.raises(UserError, match="expected T5's layout"):
     vocabulary.vocabulary_size(tmp_path / 'llama.model')
+
+
+@pytest.mark.parametrize('texts', [[], [''], ['\n\n']])
+def test_texts_without_a_word_are_refused(texts, tmp_path):
+  with pytest.raises(UserError, match='no text to train a vocabulary on'):
+    vocabulary.train_vocabulary(texts, tmp_path / 'v.model', size=100, sentences=10)
+  assert not (tmp_path / 'v.model').exists()
+
+
+def test_rare_characters_may_become_unknown(tmp_path):
+  texts = [*TEXTS, 'rare: \u00e4\u00f6\u00fc']
+  for coverage, is_known in ((1.0, True), (0.99, False)):
+    out = tmp_path / f'{coverage}.model'
+    vocabulary.train_vocabulary(texts, out, size=100, sentences=1000, character_coverage=coverage)
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(out)).encode
+    assert (vocabulary.UNK_ID not in encode('\u00e4')) == is_known

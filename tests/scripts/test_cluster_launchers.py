@@ -96,8 +96,9 @@ def test_slurm_refuses_wrong_use(bin_, tmp_path):
   assert not _calls(bin_)
 
 
-def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_):
-  flags = ['--exp=C4Laser1B', '--fdl.X=[1, 2]']
+@pytest.mark.parametrize('exp', [['--exp=C4Laser1B'], ['--exp', 'C4Laser1B']])
+def test_gke_asks_xpk_for_the_slices_of_the_pod(bin_, exp):
+  flags = [*exp, '--fdl.X=[1, 2]']
   completed = _run(bin_, 'xpk_gke.sh', 'my-run', *flags, '--dry-run', **GKE)
   assert completed.returncode == 0, completed.stderr
   call = _calls(bin_)
