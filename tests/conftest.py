@@ -69,7 +69,7 @@ def texts():
 def source(tmp_path_factory, texts):
   """A data set of four train shards and one validation shard, and the sample's vocabulary."""
   from laser_pax.data import sample, sources
-  from laser_pax.data.prepare import c4
+  from laser_pax.data.prepare import c4, parts
   from tests.support.small_texts import write_gz
 
   folder = tmp_path_factory.mktemp('source')
@@ -77,7 +77,7 @@ def source(tmp_path_factory, texts):
     write_gz(folder / f'c4-train.{i:05d}-of-00004.json.gz', texts['train'][75 * i : 75 * (i + 1)])
   write_gz(folder / 'c4-validation.00000-of-00001.json.gz', texts['validation'])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(c4, 'PART_BYTES', 1)
+    patch.setattr(parts, 'PART_BYTES', 1)
     c4.prepare([folder], folder / 'data')
   return sources.Source(str(folder / 'data'), str(sample.VOCAB))
 

@@ -83,7 +83,7 @@ def trace_layer(attention: type, chip: str, tokens: int) -> compiler.Traced:
   is_fused = issubclass(attention, layers.FusedMixin)
 
   def loss(variables, x, segment_ids, cotangent):
-    mask = layers.CausalSegments(segment_ids)
+    mask = layers.Segments(segment_ids, is_causal=True)
     mask = mask if is_fused else mask.dense(x.dtype)
     output, _ = layer.apply(variables, x, jnp.zeros(x.shape[:2], x.dtype), mask)
     return (output * cotangent).sum(dtype=jnp.float32)

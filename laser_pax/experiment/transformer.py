@@ -22,6 +22,7 @@ class TransformerSizes:
     global_batch_size: B, the rows of one step.
     activation_bytes: a, the bytes of one activation.
     layers_per_block: k, the layers whose activations are computed again together.
+    is_causal: Whether a position sees itself and earlier ones alone.
   """
 
   num_layers: int
@@ -33,6 +34,7 @@ class TransformerSizes:
   global_batch_size: int
   activation_bytes: int
   layers_per_block: int = 1
+  is_causal: bool = True
 
   def layer_weights(self) -> int:
     """Returns the number of weights of one layer's matrices: 4 D N H + 2 D F."""
@@ -87,11 +89,11 @@ class TransformerSizes:
     A product over T positions takes 2 T N H for each layer and token. The forward pass has two
     products. Policies that do not keep their results compute these two again. The backward pass has
     five, because it computes the logits anew. On a TPU it has seven: both of its fused kernels
-    compute the logits and their gradient. Blocks wholly above the causal diagonal are left out.
+    compute the logits and their gradient. Blocks wholly above a causal diagonal are left out.
     """
     on_tpu = platform == 'tpu'
     products = 2 + (7 if on_tpu else 5) + (2 if policy in layouts.POLICIES else 0)
-    share = (fused if on_tpu else blocks).computed_share(self.seq_len)
+    share = (fused if on_tpu else blocks).computed_share(self.seq_len) if self.is_causal else 1.0
     product = 2 * self._tokens() * self.num_layers * self.seq_len * self.attention_dims
     return round(share * products * product)
 

@@ -13,10 +13,10 @@ from laser_pax.layers.attentions import (
   LaserMultiQueryDotProductAttention,
 )
 from laser_pax.layers.fused_attention import (
-  CausalSegments,
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
+  Segments,
 )
 from laser_pax.layers.lean_softmax import LeanSharedEmbeddingSoftmax
 from laser_pax.layers.rows_einsum import RowsEinsum, use_rows_einsum
@@ -24,7 +24,6 @@ from laser_pax.layers.segmented_lm import SegmentedTransformerLm, use_fused
 from laser_pax.layers.swap import Change, use_laser
 
 __all__ = [
-  'CausalSegments',
   'Change',
   'FusedDotProductAttention',
   'FusedMixin',
@@ -45,4 +44,5 @@ __all__ = [
   'use_fused',
   'use_laser',
   'use_rows_einsum',
+  'Segments',
 ]

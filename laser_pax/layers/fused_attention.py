@@ -6,7 +6,7 @@ r"""Fused attention as Praxis layers, standard and LASER.
 A kernel is told whether its mask is causal, and the segment ids; it takes no T x T numbers. On a
 CPU, attention by blocks of queries (laser_pax/ops/blocks.py) serves as the kernel. Praxis's decoder
 turns segment ids into T x T numbers, from which segments could only be told by reading all of them.
-`SegmentedTransformerLm` hands on the segment ids themselves, as `CausalSegments`, to attentions
+`SegmentedTransformerLm` hands on the segment ids themselves, as `Segments`, to attentions
 that know them. Every other mask of T rows takes the plain path, which is the standard class's own.
 
 Fields and variables are those of the standard classes: checkpoints are interchangeable.
@@ -35,22 +35,25 @@ JTensor = pytypes.JTensor
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CausalSegments:
-  """A mask: a position sees itself and the earlier positions of its own segment.
+class Segments:
+  """A mask: a position sees the positions of its own segment.
 
   Attributes:
     segment_ids: [B, T] int32. Padding is a segment too.
+    is_causal: Whether it sees, of these, only itself and earlier ones.
   """
 
   segment_ids: JTensor
+  is_causal: bool = dataclasses.field(metadata={'static': True})
 
   def dense(self, dtype: jnp.dtype) -> JTensor:
     """Returns Praxis's form of the mask: [B, 1, T, T], large negative numbers where masked."""
-    return attentions.causal_segment_mask(self.segment_ids, dtype)
+    make = attentions.causal_segment_mask if self.is_causal else attentions.segment_mask
+    return make(self.segment_ids, dtype=dtype)
 
 
 # Praxis's layers take arrays; fused ones take segments too.
-Mask = JTensor | CausalSegments
+Mask = JTensor | Segments
 
 
 class FusedMixin:
@@ -71,7 +74,7 @@ class FusedMixin:
     reason = self.plain_reason(query, key, atten_mask, relative_bias)
     if reason is not None:
       logging.log_first_n(logging.WARNING, '%s: no fused kernel: %s', 1, self.name, reason)
-      if isinstance(atten_mask, CausalSegments):
+      if isinstance(atten_mask, Segments):
         atten_mask = atten_mask.dense(query.dtype)
       return super()._dot_atten(query, key, value, atten_mask, relative_bias)
     query, key, value = (self._shard_blnh(x) for x in (query, key, value))
@@ -79,7 +82,9 @@ class FusedMixin:
     if self.scale_logits_by_head_dims:
       query = query * query.shape[-1] ** -0.5
     segments = _segments(atten_mask, query.shape[0], query.shape[1])
-    attention = self._over_mesh(self._attention(isinstance(atten_mask, CausalSegments)))
+    attention = self._over_mesh(
+      self._attention(isinstance(atten_mask, Segments) and atten_mask.is_causal)
+    )
     return self._shard_blnh(attention(query, key, value, *segments)), None
 
   def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
@@ -113,7 +118,7 @@ class FusedMixin:
       atten_mask: [B|1, 1, T|1, S], or segments.
       relative_bias: [B|1, N, T, S], or None.
     """
-    if not isinstance(atten_mask, CausalSegments):
+    if not isinstance(atten_mask, Segments):
       if atten_mask.shape[2] != 1:
         return 'the mask has a row for each query, whose meaning a kernel cannot tell'
       if self.zero_fully_masked:
@@ -162,7 +167,7 @@ def _segments(mask: Mask, batch: int, length: int) -> tuple[JTensor | None, JTen
 
   A mask [1|B, 1, 1, S] hides keys from all queries alike. Hidden keys form a segment of their own.
   """
-  if isinstance(mask, CausalSegments):
+  if isinstance(mask, Segments):
     return mask.segment_ids, None
   is_shown = mask[:, 0, 0] >= py_utils.get_large_negative_number(jnp.float32) / 2
   key_segments = jnp.broadcast_to(is_shown, (batch, is_shown.shape[1])).astype(jnp.int32)

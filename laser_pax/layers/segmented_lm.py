@@ -1,4 +1,4 @@
-"""A decoder that makes no T x T mask, and a call that gives any config fused attention."""
+"""A language model that makes no T x T mask, and a call that gives any config fused attention."""
 
 import fiddle
 import flax.linen as nn
@@ -9,10 +9,10 @@ from praxis.layers import attentions, transformer_models, transformers
 
 from laser_pax.layers.attentions import LaserDotProductAttention
 from laser_pax.layers.fused_attention import (
-  CausalSegments,
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
+  Segments,
 )
 
 JTensor = pytypes.JTensor
@@ -22,7 +22,7 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
   """TransformerLm that hands segment ids to fused attentions, in place of a T x T mask.
 
   A mask of 32,768 positions takes 2 GiB an example, and is kept for the backward pass. If the model
-  is not causal, or an attention is not fused, this is TransformerLm.
+  is neither causal nor bidirectional, or an attention is not fused, this is TransformerLm.
   """
 
   @nn.nowrap
@@ -45,13 +45,14 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
   ) -> py_utils.NestedMap:
     """Computes what TransformerLm computes."""
     if self._hands_on_segments():
-      if segment_mask is not None:
+      is_causal = self.model_type == transformer_models.LanguageModelType.CAUSAL
+      if segment_mask is None:
+        if segment_ids is None:  # The base, too, makes padding a segment.
+          segment_ids = jnp.asarray(1 - paddings, jnp.int32)
+        segment_mask = Segments(segment_ids.astype(jnp.int32), is_causal)
+      elif is_causal:
         causal = attentions.causal_mask(jnp.zeros((*inputs.shape, 1), segment_mask.dtype))
         segment_mask = attentions.merge_masks(segment_mask, causal)
-      elif segment_ids is not None:
-        segment_mask = CausalSegments(segment_ids)
-      else:  # The base, too, makes padding a segment.
-        segment_mask = CausalSegments(jnp.asarray(1 - paddings, jnp.int32))
     return super().__call__(
       inputs,
       paddings,
@@ -66,7 +67,8 @@ class SegmentedTransformerLm(transformer_models.TransformerLm):
   def _hands_on_segments(self) -> bool:
     """Whether all attentions understand segment ids, and the stack hands them on."""
     block = _block(self.stacked_transformer_tpl)
-    if self.model_type != transformer_models.LanguageModelType.CAUSAL or block is None:
+    kinds = transformer_models.LanguageModelType
+    if self.model_type not in (kinds.CAUSAL, kinds.BIDIRECTIONAL) or block is None:
       return False
     layers = block.transformer_layer_params_tpl
     layers = layers if isinstance(layers, (list, tuple)) else [layers]
@@ -91,8 +93,8 @@ _FUSED = {
 def use_fused(config: fiddle.Buildable) -> None:
   """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
 
-  Decoders become `SegmentedTransformerLm`. Fields and variables stay, and so does every attention
-  of another class. It may be called before or after `use_laser`.
+  Language models become `SegmentedTransformerLm`. Fields and variables stay, and so does every
+  attention of another class. It may be called before or after `use_laser`.
 
   Args:
     config: A Fiddle config of a task, a model, a stack of layers or an attention.

@@ -10,7 +10,7 @@ import time
 from rich import console
 
 from laser_pax.cli import bars
-from laser_pax.data.prepare import c4
+from laser_pax.data.prepare import c4, parts
 
 
 def test_nothing_is_drawn_while_others_import(monkeypatch):
@@ -33,7 +33,7 @@ def test_nothing_is_drawn_while_others_import(monkeypatch):
 
 
 def test_the_total_is_that_of_all_sources(tmp_path, monkeypatch):
-  monkeypatch.setattr(c4, 'PART_BYTES', 1)
+  monkeypatch.setattr(parts, 'PART_BYTES', 1)
   for number in range(4):
     lines = ''.join(json.dumps({'text': f'{number}.{i}'}) + '\n' for i in range(200))
     (tmp_path / f'{number}.json.gz').write_bytes(gzip.compress(lines.encode()))

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from laser_pax.data import sample
-from laser_pax.data.prepare import c4, documents
+from laser_pax.data.prepare import c4, documents, parts
 from laser_pax.errors import UserError
 from tests.support.small_texts import text, write_gz
 
@@ -26,7 +26,7 @@ def contents(folder):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
   """Five source files. Each becomes one part."""
-  monkeypatch.setattr(c4, 'PART_BYTES', 1)
+  monkeypatch.setattr(parts, 'PART_BYTES', 1)
   for i in range(5):
     write_gz(tmp_path / f'c4-train.{i}.json.gz', [text(10 * i + j) for j in range(10)])
   return sorted(tmp_path.glob('*.gz'))
@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed_without_redoing_finished_files(
 @pytest.mark.parametrize('renamed', [0, 3, 6])
 def test_a_run_killed_at_the_very_end_reads_no_source_again(files, tmp_path, monkeypatch, renamed):
   whole = c4.prepare(files, tmp_path / 'whole', validation_fraction=0.1)
-  replace, calls = c4.Path.replace, []
+  replace, calls = parts.Path.replace, []
 
   def killing(path, target):
     if path.suffix == '.tfrecord':
@@ -107,7 +107,7 @@ def test_a_run_killed_at_the_very_end_reads_no_source_again(files, tmp_path, mon
     return replace(path, target)
 
   with monkeypatch.context() as patch:
-    patch.setattr(c4.Path, 'replace', killing)
+    patch.setattr(parts.Path, 'replace', killing)
     with pytest.raises(Killed):
       c4.prepare(files, tmp_path / 'killed', validation_fraction=0.1)
   monkeypatch.setattr(documents, 'read_documents', None)
@@ -164,7 +164,7 @@ def test_an_unfit_fraction_is_refused(files, tmp_path, fraction):
 
 
 def test_small_files_share_a_shard_and_large_ones_are_cut(files, tmp_path, monkeypatch):
-  monkeypatch.setattr(c4, 'PART_BYTES', 2**24)
+  monkeypatch.setattr(parts, 'PART_BYTES', 2**24)
   final = c4.prepare(files, tmp_path / 'small')
   assert len(list(final.glob('c4-train.tfrecord-*'))) == 1
   monkeypatch.setattr(c4, 'SHARD_BYTES', 1000)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_pax.data.prepare import c4, files
+from laser_pax.data.prepare import c4, files, parts
 from laser_pax.errors import UserError
 
 FOLDERS = ['', 'sub', 'sub/deeper', '.hidden', 'sub/.git', 'sp ace', '\u00e4']
@@ -137,7 +137,7 @@ def contents(folder):
 def is_accounted(path, report):
   """Whether a report names a file, or a folder that it is in."""
   named = {row['path'] for row in report['sources'] + report['left_out']}
-  return any(c4.folders.shown(p) in named for p in (path, *path.parents))
+  return any(parts.folders.shown(p) in named for p in (path, *path.parents))
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,7 +177,7 @@ def test_an_output_inside_the_sources_is_not_read(tmp_path, monkeypatch, out):
     (folder / f'{number}.json.gz').write_bytes(gzip.compress(lines.encode()))
   whole = (folder / '2.json.gz').read_bytes()
   (folder / '2.json.gz').write_bytes(whole[:-9])
-  monkeypatch.setattr(c4, 'PART_BYTES', 1)
+  monkeypatch.setattr(parts, 'PART_BYTES', 1)
   with pytest.raises(UserError, match='truncated'):
     c4.prepare(['.'], tmp_path / out)
   (folder / '2.json.gz').write_bytes(whole)

@@ -53,8 +53,8 @@ def run(layer, variables, mask):
 @pytest.mark.parametrize(
   ('mask', 'dtype', 'tolerance'),
   [
-    (layers.CausalSegments(SEGMENTS), 'float32', 1e-5),
-    (layers.CausalSegments(SEGMENTS), 'bfloat16', 0.03),
+    (layers.Segments(SEGMENTS, is_causal=True), 'float32', 1e-5),
+    (layers.Segments(SEGMENTS, is_causal=True), 'bfloat16', 0.03),
     (SHOWN, 'float32', 1e-5),
   ],
 )
@@ -64,7 +64,7 @@ def test_a_kernel_gives_what_the_plain_layer_gives(
   layer, variables = build(cls, fprop_dtype=jnp.dtype(dtype))
   plain, same = build(TWINS[cls], fprop_dtype=jnp.dtype(dtype))
   jax.tree.map(np.testing.assert_array_equal, variables, same)
-  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.Segments) else mask
   output, probs, gradients = run(layer, variables, mask)
   expected, _, exact = run(plain, variables, dense)
   assert probs is None, 'no kernel was used'
@@ -75,7 +75,7 @@ def test_a_kernel_gives_what_the_plain_layer_gives(
 
 
 def test_a_kernel_takes_the_papers_form_too(interpreted_kernels):
-  mask = layers.CausalSegments(SEGMENTS)
+  mask = layers.Segments(SEGMENTS, is_causal=True)
   layer, variables = build(layers.LaserFusedDotProductAttention, numerics='paper')
   plain, _ = build(layers.LaserDotProductAttention, numerics='paper')
   output, probs, gradients = run(layer, variables, mask)
@@ -85,7 +85,7 @@ def test_a_kernel_takes_the_papers_form_too(interpreted_kernels):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), gradients, exact)
 
 
-DENSE = layers.CausalSegments(SEGMENTS).dense(jnp.float32)
+DENSE = layers.Segments(SEGMENTS, is_causal=True).dense(jnp.float32)
 
 
 @every_class
@@ -93,9 +93,9 @@ DENSE = layers.CausalSegments(SEGMENTS).dense(jnp.float32)
   ('fields', 'mask'),
   [
     ({}, DENSE),
-    ({'atten_dropout_prob': 0.5}, layers.CausalSegments(SEGMENTS)),
-    ({'attention_extra_logit': 0.0}, layers.CausalSegments(SEGMENTS)),
-    ({'relative_bias_tpl': 'bias'}, layers.CausalSegments(SEGMENTS)),
+    ({'atten_dropout_prob': 0.5}, layers.Segments(SEGMENTS, is_causal=True)),
+    ({'attention_extra_logit': 0.0}, layers.Segments(SEGMENTS, is_causal=True)),
+    ({'relative_bias_tpl': 'bias'}, layers.Segments(SEGMENTS, is_causal=True)),
     ({'zero_fully_masked': True}, SHOWN),
   ],
 )
@@ -106,7 +106,7 @@ def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch)
     fields = {'relative_bias_tpl': pax_fiddle.Config(attentions.RelativeBias)}
   layer, variables = build(cls, **fields)
   plain, _ = build(TWINS[cls], **fields)
-  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.Segments) else mask
   x = jnp.ones((B, T, D))
   with context():
     found = layer.apply(variables, x, x, x, mask, POSITIONS, POSITIONS)
@@ -115,11 +115,11 @@ def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch)
 
 
 @every_class
-@pytest.mark.parametrize('mask', [layers.CausalSegments(SEGMENTS), SHOWN])
+@pytest.mark.parametrize('mask', [layers.Segments(SEGMENTS, is_causal=True), SHOWN])
 def test_on_a_cpu_it_is_the_plain_layer_to_rounding(cls, mask):
   layer, variables = build(cls)
   plain, _ = build(TWINS[cls])
-  dense = mask.dense(jnp.float32) if isinstance(mask, layers.CausalSegments) else mask
+  dense = mask.dense(jnp.float32) if isinstance(mask, layers.Segments) else mask
   output, probs, gradients = run(layer, variables, mask)
   expected, _, exact = run(plain, variables, dense)
   assert probs is None, 'the plain path was taken'

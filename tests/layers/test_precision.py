@@ -53,7 +53,7 @@ def head_and_gradients(cls, dtype, query, key, value, cotangent, seen):
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
   if issubclass(cls, layers.FusedMixin):
-    mask = layers.CausalSegments(jnp.ones((1, len(query)), jnp.int32))
+    mask = layers.Segments(jnp.ones((1, len(query)), jnp.int32), is_causal=True)
 
   def attend(*arrays):
     return layer.apply({}, *arrays, mask, method=lambda layer, *a: layer._dot_atten(*a)[0])
