@@ -1,6 +1,8 @@
 """`python -m laser_pax prepare`: turns source files into data sets."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,11 +10,6 @@ import typer
 from laser_pax import folders
 
 app = typer.Typer(help='Turns source files into data sets.')
-
-
-@app.callback()
-def _main() -> None:
-  """Keeps `c4` a subcommand. Without this callback typer drops the name of a single command."""
 
 
 @app.command('c4')
@@ -33,14 +30,61 @@ def prepare_c4(
   ] = 0.01,
 ) -> None:
   """Writes c4/en/3.0.1 with a train and a validation split. It resumes, and never overwrites."""
+  from laser_pax.data import sources
+  from laser_pax.data.prepare import c4
+
+  data_dir = _prepare(c4.prepare, paths, out, validation_fraction=validation_fraction)
+  typer.echo(f'next: {sources.vocab_command(data_dir, f"{data_dir}/vocab.model", 32_000)}')
+
+
+@app.command('wikipedia')
+def prepare_wikipedia(
+  paths: Annotated[
+    list[str],
+    typer.Argument(
+      metavar='SOURCES...',
+      help="MLPerf's part-*-of-* and eval.txt, or whatever `prepare c4` takes",
+    ),
+  ],
+  vocab: Annotated[
+    str, typer.Option(help="WordPiece vocabulary of BERT's layout, such as MLPerf's vocab.txt")
+  ],
+  out: Annotated[
+    str | None,
+    typer.Option(help='data folder [default: $LASER_PAX_DATA_DIR, else ~/.cache/laser_pax/data]'),
+  ] = None,
+  validation_fraction: Annotated[
+    float, typer.Option(help='share of documents where no file is named *validation* or eval*')
+  ] = 0.01,
+  copies: Annotated[
+    int, typer.Option(min=1, help='how often a document comes, each time with other masks')
+  ] = 10,
+  seed: Annotated[int, typer.Option(help='seed of lengths, pairs and masks')] = 12_345,
+) -> None:
+  """Writes records for BERT, in MLPerf's layout. It resumes, and never overwrites."""
+  from laser_pax.data.prepare import wikipedia
+
+  _prepare(
+    wikipedia.prepare,
+    paths,
+    out,
+    vocab=folders.resolve(vocab),
+    validation_fraction=validation_fraction,
+    copies=copies,
+    seed=seed,
+  )
+
+
+def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **options) -> str:
+  """Prepares a data set with a bar, says what became of the sources, and returns its folder."""
   from laser_pax.cli import bars
   from laser_pax.data import sources
-  from laser_pax.data.prepare import c4, reports
+  from laser_pax.data.prepare import reports
 
   data_dir = str(sources.default_data_dir()) if out is None else folders.resolve(out)
   with bars.bytes_bar() as bar:
-    folder = c4.prepare(paths, data_dir, validation_fraction=validation_fraction, progress=bar)
+    folder = prepare(paths, data_dir, progress=bar, **options)
   for line in reports.lines(json.loads((folder / reports.FILE).read_text('utf-8'))):
     typer.echo(line)
   typer.echo(f'{folder}: done')
-  typer.echo(f'next: {sources.vocab_command(data_dir, f"{data_dir}/vocab.model", 32_000)}')
+  return data_dir

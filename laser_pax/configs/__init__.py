@@ -8,6 +8,12 @@ from laser_pax import pax_fixes
 
 pax_fixes.apply()
 
+from laser_pax.configs.bert import (  # noqa: E402
+  WikipediaLaserBert2B,
+  WikipediaLaserBertTiny,
+  WikipediaStandardBert2B,
+  WikipediaStandardBertTiny,
+)
 from laser_pax.configs.c4 import (  # noqa: E402
   C4Laser1B,
   C4Laser2B,
@@ -22,10 +28,12 @@ from laser_pax.configs.c4 import (  # noqa: E402
   C4Standard300M,
   C4StandardTiny,
 )
+from laser_pax.experiment.bert import BertMLM  # noqa: E402
 from laser_pax.experiment.decoder import DecoderLM  # noqa: E402
 from laser_pax.experiment.laser import LaserMixin  # noqa: E402
 
 __all__ = [
+  'BertMLM',
   'C4Laser1B',
   'C4Laser234M',
   'C4Laser2B',
@@ -40,4 +48,8 @@ __all__ = [
   'C4StandardTiny',
   'DecoderLM',
   'LaserMixin',
+  'WikipediaLaserBert2B',
+  'WikipediaLaserBertTiny',
+  'WikipediaStandardBert2B',
+  'WikipediaStandardBertTiny',
 ]

@@ -13,7 +13,7 @@ class DatasetSpec:
     config: Config of the data set in TFDS, such as 'en'.
     version: Version of the layout, such as '3.0.1'.
     splits: Names of the splits, the training split first.
-    features: Names of a record's fields. All fields are text.
+    features: Names of a record's fields of text.
   """
 
   name: str
@@ -43,4 +43,13 @@ C4 = DatasetSpec(
   version='3.0.1',
   splits=('train', 'validation'),
   features=('text', 'timestamp', 'url'),
+)
+
+# The layout of MLPerf's records for BERT (data/prepare/wikipedia.py); the version is ours.
+WIKIPEDIA = DatasetSpec(
+  name='wikipedia',
+  config='mlperf',
+  version='1.0.0',
+  splits=('train', 'eval'),
+  features=(),
 )

@@ -138,6 +138,7 @@ def eval_input(
   converter: pax_fiddle.Config,
   batch_size: int,
   name: str,
+  cls: type[seqio_input.SeqIOInput] = seqio_input.SeqIOInput,
 ) -> Input:
   """Returns the input of a whole split, read once and in order at each evaluation.
 
@@ -150,9 +151,10 @@ def eval_input(
     converter: Feature converter of seqio, from the task's features to a batch.
     batch_size: B, the rows per host.
     name: Name of the input in PAX's logs.
+    cls: Class of the input.
   """
   return _input(
-    seqio_input.SeqIOInput,
+    cls,
     task,
     lengths,
     converter,

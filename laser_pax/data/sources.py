@@ -37,8 +37,13 @@ class Source(NamedTuple):
   vocab: str
 
 
-class _Named(NamedTuple):
-  """A path, and the flag, attribute or variable that named it."""
+class Named(NamedTuple):
+  """A path, and what named it.
+
+  Attributes:
+    path: The path.
+    named_by: The flag, attribute or variable.
+  """
 
   path: str
   named_by: str
@@ -59,7 +64,7 @@ def find_source(
     UserError: The data or the vocabulary is missing, or the vocabulary does not have V pieces. The
       message names the missing file, where it was looked for, and the command that makes it.
   """
-  data = _name_data(data_dir) or _Named(str(default_data_dir()), 'the default')
+  data = find_data_dir(data_dir)
   model = _name_vocab(vocab)
   _check_data(dataset, data)
   if model is None:
@@ -69,6 +74,15 @@ def find_source(
     )
   _check_vocab(model, data.path, vocab_size)
   return Source(data.path, model.path)
+
+
+def find_data_dir(attribute: str | None) -> Named:
+  """Returns the data folder by the rule of this module. It need not exist.
+
+  Args:
+    attribute: The experiment's own data folder, or None.
+  """
+  return _name_data(attribute) or Named(str(default_data_dir()), 'the default')
 
 
 def is_named(data_dir: str | None, vocab: str | None) -> bool:
@@ -92,7 +106,7 @@ def check_vocab(source: Source, vocab_size: int) -> None:
     UserError: The vocabulary is missing, or does not have V pieces. The message has the command
       that makes one.
   """
-  _check_vocab(_Named(source.vocab, 'the sample'), source.data_dir, vocab_size)
+  _check_vocab(Named(source.vocab, 'the sample'), source.data_dir, vocab_size)
 
 
 def default_data_dir() -> Path:
@@ -108,28 +122,28 @@ def vocab_command(data_dir: str, vocab: str, size: int) -> str:
   return f'python -m laser_pax vocab --data {data_dir} --out {vocab} --size {size}'
 
 
-def _name_data(attribute: str | None) -> _Named | None:
+def _name_data(attribute: str | None) -> Named | None:
   # For seqio this flag of paxml.main comes before all else, so the check must use its folder.
   flag = flags.FLAGS['tfds_data_dir'].value if 'tfds_data_dir' in flags.FLAGS else None
   return _first(
-    _Named(flag, '--tfds_data_dir'),
-    _Named(attribute, 'DATA_DIR'),
-    _Named(os.environ.get(DATA_DIR_VARIABLE), DATA_DIR_VARIABLE),
+    Named(flag, '--tfds_data_dir'),
+    Named(attribute, 'DATA_DIR'),
+    Named(os.environ.get(DATA_DIR_VARIABLE), DATA_DIR_VARIABLE),
   )
 
 
-def _name_vocab(attribute: str | None) -> _Named | None:
-  return _first(_Named(attribute, 'VOCAB'), _Named(os.environ.get(VOCAB_VARIABLE), VOCAB_VARIABLE))
+def _name_vocab(attribute: str | None) -> Named | None:
+  return _first(Named(attribute, 'VOCAB'), Named(os.environ.get(VOCAB_VARIABLE), VOCAB_VARIABLE))
 
 
-def _first(*candidates: _Named) -> _Named | None:
+def _first(*candidates: Named) -> Named | None:
   for path, named_by in candidates:
     if path:
-      return _Named(folders.resolve(path), named_by)
+      return Named(folders.resolve(path), named_by)
   return None
 
 
-def _check_data(dataset: DatasetSpec, data: _Named) -> None:
+def _check_data(dataset: DatasetSpec, data: Named) -> None:
   info = epath.Path(data.path) / dataset.folder / 'dataset_info.json'
   try:
     splits = {split['name'] for split in json.loads(info.read_text())['splits']}
@@ -151,7 +165,7 @@ def _check_data(dataset: DatasetSpec, data: _Named) -> None:
     )
 
 
-def _check_vocab(model: _Named, data_dir: str, vocab_size: int) -> None:
+def _check_vocab(model: Named, data_dir: str, vocab_size: int) -> None:
   if not epath.Path(model.path).exists():
     raise UserError(
       f'no vocabulary: looked for a SentencePiece model at {model.path} (named by '

@@ -89,7 +89,7 @@ def laser(
   column of V reaches more than 44 above its c, f runs once more, and twice for each level.
 
   In bfloat16, an f that rounds its own output costs accuracy: LASER rounds again. Over standard
-  attention's error, the output's is then up to 1.6, and gradients' up to 1.7. With an f that
+  attention's error, the output's is then up to 1.5, and gradients' up to 1.7. With an f that
   returns float32 these are 1.3 and 1.5, as with `log_weighted_sum_exp` (docs/numerics.md).
 
   Args:

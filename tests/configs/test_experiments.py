@@ -14,15 +14,16 @@ from praxis import base_hyperparams
 
 from laser_pax import configs
 from laser_pax.cli import experiments
-from laser_pax.configs import c4
+from laser_pax.configs import bert, c4
 from laser_pax.costs import facts
+from laser_pax.experiment.bert import BertMLM
 from laser_pax.experiment.decoder import DecoderLM
 from tests.support import goldens
 
 NAMES = list(experiments.registered())
 PAIRS = [(name, name.replace('Standard', 'Laser')) for name in NAMES if 'Standard' in name]
 # The golden of one experiment a family is a full text. Other goldens are differences from it.
-FULL = {DecoderLM: 'C4Standard300M'}
+FULL = {DecoderLM: 'C4Standard300M', BertMLM: 'WikipediaStandardBert2B'}
 
 
 @functools.cache
@@ -67,8 +68,9 @@ def test_no_golden_is_left_over():
   assert {file.stem for file in files} == set(NAMES)
 
 
-def test_a_pairs_difference_is_three_lines():
-  file, text = _golden('C4Laser300M')
+@pytest.mark.parametrize('name', ['C4Laser300M', 'WikipediaLaserBert2B'])
+def test_a_pairs_difference_is_three_lines(name):
+  file, text = _golden(name)
   assert [line[0] for line in text.splitlines()] == ['-', '+', '+'], file
 
 
@@ -77,8 +79,9 @@ def test_is_registered_under_the_name_of_the_package(name):
   assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
 
 
-def test_the_commands_stand_once_and_name_experiments():
-  named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', c4.__doc__)
+@pytest.mark.parametrize('module', [bert, c4])
+def test_the_commands_stand_once_and_name_experiments(module):
+  named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', module.__doc__)
   assert len(named) == 2 and set(named) <= set(NAMES)
   assert not any('--exp=' in getattr(configs, name).__doc__ for name in NAMES)
 
@@ -138,6 +141,11 @@ def test_a_pair_differs_in_its_attention_alone(standard, laser):
 def test_parameters_within_half_a_percent_of_the_names_count(kind, size, parameters):
   f = _facts(f'C4{kind}{size}')
   assert f.parameters == pytest.approx(parameters, rel=5e-3)
+
+
+@pytest.mark.parametrize('kind', ['Standard', 'Laser'])
+def test_bert_has_the_papers_size(kind):
+  assert _facts(f'Wikipedia{kind}Bert2B').parameters == 2_202_163_898
 
 
 def test_tokens_are_the_papers():

@@ -43,6 +43,19 @@ def _open(path: Path) -> BinaryIO:
   return path.open('rb')
 
 
+def read_blocks(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
+  """Yields the documents of a text file in which a blank line ends a document.
+
+  Args:
+    path: A text file.
+    open_file: As in `read_documents`.
+
+  Raises:
+    UserError: As in `read_documents`.
+  """
+  return _read(path, open_file, _read_text_blocks)
+
+
 def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
   """Yields the documents of one source file, in order.
 
@@ -57,13 +70,20 @@ def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) ->
     UserError: The file cannot be read, is truncated or corrupt, or is not UTF-8. Or a line is not
       a JSON object with a string `text`. The message names the file.
   """
-  suffix = files.suffix_of(path)
-  read = _read_json_lines if suffix in files.JSON_SUFFIXES else _read_text
+  is_json = files.suffix_of(path) in files.JSON_SUFFIXES
+  return _read(path, open_file, _read_json_lines if is_json else _read_text)
+
+
+def _read(
+  path: Path,
+  open_file: Callable[[Path], BinaryIO],
+  read: Callable[[Path, TextIO], Iterator[Document]],
+) -> Iterator[Document]:
   name, count = folders.shown(path), 0
   try:
     with contextlib.ExitStack() as stack:
       data = stack.enter_context(open_file(path))
-      if suffix.endswith('.gz'):
+      if path.name.lower().endswith('.gz'):
         data = stack.enter_context(gzip.open(data))
       for document in read(path, io.TextIOWrapper(data, encoding='utf-8-sig')):
         count += 1
@@ -116,3 +136,16 @@ def _read_text(path: Path, lines: TextIO) -> Iterator[Document]:
     size += len(line)
   if text := ''.join(pieces).rstrip('\n'):
     yield Document(text, '', name)
+
+
+def _read_text_blocks(path: Path, lines: TextIO) -> Iterator[Document]:
+  name = folders.shown(path.name)
+  block: list[str] = []
+  for line in lines:
+    if not line.isspace():
+      block.append(line)
+    elif block:
+      yield Document(''.join(block), '', name)
+      block = []
+  if block:
+    yield Document(''.join(block), '', name)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ SAME_FILE = 'the same file as one that is taken'
 
 # A download from a Git repository may be a small text that stands for the file.
 _LFS_POINTER = b'version https://git-lfs'
+# A finished data set has one of these files: TFDS's own, and the report of `prepare`.
+_MARKS_OF_DATA = ('dataset_info.json', 'report.json')
 
 
 class LeftOut(NamedTuple):
@@ -58,7 +60,15 @@ def suffix_of(path: Path) -> str | None:
   return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
 
-def find_sources(paths: Sequence[str | Path], own: Path | None = None) -> Sources:
+def _has_suffix(path: Path) -> bool:
+  return suffix_of(path) is not None
+
+
+def find_sources(
+  paths: Sequence[str | Path],
+  own: Path | None = None,
+  is_source: Callable[[Path], bool] = _has_suffix,
+) -> Sources:
   """Finds the source files among `paths` and, recursively, in the folders among them.
 
   A source file is a regular file with one of `SUFFIXES`, in upper or lower case. Links are
@@ -69,6 +79,7 @@ def find_sources(paths: Sequence[str | Path], own: Path | None = None) -> Source
     paths: Source files, and folders that contain such files.
     own: Folder that is being written. Files and folders beside it whose names begin with its name
       are passed over.
+    is_source: Whether a file's name is that of a source.
 
   Raises:
     UserError: A path does not exist, is a file of another kind, is empty or cannot be read, or is a
@@ -76,7 +87,7 @@ def find_sources(paths: Sequence[str | Path], own: Path | None = None) -> Source
   """
   if not paths:
     raise UserError(f'no source given: name files ({_known()}) or folders of them')
-  search = _Search(own)
+  search = _Search(own, is_source)
   for path in map(folders.resolve_local, paths):
     search.add(path)
   return search.result()
@@ -89,8 +100,8 @@ def _known() -> str:
 class _Search:
   """The files that were found so far."""
 
-  def __init__(self, own: Path | None):
-    self.own = own
+  def __init__(self, own: Path | None, is_source: Callable[[Path], bool]):
+    self.own, self.is_source = own, is_source
     self.found: list[Path] = []
     self.left_out: list[LeftOut] = []
     self._folders: set[tuple[int, int]] = set()
@@ -106,7 +117,7 @@ class _Search:
           f'{folders.shown(path)}: no source file in this folder; expected files named '
           f'*{{{_known()}}}'
         )
-    elif not stat.S_ISREG(status.st_mode) or suffix_of(path) is None:
+    elif not stat.S_ISREG(status.st_mode) or not self.is_source(path):
       raise UserError(f'{folders.shown(path)}: not a source file; expected one of {_known()}')
     else:
       self.found.append(path)
@@ -142,7 +153,7 @@ class _Search:
     if path.name.startswith('.'):
       self.left_out.append(LeftOut(path, HIDDEN))
       return
-    if suffix_of(path) is None and not path.exists():  # A link of no interest that leads nowhere.
+    if not self.is_source(path) and not path.exists():  # A link of no interest that leads nowhere.
       self.left_out.append(LeftOut(path, OTHER_SUFFIX))
       return
     mode = _status(path).st_mode
@@ -151,7 +162,7 @@ class _Search:
         self.left_out.append(LeftOut(path, PREPARED))
       else:
         self._add_folder(path)
-    elif suffix_of(path) is None:
+    elif not self.is_source(path):
       self.left_out.append(LeftOut(path, OTHER_SUFFIX))
     elif not stat.S_ISREG(mode):
       self.left_out.append(LeftOut(path, NOT_REGULAR))
@@ -175,9 +186,9 @@ class _Search:
 
 
 def _is_prepared(folder: Path) -> bool:
-  """Whether a folder is a data set in TFDS's layout, or unfinished work of `prepare`."""
+  """Whether a folder is a finished data set, or unfinished work of `prepare`."""
   is_unfinished = re.search(r'\.incomplete-[0-9a-f]{8}$', folder.name) is not None
-  return is_unfinished or (folder / 'dataset_info.json').exists()
+  return is_unfinished or any((folder / name).exists() for name in _MARKS_OF_DATA)
 
 
 def _status(path: Path) -> os.stat_result:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from laser_pax import folders
 from laser_pax.data import sources
-from laser_pax.data.datasets import C4
+from laser_pax.data.datasets import C4, WIKIPEDIA
 from laser_pax.data.prepare import c4
 
 FOLDER = Path(__file__).parent
 VOCAB = FOLDER / 'vocab.model'
+WORDPIECE = FOLDER / 'vocab.txt'
 
 
 def prepare_sample() -> sources.Source:
@@ -27,16 +28,46 @@ def prepare_sample() -> sources.Source:
   Raises:
     UserError: The folder cannot be written.
   """
-  files = sorted(FOLDER.glob('c4-*.json.gz'))
-  # Each version of the sample has its own folder.
-  key = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:8]
-  data_dir = folders.cache_dir() / f'sample-{key}'
+  files = _texts()
+  data_dir = _folder(files, 'sample')
   if not (data_dir / C4.folder).exists():
     folders.make_folder(data_dir)
     with folders.locked(data_dir / 'sample.lock'):
       if not (data_dir / C4.folder).exists():
         c4.prepare(files, data_dir)
   return sources.Source(str(data_dir), str(VOCAB))
+
+
+def prepare_records() -> str:
+  """Makes records for BERT from the sample under `~/.cache/laser_pax`, unless they are there.
+
+  It takes half a minute.
+
+  Returns:
+    The folder of the records.
+
+  Raises:
+    UserError: The folder cannot be written.
+  """
+  from laser_pax.data.prepare import wikipedia
+
+  data_dir = _folder([*_texts(), WORDPIECE], 'records')
+  if not (data_dir / WIKIPEDIA.folder).exists():
+    folders.make_folder(data_dir)
+    with folders.locked(data_dir / 'sample.lock'):
+      if not (data_dir / WIKIPEDIA.folder).exists():
+        wikipedia.prepare(_texts(), data_dir, vocab=WORDPIECE, copies=1)
+  return str(data_dir / WIKIPEDIA.folder)
+
+
+def _texts() -> list[Path]:
+  return sorted(FOLDER.glob('c4-*.json.gz'))
+
+
+def _folder(files: list[Path], kind: str) -> Path:
+  """Returns the cache's folder for what is made of these files. Each version has its own."""
+  key = hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:8]
+  return folders.cache_dir() / f'{kind}-{key}'
 
 
 def find_source_or_sample(

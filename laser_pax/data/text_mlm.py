@@ -1,0 +1,271 @@
+"""Text for masked language models: MLPerf's records for BERT, packed into rows of one length.
+
+A batch has B rows per host, of T tokens each, in these fields:
+
+| field | dtype, shape | |
+|---|---|---|
+| labels | int32 [B, T] | the tokens, as they were |
+| masked_ids | int32 [B, T] | the tokens, some masked: what the model reads |
+| masked_pos | float32 [B, T] | 1 for a token that is to be predicted, else 0 |
+| paddings | float32 [B, T] | 1 for padding |
+| segment_ids | int32 [B, T] | 1, 2, ... for the documents of a row, 0 for padding |
+| segment_pos | int32 [B, T] | place in the document; 0 at padding |
+| eval_sample_weights | float32 [B] | 0 for a row that only fills the last batch; not in training |
+
+As PAX does with these records: the first [SEP] is taken out, so that A and B are one document. In
+training the stored masks are dropped and new ones drawn each time, and documents share rows. In
+evaluation the stored masks stay, and each document has its row.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import seqio
+import tensorflow as tf
+from etils import epath
+from paxml import seqio_input
+from praxis import base_hyperparams, pax_fiddle, py_utils
+
+from laser_pax.data import inputs, text_lm, wordpiece
+from laser_pax.data.prepare.wikipedia import EVAL_FILE, PREDICTIONS, TOKENS
+
+# Shares of tokens that become [MASK], become random, and stay, each to be predicted. As in PAX.
+MASKED, RANDOM, KEPT = 0.12, 0.015, 0.015
+
+_FEATURES = ('labels', 'masked_ids', 'masked_pos')
+_RECORD = {
+  'input_ids': tf.io.FixedLenFeature([TOKENS], tf.int64),
+  'input_mask': tf.io.FixedLenFeature([TOKENS], tf.int64),
+  'masked_lm_positions': tf.io.FixedLenFeature([PREDICTIONS], tf.int64),
+  'masked_lm_ids': tf.io.FixedLenFeature([PREDICTIONS], tf.int64),
+  'masked_lm_weights': tf.io.FixedLenFeature([PREDICTIONS], tf.float32),
+}
+
+
+def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
+  """Returns the shapes and dtypes of a training batch, without opening the data.
+
+  Args:
+    batch_size: B, the rows.
+    seq_len: T, the tokens per row.
+  """
+  shape = (batch_size, seq_len)
+  integer, real = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+  return py_utils.NestedMap(
+    labels=integer,
+    masked_ids=integer,
+    masked_pos=real,
+    paddings=real,
+    segment_ids=integer,
+    segment_pos=integer,
+  )
+
+
+def train_input(
+  folder: str, *, batch_size: int, seq_len: int, vocab_size: int, seed: int
+) -> pax_fiddle.Config[inputs.GlobalStreamInput]:
+  """Returns the endless input of packed rows of the train split (see `inputs.train_input`).
+
+  Args:
+    folder: Folder of the records.
+    batch_size: B, the rows per host.
+    seq_len: T, the tokens per row, at most 512.
+    vocab_size: V, from which random tokens are drawn.
+    seed: Seed of the order of files and records, and of the masks.
+  """
+  converter = pax_fiddle.Config(MaskedRows, pack=True, vocab_size=vocab_size, seed=seed)
+  return inputs.train_input(
+    masked_task(folder),
+    lengths=dict.fromkeys(_FEATURES, seq_len),
+    converter=converter,
+    batch_size=batch_size,
+    seed=seed,
+    name='train',
+  )
+
+
+def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
+  """Returns the input of the whole evaluation split, with the stored masks.
+
+  Args:
+    folder: Folder of the records.
+    batch_size: B, the rows per host.
+    seq_len: T, the tokens per row. A longer document is cut.
+  """
+  return inputs.eval_input(
+    masked_task(folder),
+    cls=MaskedEvalInput,
+    split='eval',
+    lengths=dict.fromkeys(_FEATURES, seq_len),
+    converter=pax_fiddle.Config(MaskedRows, pack=False),
+    batch_size=batch_size,
+    name='eval',
+  )
+
+
+class _Records(seqio.TFExampleDataSource):
+  """MLPerf's records, from files in an order that is the same in each epoch.
+
+  seqio draws a new order of files for each epoch, and an iterator's saved state has no such order.
+  """
+
+  def list_shards(self, split: str) -> list[str]:
+    files = sorted(super().list_shards(split))
+    random.Random(0).shuffle(files)
+    return files
+
+  def get_dataset(self, split: str, shuffle: bool = True, *args, **kwargs) -> tf.data.Dataset:
+    return super().get_dataset(split, False, *args, **kwargs)
+
+
+class MaskedEvalInput(seqio_input.SeqIOInput):
+  """PAX's input, in which the rows that fill the last batch have nothing to predict."""
+
+  def _pad_to_batch_size(self, ds: tf.data.Dataset) -> tf.data.Dataset:
+    def weigh(row: py_utils.NestedMap) -> py_utils.NestedMap:
+      row.masked_pos *= row.eval_sample_weights
+      return row
+
+    return super()._pad_to_batch_size(ds).map(weigh)
+
+
+def masked_task(folder: str) -> str:
+  """Registers the task for the records of a folder, once, and returns its name."""
+  name = f'laser_pax_masked_{hashlib.sha256(folder.encode()).hexdigest()[:8]}'
+  if name not in seqio.TaskRegistry.names():
+    vocabulary = seqio.PassThroughVocabulary(0)
+    feature = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
+    seqio.TaskRegistry.add(
+      name,
+      task_cls=text_lm.EpochTask,
+      source=_Records({'train': f'{folder}/part-*-of-*', 'eval': f'{folder}/{EVAL_FILE}'}, _RECORD),
+      preprocessors=[functools.partial(tf.data.Dataset.map, map_func=restore_tokens)],
+      output_features=dict.fromkeys(_FEATURES, feature),
+      shuffle_buffer_size=text_lm.SHUFFLE_ROWS,
+    )
+  return name
+
+
+def restore_tokens(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Returns a record's tokens as they were, and masked, without the first [SEP] and padding.
+
+  Args:
+    record: A record of MLPerf's layout.
+
+  Returns:
+    `labels`, `masked_ids` and `masked_pos`, int32, of the document's own length.
+  """
+  count = tf.cast(tf.reduce_sum(record['masked_lm_weights']), tf.int32)
+  places = record['masked_lm_positions'][:count, None]
+  masked = tf.cast(record['input_ids'], tf.int32)
+  originals = tf.cast(record['masked_lm_ids'][:count], tf.int32)
+  labels = tf.tensor_scatter_nd_update(masked, places, originals)
+  is_masked = tf.tensor_scatter_nd_update(tf.zeros_like(masked), places, tf.ones_like(originals))
+  is_first_end = tf.math.cumsum(tf.cast(labels == wordpiece.SEP, tf.int32)) == 1
+  is_kept = (record['input_mask'] > 0) & ~(is_first_end & (labels == wordpiece.SEP))
+  kept = {'labels': labels, 'masked_ids': masked, 'masked_pos': is_masked}
+  return {name: tf.boolean_mask(x, is_kept) for name, x in kept.items()}
+
+
+def remask(
+  tokens: Mapping[str, tf.Tensor], seed: tf.Tensor, vocab_size: int
+) -> dict[str, tf.Tensor]:
+  """Draws new masks, for each token alone: 12% [MASK], 1.5% a random token, 1.5% as it was.
+
+  Args:
+    tokens: What `restore_tokens` returns.
+    seed: Seed, int64.
+    vocab_size: V, from which random tokens are drawn.
+
+  Source: PAX's MaskedLmDataAugmenter.
+  """
+  labels = tokens['labels']
+  chance = tf.random.stateless_uniform(tf.shape(labels), [seed, 0])
+  drawn = tf.random.stateless_uniform(
+    tf.shape(labels), [seed, 1], maxval=vocab_size, dtype=tf.int32
+  )
+  masked = tf.where(chance < MASKED + RANDOM, drawn, labels)
+  masked = tf.where(chance < MASKED, wordpiece.MASK, masked)
+  is_masked = tf.cast(chance < MASKED + RANDOM + KEPT, tf.int32)
+  return {'labels': labels, 'masked_ids': masked, 'masked_pos': is_masked}
+
+
+class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
+  """Makes rows of documents: packed, with new masks, or a document in each."""
+
+  TASK_FEATURES = dict.fromkeys(_FEATURES, seqio.FeatureConverter.FeatureSpec(dtype=tf.int32))
+  MODEL_FEATURES = {
+    name: seqio.FeatureConverter.FeatureSpec(dtype=tf.as_dtype(spec.dtype))
+    for name, spec in batch_specs(1, 1).items()
+  }
+  PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
+
+  def __init__(self, pack: bool, vocab_size: int = 0, seed: int = 0):
+    """Takes seqio's `pack`; and, for new masks, the size of the vocabulary and a seed."""
+    super().__init__(pack=pack)
+    self._vocab_size, self._seed = vocab_size, seed
+
+  def __str__(self) -> str:
+    """Returns the text that PAX writes into its description of the input."""
+    return f'{type(self).__name__}(pack={self.pack}, seed={self._seed})'
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    """Returns the length of a row for each field."""
+    return dict.fromkeys(self.MODEL_FEATURES, task_feature_lengths['labels'])
+
+  def _convert_features(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    if self.pack:
+      seeds = tf.data.Dataset.random(self._seed)
+      ds = tf.data.Dataset.zip(ds, seeds).map(
+        functools.partial(remask, vocab_size=self._vocab_size),
+        num_parallel_calls=tf.data.AUTOTUNE,
+      )
+    # seqio takes every 0 for padding, also those of masked_pos: one more keeps them.
+    ds = ds.map(lambda x: {name: 1 + x[name] for name in _FEATURES})
+    ds = self._pack_or_pad(ds, task_feature_lengths)
+    return ds.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)
+
+  def _row(self, row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    is_real = tf.cast(row['labels'] > 0, tf.int32)
+    if self.pack:
+      segment_ids, positions = row['labels_segment_ids'], row['labels_positions']
+    else:
+      segment_ids, positions = is_real, tf.range(tf.size(is_real)) * is_real
+    return {
+      'labels': row['labels'] - is_real,
+      'masked_ids': row['masked_ids'] - is_real,
+      'masked_pos': tf.cast(row['masked_pos'] - is_real, tf.float32),
+      'paddings': tf.cast(segment_ids == 0, tf.float32),
+      'segment_ids': segment_ids,
+      'segment_pos': positions,
+    }
+
+
+def find_folder(data_dir: str, prepared: str) -> str | None:
+  """Returns the folder of the records: below `data_dir`, or itself.
+
+  Args:
+    data_dir: Folder of prepared data, or of MLPerf's own records.
+    prepared: Folder of the data set below it.
+  """
+  for folder in (epath.Path(data_dir) / prepared, epath.Path(data_dir)):
+    if (folder / EVAL_FILE).exists() and any(folder.glob('part-*-of-*')):
+      return str(folder)
+  return None
+
+
+def vocab_size(path: str) -> int | None:
+  """Returns the number of pieces of a WordPiece vocabulary, or None if the file is not there.
+
+  Raises:
+    UserError: The file is not such a vocabulary.
+  """
+  return len(wordpiece.read_vocab(path)) if epath.Path(path).exists() else None

@@ -1,0 +1,92 @@
+"""BERT: masked language models, on MLPerf's records."""
+
+import jax
+from praxis import py_utils
+from praxis.layers import models
+
+from laser_pax.data import sources, text_mlm, wordpiece
+from laser_pax.data.datasets import WIKIPEDIA
+from laser_pax.errors import UserError
+from laser_pax.experiment import base
+from laser_pax.experiment.text import TextTransformer
+
+
+class BertMLM(TextTransformer):
+  """A bidirectional Transformer that predicts masked tokens, and nothing else.
+
+  DATA_DIR may also be a folder of MLPerf's own records: part-00000-of-00500 and so on, eval_10k.
+  """
+
+  MODEL_CLASS = models.BertModel
+  METRIC = base.Metric(
+    name='fraction_of_correct_preds', label='accuracy', derived={'wrong': lambda x: 1 - x}
+  )
+  IS_CAUSAL = False
+
+  DATASET = WIKIPEDIA
+  VOCAB_SIZE = 30_522  # MLPerf's vocabulary
+  SEQ_LEN = 512  # MLPerf's records
+
+  def task(self) -> base.Task:
+    """Returns the task: PAX's BertModel with AdamW and this experiment's schedule.
+
+    Raises:
+      UserError: The sizes do not fit each other.
+    """
+    task_p = super().task()
+    task_p.model.mask_token_id = wordpiece.MASK
+    return task_p
+
+  def folder(self) -> str:
+    """Returns the folder of the records.
+
+    Raises:
+      UserError: There are none; the message has the command that makes them.
+    """
+    data = sources.find_data_dir(self.DATA_DIR)
+    folder = text_mlm.find_folder(data.path, self.DATASET.folder)
+    if folder is None:
+      raise UserError(
+        f'no records for BERT: looked for part-*-of-* and {text_mlm.EVAL_FILE} in {data.path} and '
+        f'in its {self.DATASET.folder} (named by {data.named_by}); make them with: '
+        f'{self.DATASET.prepare_command(data.path)} --vocab vocab.txt'
+      )
+    return folder
+
+  def datasets(self) -> base.Inputs:
+    """Returns the inputs of the training split and of the whole evaluation split.
+
+    Raises:
+      UserError: As for `folder`.
+    """
+    folder, processes = self.folder(), jax.process_count()
+    return [
+      text_mlm.train_input(
+        folder,
+        batch_size=self.GLOBAL_BATCH_SIZE // processes,
+        seq_len=self.SEQ_LEN,
+        vocab_size=self.VOCAB_SIZE,
+        seed=self.DATA_SEED,
+      ),
+      text_mlm.eval_input(
+        folder, batch_size=self.eval_batch_size() // processes, seq_len=self.SEQ_LEN
+      ),
+    ]
+
+  def input_specs(self, batch_size: int) -> py_utils.NestedMap:
+    """Returns the shapes and dtypes of a batch of `batch_size` rows."""
+    return text_mlm.batch_specs(batch_size, self.SEQ_LEN)
+
+  def check_data(self) -> None:
+    """Checks that the records exist, and that a vocabulary beside them fits VOCAB_SIZE.
+
+    Raises:
+      UserError: They do not; the message has the fix.
+    """
+    vocab = f'{self.folder()}/vocab.txt'
+    size = text_mlm.vocab_size(vocab)
+    if size is not None and size != self.VOCAB_SIZE:
+      raise UserError(
+        f'{vocab} has {size} pieces, but the model has VOCAB_SIZE = {self.VOCAB_SIZE}: set '
+        f'VOCAB_SIZE = {size}, or prepare the data with another vocabulary'
+      )
