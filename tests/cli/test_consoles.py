@@ -13,7 +13,7 @@ from laser_pax.cli import consoles
 log = pathlib.Path(sys.argv[1])
 with consoles.output_to(log) as console:
   console.write('begins\\n')
-  print('to the log')
+  print('to the log', flush=True)
   os.write(2, b'from C++\\n')
   if sys.argv[2] == 'full':
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
