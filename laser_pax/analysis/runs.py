@@ -15,8 +15,8 @@ class Run:
 
   Attributes:
     name: Name to show.
-    train: Training loss by step, in nats per token.
-    evaluations: Loss on the whole validation split by step, in nats per token.
+    train: Training loss by step.
+    evaluations: Figure of the metric on the whole evaluation split, by step.
     units_per_second: Median number of units (tokens, images) per second.
     minutes: Minutes of training and evaluations, without imports and the first compilation.
   """
@@ -28,12 +28,12 @@ class Run:
   minutes: float
 
   @property
-  def test_loss(self) -> float:
-    """Loss on the validation split at the last evaluation, in nats per token."""
+  def test(self) -> float:
+    """Figure of the metric at the last evaluation."""
     return self.evaluations[max(self.evaluations)]
 
 
-def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
+def read_run(name: str, job_log_dir: pathlib.Path, label: str = 'loss') -> Run:
   """Reads a run from its progress.jsonl.
 
   A resumed run may have several records of one step. The last of them counts.
@@ -41,6 +41,7 @@ def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
   Args:
     name: Name to show.
     job_log_dir: Folder of the run.
+    label: Label of the metric in the records.
 
   Raises:
     UserError: The folder has no progress.jsonl, or the file has no evaluation.
@@ -63,7 +64,7 @@ def read_run(name: str, job_log_dir: pathlib.Path) -> Run:
       if rate is not None:
         rates.append(rate)
     else:
-      evaluations[record['step']] = record['loss']
+      evaluations[record['step']] = record[label]
   if not evaluations or not rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')
   return Run(name, train, evaluations, statistics.median(rates), minutes)
@@ -82,14 +83,17 @@ def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[
   return steps, means
 
 
-def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) -> None:
-  """Draws the losses of runs, and below them the differences from the first run.
+def plot_runs(
+  runs: Sequence[Run], label: str, chance: tuple[str, float], out: pathlib.Path
+) -> None:
+  """Draws the runs' losses, the differences from the first run, and the metric if it is another.
 
-  Training losses are lines, and evaluations are points.
+  Lines are training, points are evaluations.
 
   Args:
     runs: One to four runs.
-    unigram_entropy: Loss of a model that knows only token frequencies, in nats per token.
+    label: Label of the metric.
+    chance: Name and figure of what frequencies alone reach.
     out: PNG or SVG file to write.
   """
   import matplotlib
@@ -97,29 +101,41 @@ def plot_runs(runs: Sequence[Run], unigram_entropy: float, out: pathlib.Path) ->
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  figure, (losses, differences) = plt.subplots(
-    2, figsize=(7, 5), height_ratios=(3, 1), sharex=True, layout='constrained'
+  is_loss = label == 'loss'
+  heights = (3, 1) if is_loss else (3, 1, 3)
+  figure, axes = plt.subplots(
+    len(heights),
+    figsize=(7, 1.25 * sum(heights)),
+    height_ratios=heights,
+    sharex=True,
+    layout='constrained',
   )
-  base = runs[0]
+  losses, differences, metric = axes[0], axes[1], axes[0 if is_loss else 2]
   for run, color in zip(runs, ('#3a6ea5', '#d1495b', '#66a182', '#edae49'), strict=False):
     losses.plot(*smooth(run.train), color=color, label=f'{run.name}, training')
-    label = f'{run.name}, test: {run.test_loss:.4f} at the end'
-    losses.plot(*zip(*run.evaluations.items(), strict=True), 'o', color=color, label=label)
-    if run is not base:
-      for points, style in ((run.train, '-'), (run.evaluations, 'o')):
-        against = base.train if style == '-' else base.evaluations
+    words = f'{run.name}, test: {run.test:.4f} at the end'
+    metric.plot(*zip(*run.evaluations.items(), strict=True), 'o', color=color, label=words)
+    if run is not runs[0]:
+      pairs = [(run.train, runs[0].train, '-')]
+      pairs += [(run.evaluations, runs[0].evaluations, 'o')] if is_loss else []
+      for points, against, style in pairs:
         common = {s: points[s] - against[s] for s in points if against.get(s) and points[s]}
         drawn = smooth(common) if style == '-' else (list(common), list(common.values()))
         differences.plot(*drawn, style, color=color)
-  losses.axhline(unigram_entropy, color='0.5', ls=':', label=f'unigram: {unigram_entropy:.2f}')
+  metric.axhline(chance[1], color='0.5', ls=':', label=f'{chance[0]}: {chance[1]:.2f}')
   differences.axhline(0, color='0.5', ls=':')
-  top = max(unigram_entropy, *(max(run.evaluations.values()) for run in runs))
-  bottom = min(run.test_loss for run in runs)
-  losses.set(ylabel='loss (nats a token)', ylim=(bottom - 0.3, top + 0.7))
-  differences.set(xlabel='step', ylabel=f'minus\n{base.name}')
-  losses.legend(frameon=False, fontsize=8)
-  for axes in (losses, differences):
-    axes.spines[['top', 'right']].set_visible(False)
+  if is_loss:
+    top = max(chance[1], *(max(run.evaluations.values()) for run in runs))
+    losses.set_ylim(min(run.test for run in runs) - 0.3, top + 0.7)
+  else:
+    metric.set_ylabel(label)
+  losses.set_ylabel('loss (nats)')
+  differences.set_ylabel(f'minus\n{runs[0].name}')
+  axes[-1].set_xlabel('step')
+  for one in {losses, metric}:
+    one.legend(frameon=False, fontsize=8)
+  for one in axes:
+    one.spines[['top', 'right']].set_visible(False)
   out.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out, dpi=150)
   plt.close(figure)

@@ -19,6 +19,7 @@ evaluation the stored masks stay, and each document has its row.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import random
@@ -269,3 +270,24 @@ def vocab_size(path: str) -> int | None:
     UserError: The file is not such a vocabulary.
   """
   return len(wordpiece.read_vocab(path)) if epath.Path(path).exists() else None
+
+
+def accuracy_by_frequency(folder: str, seq_len: int) -> float:
+  """Returns the accuracy of repeating what is read, and for [MASK] the commonest token.
+
+  A tenth of the tokens to predict stay as they were, so that repeating is right there.
+
+  Args:
+    folder: Folder of the records.
+    seq_len: T, the tokens per row. Later ones do not count.
+  """
+  records = tf.data.TFRecordDataset(f'{folder}/{EVAL_FILE}')
+  parse = functools.partial(tf.io.parse_single_example, features=_RECORD)
+  repeated, total, hidden = 0, 0, collections.Counter()
+  for row in records.map(parse).map(restore_tokens).as_numpy_iterator():
+    chosen = row['masked_pos'][:seq_len] == 1
+    labels, read = row['labels'][:seq_len][chosen], row['masked_ids'][:seq_len][chosen]
+    total += len(labels)
+    repeated += (labels == read).sum()
+    hidden.update(labels[read == wordpiece.MASK].tolist())
+  return float(repeated + max(hidden.values())) / total

@@ -43,6 +43,18 @@ class Metric:
   derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
 
 
+class Chance(NamedTuple):
+  """What a model reaches that knows only how frequent each answer is.
+
+  Attributes:
+    name: What it is, in words.
+    value: Its figure, that of the family's METRIC.
+  """
+
+  name: str
+  value: float
+
+
 class ModelFlops(NamedTuple):
   """Floating-point operations of one train step, over all chips, as MFU counts them.
 
@@ -102,6 +114,10 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def describe(self) -> dict[str, str]:
     """Returns the family's rows of `show`, by name. One of them is 'global batch'."""
+
+  @abc.abstractmethod
+  def chance(self) -> Chance:
+    """Returns what knowledge of frequencies alone reaches on the data to evaluate on."""
 
   @abc.abstractmethod
   def check(self) -> None:

@@ -77,6 +77,11 @@ class BertMLM(TextTransformer):
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""
     return text_mlm.batch_specs(batch_size, self.SEQ_LEN)
 
+  def chance(self) -> base.Chance:
+    """Returns the accuracy of repeating what is read, and for [MASK] the commonest token."""
+    accuracy = text_mlm.accuracy_by_frequency(self.folder(), self.SEQ_LEN)
+    return base.Chance('by frequency', accuracy)
+
   def check_data(self) -> None:
     """Checks that the records exist, and that a vocabulary beside them fits VOCAB_SIZE.
 

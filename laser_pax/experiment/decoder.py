@@ -65,6 +65,10 @@ class DecoderLM(TextTransformer):
     """Returns the shapes and dtypes of a batch of `batch_size` sequences."""
     return text_lm.batch_specs(batch_size, self.SEQ_LEN)
 
+  def chance(self) -> base.Chance:
+    """Returns the unigram entropy, in nats a token."""
+    return base.Chance('unigram entropy', records.unigram_entropy(self.source()))
+
   def check_data(self) -> None:
     """Checks that data and vocabulary exist, fit VOCAB_SIZE, and fill a row.
 

@@ -23,8 +23,8 @@ def _train(step, seconds, loss=2.0, rate=100.0):
   }
 
 
-def _eval(step, seconds, loss):
-  return {'kind': 'eval', 'step': step, 'loss': loss, 'seconds': seconds}
+def _eval(step, seconds, value, label='loss'):
+  return {'kind': 'eval', 'step': step, label: value, 'seconds': seconds}
 
 
 def test_the_last_records_of_a_resumed_run_count_and_its_minutes_add_up(tmp_path):
@@ -39,7 +39,7 @@ def test_the_last_records_of_a_resumed_run_count_and_its_minutes_add_up(tmp_path
   _write(tmp_path, records)
   run = runs.read_run('LASER', tmp_path)
   assert run.train == {1: 2.0, 2: 8.0, 3: 7.0}
-  assert run.test_loss == 7.5
+  assert run.test == 7.5
   assert run.minutes == pytest.approx(2.0)
   assert run.units_per_second == 100.0
 
@@ -58,8 +58,11 @@ def test_smoothing_keeps_a_constant_and_leaves_skipped_losses_out():
   assert runs.smooth({1: 1.0, 2: 3.0, 3: 5.0}, window=2)[1] == [1.0, 2.0, 4.0]
 
 
-def test_plot_is_a_picture(tmp_path):
-  _write(tmp_path / 'a', [_train(1, 1), _train(2, 2), _eval(2, 3, 2.5)])
-  run = runs.read_run('a', tmp_path / 'a')
-  runs.plot_runs([run, run], 6.4, tmp_path / 'plots' / 'curves.png')
-  assert (tmp_path / 'plots' / 'curves.png').read_bytes().startswith(b'\x89PNG')
+@pytest.mark.parametrize('label', ['loss', 'accuracy'])
+def test_plot_is_a_picture(tmp_path, label):
+  _write(tmp_path / 'a', [_train(1, 1), _train(2, 2), _eval(2, 3, 0.5, label)])
+  run = runs.read_run('a', tmp_path / 'a', label)
+  assert run.test == 0.5
+  picture = tmp_path / 'plots' / 'curves.png'
+  runs.plot_runs([run, run], label, ('by frequency', 0.4), picture)
+  assert picture.read_bytes().startswith(b'\x89PNG')

@@ -141,6 +141,16 @@ quickstart --out=<FILE>
 quickstart --out=<FILE>/below --steps=2
 quickstart --out=
 quickstart --nope
+quickstart --family=
+quickstart --family=Text
+prepare wikipedia
+prepare wikipedia <TEXTS>
+prepare wikipedia <TEXTS> --vocab
+prepare wikipedia <TEXTS> --vocab=
+prepare wikipedia <TEXTS> --vocab=<NONE>
+prepare wikipedia <TEXTS> --vocab=<MODEL> --out=<DIR>
+prepare wikipedia <TEXTS> --vocab=<FILE> --out=<DIR> --copies=0
+prepare wikipedia <TEXTS> --vocab=<FILE> --out=<DIR> --seed=x
 train
 train C4LaserTiny
 train --exp=C4LaserTiny

@@ -91,3 +91,17 @@ def test_missing_records_are_told_with_the_command(tmp_path):
   experiment.DATA_DIR = str(tmp_path)
   with pytest.raises(UserError, match='prepare wikipedia SOURCE'):
     experiment.check_data()
+
+
+def test_chance_is_repeating_and_the_commonest_token(tmp_path):
+  experiment = WikipediaLaserBertTiny().on()
+  experiment.DATA_DIR = str(small_records.write(tmp_path))
+  pairs = []
+  for record in small_records.read(tmp_path, 'eval_10k'):
+    ids, places, originals = (
+      record[f'{name}'].numpy() for name in ('input_ids', 'masked_lm_positions', 'masked_lm_ids')
+    )
+    pairs += [(ids[p], t) for p, t in zip(places, originals, strict=True) if t]
+  hidden = [t for read, t in pairs if read == 103]
+  right = sum(read == t for read, t in pairs) + max(map(hidden.count, hidden))
+  assert experiment.chance() == ('by frequency', right / len(pairs))
