@@ -26,6 +26,8 @@ _STORAGE_ERRORS = (
   errno.EPERM,
   errno.EFBIG,
 )
+# The schemes of buckets that PAX's libraries can read and write.
+_BUCKETS = ('gs', 's3')
 # These come from file systems that have no locks, such as some of Lustre and of NFS.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -47,18 +49,25 @@ def resolve(folder: os.PathLike | str) -> str:
     name.encode()
   except UnicodeEncodeError as e:
     raise UserError(f'{shown(name)}: the name is no text in UTF-8; name another') from e
-  return name if '://' in name else os.fspath(resolve_local(name))
+  scheme, is_address, _ = name.partition('://')
+  if not is_address:
+    return os.fspath(resolve_local(name))
+  if scheme not in _BUCKETS:
+    raise UserError(f'{name}: expected a local folder or a bucket, {" or ".join(_BUCKETS)}://...')
+  return name
 
 
 def resolve_local(path: os.PathLike | str) -> Path:
   """Returns a local path, absolute, with `~` expanded. Its name may be any bytes.
 
   Raises:
-    UserError: The name is empty, or `~` names no home.
+    UserError: The name is empty or a bucket's, or `~` names no home.
   """
   name = os.fspath(path)
   if not name or '\0' in name:
     raise UserError(f'{name!r} names no file or folder; name one')
+  if '://' in name:
+    raise UserError(f'{name}: expected a local file or folder; name one of this machine')
   expanded = os.path.expanduser(name)
   if name.startswith('~') and expanded == name:
     raise UserError(f'{shown(name)}: there is no such home folder; write the whole path')
@@ -89,7 +98,7 @@ def cache_dir() -> Path:
 
 def _cache_root() -> Path | None:
   if cache := os.environ.get('XDG_CACHE_HOME'):
-    return Path(resolve(cache))
+    return resolve_local(cache)
   home = os.path.expanduser('~')
   return None if home == '~' else Path(home) / '.cache'
 

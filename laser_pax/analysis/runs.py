@@ -52,7 +52,10 @@ def read_run(name: str, job_log_dir: pathlib.Path, label: str = 'loss') -> Run:
   train, evaluations, rates, minutes = {}, {}, [], 0.0
   last_seconds = None
   for line in file.read_text().splitlines():
-    record = json.loads(line)
+    try:
+      record = json.loads(line)
+    except ValueError:  # A line that was cut when the run was killed.
+      continue
     # Each process counts seconds from its own start, and writes its first record after the step has
     # compiled. So the time before a process's first record does not count.
     if last_seconds is not None and record['seconds'] >= last_seconds:

@@ -76,8 +76,11 @@ def main(args: Sequence[str] | None = None) -> None:
   args = [arg for arg in args if arg != TRACEBACK]
   for variable, value in _QUIET_TENSORFLOW.items():
     os.environ.setdefault(variable, value)
-  for stream in (sys.stdout, sys.stderr):  # A name may have characters that the locale lacks.
-    stream.reconfigure(errors='backslashreplace')
+  for name in ('stdout', 'stderr'):
+    if getattr(sys, name) is None:  # It was closed before the start.
+      setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115
+    # A path may have characters that the locale lacks.
+    getattr(sys, name).reconfigure(errors='backslashreplace')
   try:
     sys.exit(_run(args))
   except BrokenPipeError:  # The reader of a pipe, such as `head`, has left.

@@ -20,6 +20,12 @@ _BY_HAND = ('server_addr', 'num_hosts', 'host_idx')
 _SLURM_JOB, _SLURM_NODES = 'SLURM_JOB_ID', 'SLURM_STEP_NODELIST'
 # What jax reads of Slurm. srun sets them, and a shell of the job lacks some.
 _SLURM = (_SLURM_JOB, _SLURM_NODES, 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+_OPEN_MPI = (
+  'OMPI_MCA_orte_hnp_uri',
+  'OMPI_COMM_WORLD_SIZE',
+  'OMPI_COMM_WORLD_RANK',
+  'OMPI_COMM_WORLD_LOCAL_RANK',
+)
 _ONE_PROCESS = '--multiprocess_gpu --server_addr=localhost:PORT --num_hosts=1 --host_idx=0'
 
 
@@ -41,13 +47,20 @@ def join(flags: Mapping[str, str]) -> None:
       '--jax_fully_async_checkpoint too'
     )
   by_hand = [name for name in _BY_HAND if name in flags]
-  if not is_joined or len(by_hand) == len(_BY_HAND):
+  if not is_joined:
+    return
+  if len(by_hand) == len(_BY_HAND):
+    if not re.fullmatch(r'.+:\d+', flags['server_addr']):
+      raise UserError(f'--server_addr={flags["server_addr"]}: expected HOST:PORT')
     return
   if by_hand:
     missing = ', '.join(f'--{name}' for name in _BY_HAND if name not in flags)
     raise UserError(f'--{by_hand[0]} needs {missing} too: give all of {_ONE_PROCESS}')
+  missing = [name for name in _OPEN_MPI if name not in os.environ]
   if _SLURM_JOB in os.environ:
     _join_slurm()
+  elif _OPEN_MPI[0] in os.environ and missing:
+    raise UserError(f'{_OPEN_MPI[0]} is set, but {", ".join(missing)} is missing: start by mpirun')
   elif not _is_detected():
     raise UserError(
       'this process is part of no cluster that jax knows (no step of Slurm or Open MPI, no TPU '
@@ -93,5 +106,8 @@ def _first_host(nodes: str) -> str:
     if shown.returncode == 0 and shown.stdout.split():
       return shown.stdout.split()[0]
   # Each bracket's first number, up to the first comma outside of brackets.
-  first = re.match(r'(?:[^,\[]|\[[^\]]*\])+', nodes)[0]
+  match = re.match(r'(?:[^,\[]|\[\w[^\]]*\])+', nodes)
+  if match is None:
+    raise UserError(f'{_SLURM_NODES} is {nodes!r}, which is no list of hosts: start this by srun')
+  first = match[0]
   return re.sub(r'\[(\w+)[^\]]*\]', r'\1', first)

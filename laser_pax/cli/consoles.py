@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class _BestEffort:
-  """A stream that ignores what the file system refuses: a run must not end for its log."""
+  """A stream that ignores what the file system refuses: a run must not end for its words."""
 
   def __init__(self, stream: TextIO):
     self._stream = stream
@@ -38,8 +38,8 @@ def output_to(log: pathlib.Path) -> Iterator[TextIO]:
   for stream in streams:
     stream.flush()
   saved = [os.dup(fd) for fd in (1, 2)]
-  with open(log, 'ab', buffering=0) as file, os.fdopen(os.dup(1), 'w', buffering=1) as console:
-    console.reconfigure(errors='backslashreplace')
+  console = _BestEffort(os.fdopen(os.dup(1), 'w', buffering=1, errors='backslashreplace'))
+  with _open_or_drop(log, 'ab', buffering=0) as file:
     try:
       for fd in (1, 2):
         os.dup2(file.fileno(), fd)
@@ -51,6 +51,26 @@ def output_to(log: pathlib.Path) -> Iterator[TextIO]:
         _flush_or_drop(stream, fd)
         os.dup2(original, fd)
         os.close(original)
+      with contextlib.suppress(OSError):
+        console.close()
+
+
+def _open_or_drop(path: pathlib.Path, mode: str, **options):
+  """Opens a file, or what takes everything and keeps nothing."""
+  try:
+    return open(path, mode, **options)
+  except OSError:
+    return open(os.devnull, mode, **options)
+
+
+def open_records(path: pathlib.Path) -> TextIO:
+  """Opens a file of records, one a line, to append to it. A line that was cut is ended first."""
+  file = _open_or_drop(path, 'a', buffering=1)
+  with contextlib.suppress(OSError):
+    content = path.read_bytes()[-1:]
+    if content not in (b'', b'\n'):
+      file.write('\n')
+  return file
 
 
 def _flush_or_drop(stream: TextIO, fd: int) -> None:

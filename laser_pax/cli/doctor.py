@@ -237,7 +237,7 @@ def check_data(environment: Environment) -> list[Finding]:
   named_data = environment.environ.get(sources.DATA_DIR_VARIABLE)
   named_vocab = environment.environ.get(sources.VOCAB_VARIABLE)
   try:
-    data_dir = named_data or str(sources.default_data_dir())
+    data_dir = named_data or sources.default_data_dir()
   except UserError:  # check_folders says what is missing.
     return []
   return [
@@ -296,7 +296,9 @@ def _check_folder(subject: str, folder: pathlib.Path, fix: str) -> Finding:
 def read_environment(job_dir: pathlib.Path) -> Environment:
   """Returns the facts of this machine and this Python."""
   installed = {
-    _normalised(d.metadata['Name']): d.version for d in importlib.metadata.distributions()
+    _normalised(name): d.version
+    for d in importlib.metadata.distributions()
+    if (name := d.metadata['Name'])  # A package that is half removed has none.
   }
   has_tpu = bool(glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')) or any(
     name in os.environ for name in ('TPU_NAME', 'TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID')
@@ -355,13 +357,14 @@ def _ask_devices() -> Devices:
 
 
 def _print(findings: list[Finding]) -> None:
-  from rich import box, console, table
+  from rich import box, console, table, text
 
   out = console.Console(highlight=False)
   styles = {'ok': 'green', 'note': 'yellow', 'wrong': 'bold red'}
   report = table.Table(box=box.SIMPLE, show_header=False)
   for finding in findings:
-    report.add_row(finding.state, finding.subject, finding.actual, style=styles[finding.state])
+    words = (finding.state, finding.subject, finding.actual)
+    report.add_row(*map(text.Text, words), style=styles[finding.state])
   out.print(report)
   for state, title in (('wrong', 'To mend:'), ('note', 'If you need it:')):
     fixes = dict.fromkeys(f.fix for f in findings if f.state == state and f.fix)

@@ -81,7 +81,7 @@ def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **
   from laser_pax.data import sources
   from laser_pax.data.prepare import reports
 
-  data_dir = str(sources.default_data_dir()) if out is None else folders.resolve(out)
+  data_dir = sources.default_data_dir() if out is None else folders.resolve(out)
   with bars.bytes_bar() as bar:
     folder = prepare(paths, data_dir, progress=bar, **options)
   for line in reports.lines(json.loads((folder / reports.FILE).read_text('utf-8'))):

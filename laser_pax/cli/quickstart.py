@@ -68,7 +68,7 @@ def quickstart(
   runs.plot_runs(finished, label, chance, picture)
   console.rule('result')
   console.print(result_table(finished, experiment, chance))
-  console.print(f'loss curves: {picture}; each step: {folder}/*/progress.jsonl')
+  console.print(f'loss curves: {picture}; each step: {folder}/*/progress.jsonl', markup=False)
 
 
 def _experiment_flags(name: str, steps: int | None) -> list[str]:

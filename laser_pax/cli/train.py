@@ -157,6 +157,12 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
     raise UserError(f'unexpected argument {stray[0]!r}: flags are written --name=value')
   names = list(_values(flags))
   changed = [f for f in flags if _is_override(f)]
+  for name in ('flagfile', 'job_log_dir'):
+    if name in names:
+      raise UserError(f'--{name} cannot be given here: write --job_log_dir and all flags out, once')
+  overridden = [f.partition('=')[0] for f in changed]
+  if twice := [f for f in overridden if overridden.count(f) > 1]:
+    raise UserError(f'{twice[0]} is given more than once: give it once')
   if exp and ('fdl_config' in names or 'fdl' in names):
     raise UserError('give the experiment once: --exp=NAME, or --fdl_config=NAME with overrides')
   if exp and changed:
@@ -216,8 +222,10 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
   """Raises a UserError that names --job_log_dir if writing fails."""
   try:
     yield
-  except OSError as e:
-    reason = e.strerror or type(e).__name__
+  except UserError:
+    raise
+  except Exception as e:  # Each kind of storage has its own.
+    reason = getattr(e, 'strerror', None) or type(e).__name__
     raise UserError(
       f'cannot write to --job_log_dir={job_log_dir} ({reason}): name one that you may write'
     ) from e

@@ -1,6 +1,5 @@
 """`python -m laser_pax vocab`: trains a SentencePiece vocabulary of T5's layout."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,7 +36,7 @@ def vocab(
   from laser_pax.data.datasets import C4
   from laser_pax.data.prepare import documents, files
 
-  folder, model = Path(folders.resolve(data)), Path(folders.resolve(out))
+  folder, model = folders.resolve_local(data), folders.resolve_local(out)
   vocabulary.check_new_file(model)
   if (folder / C4.folder).exists():
     texts = records.read_texts(folder, 'train')

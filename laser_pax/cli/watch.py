@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from paxml import programs
 
-from laser_pax.cli import profiling
+from laser_pax.cli import consoles, profiling
 from laser_pax.experiment import training
 from laser_pax.experiment.base import Experiment, Metric
 
@@ -54,7 +54,7 @@ class Watch:
       unit: The unit that training counts.
     """
     self._console, self._unit = console, unit
-    self._records = open(job_log_dir / 'progress.jsonl', 'a', buffering=1)  # noqa: SIM115
+    self._records = consoles.open_records(job_log_dir / 'progress.jsonl')
     self._records_are_whole = True
     self._pending = collections.deque()
     self._window = collections.deque()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,6 @@ from etils import epath
 from laser_pax.data import sources, vocabulary
 from laser_pax.data.datasets import C4, DatasetSpec
 from laser_pax.errors import UserError
-
-# Pieces have at most 16 characters, and white space is one. Records have further fields.
-_MAX_BYTES_PER_TOKEN = 256
 
 
 def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
@@ -46,20 +42,17 @@ def check_row(source: sources.Source, dataset: DatasetSpec, seq_len: int) -> Non
   Raises:
     UserError: It does not.
   """
-  info = json.loads(
-    (epath.Path(source.data_dir) / dataset.folder / 'dataset_info.json').read_text()
-  )
-  size = next(int(s['numBytes']) for s in info['splits'] if s['name'] == dataset.splits[0])
-  if size >= _MAX_BYTES_PER_TOKEN * seq_len:
-    return
   model = epath.Path(source.vocab).read_bytes()
   encode = sentencepiece.SentencePieceProcessor(model_proto=model).encode
-  tokens = sum(len(encode(text)) + 1 for text in read_texts(source.data_dir, dataset.splits[0]))
-  if tokens < seq_len:
-    raise UserError(
-      f'the train split in {source.data_dir} has {tokens} tokens, a row needs SEQ_LEN = {seq_len}: '
-      f'prepare more text, or set SEQ_LEN to {tokens} or less'
-    )
+  tokens = 0
+  for text in read_texts(source.data_dir, dataset.splits[0]):
+    tokens += len(encode(text)) + 1
+    if tokens >= seq_len:
+      return
+  raise UserError(
+    f'the train split in {source.data_dir} has {tokens} tokens, a row needs SEQ_LEN = {seq_len}: '
+    f'prepare more text, or set SEQ_LEN to {tokens} or less'
+  )
 
 
 def unigram_entropy(source: sources.Source, *, documents: int = 10_000) -> float:

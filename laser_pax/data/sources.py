@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
@@ -82,7 +81,7 @@ def find_data_dir(attribute: str | None) -> Named:
   Args:
     attribute: The experiment's own data folder, or None.
   """
-  return _name_data(attribute) or Named(str(default_data_dir()), 'the default')
+  return _name_data(attribute) or Named(default_data_dir(), 'the default')
 
 
 def is_named(data_dir: str | None, vocab: str | None) -> bool:
@@ -109,11 +108,11 @@ def check_vocab(source: Source, vocab_size: int) -> None:
   _check_vocab(Named(source.vocab, 'the sample'), source.data_dir, vocab_size)
 
 
-def default_data_dir() -> Path:
+def default_data_dir() -> str:
   """Returns the folder that `prepare` writes: `LASER_PAX_DATA_DIR`, else the cache's `data`."""
   if folder := os.environ.get(DATA_DIR_VARIABLE):
-    return Path(folders.resolve(folder))
-  return folders.cache_dir() / 'data'
+    return folders.resolve(folder)
+  return str(folders.cache_dir() / 'data')
 
 
 def vocab_command(data_dir: str, vocab: str, size: int) -> str:

@@ -93,7 +93,9 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
   if file.exists() and (_has_checkpoints(folder) or file.read_text().strip() == mark):
     return
   file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_text(mark + '\n')
+  new = file.with_name(f'{MARK}.new')
+  new.write_text(mark + '\n')
+  new.replace(file)
 
 
 def _facts(mark: str) -> tuple[str, dict[str, Any]]:
@@ -118,8 +120,8 @@ def _owner(folder: os.PathLike | str, mark: str) -> str:
   file = _file(folder)
   if not _has_checkpoints(folder):
     return mark
-  if file.exists():
-    return file.read_text().strip()
+  if file.exists() and (owner := file.read_text().strip()):
+    return owner
   if any(file.parent.joinpath('checkpoints').iterdir()):
     raise UserError(
       f'{file.parent} holds checkpoints, but no {MARK} says of which run: name another folder; or, '

@@ -52,6 +52,13 @@ def test_a_run_without_a_record_or_an_evaluation_is_refused(tmp_path):
     runs.read_run('x', tmp_path)
 
 
+def test_a_line_that_was_cut_is_left_out(tmp_path):
+  _write(tmp_path, [_train(1, 1), _train(2, 2), _eval(2, 3, 0.5)])
+  with (tmp_path / 'progress.jsonl').open('a') as file:
+    file.write('{"kind": "tr')
+  assert runs.read_run('x', tmp_path).test == 0.5
+
+
 def test_smoothing_keeps_a_constant_and_leaves_skipped_losses_out():
   steps, means = runs.smooth({1: 2.0, 2: None, 3: 2.0, 4: 2.0}, window=2)
   assert (steps, means) == ([1, 3, 4], [2.0, 2.0, 2.0])

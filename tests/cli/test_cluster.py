@@ -105,3 +105,27 @@ def test_what_needs_no_cluster_passes(monkeypatch, flags):
 def test_an_address_alone_is_half_an_address():
   with pytest.raises(UserError, match='--server_addr needs --num_hosts, --host_idx'):
     cluster.join({'multiprocess_gpu': 'true', 'server_addr': 'x'})
+
+
+@pytest.mark.parametrize('address', ['localhost', 'localhost:', 'localhost:x', ''])
+def test_an_address_has_a_port(address):
+  by_hand = {'server_addr': address, 'num_hosts': '1', 'host_idx': '0'}
+  with pytest.raises(UserError, match='expected HOST:PORT'):
+    cluster.join(ASYNC | by_hand)
+
+
+def test_open_mpi_that_is_half_there(monkeypatch):
+  enter(monkeypatch, OMPI_MCA_orte_hnp_uri='x')
+  with pytest.raises(UserError, match='OMPI_COMM_WORLD_SIZE, .* is missing'):
+    cluster.join(ASYNC)
+
+
+@pytest.mark.parametrize('nodes', ['[', 'node[', ',a[1]'])
+def test_what_is_no_list_of_hosts(monkeypatch, tmp_path, nodes):
+  enter(monkeypatch, **SLURM | {'SLURM_STEP_NODELIST': nodes}, PATH=str(tmp_path))
+  try:
+    cluster.join(ASYNC)
+  except UserError as e:
+    assert 'no list of hosts' in str(e)
+  else:
+    assert '[' not in os.environ['JAX_COORDINATOR_ADDRESS']

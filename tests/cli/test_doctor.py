@@ -217,3 +217,9 @@ def _refuse_below(refused, make):
     return make(dir=dir)
 
   return make_elsewhere
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+  doctor._print([doctor.Finding('job folder', 'wrong', 'x[/b] [v1]', 'mend [it]')])
+  out = capsys.readouterr().out
+  assert 'x[/b] [v1]' in out and 'mend [it]' in out

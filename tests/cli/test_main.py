@@ -77,3 +77,10 @@ def test_a_command_that_takes_any_flag_gets_them_all(monkeypatch):
     cli.main(['train', '--exp=A', '--tfds_data_dir=d', '--eval_on_test', '--fdl.LR=1'])
   assert e.value.code == 0
   assert got == ['A', '--tfds_data_dir=d', '--eval_on_test', '--fdl.LR=1']
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-'])
+def test_a_closed_stream_is_no_failure(closed):
+  command = f'"{sys.executable}" -m laser_pax list {closed}'
+  completed = subprocess.run(['bash', '-c', command], capture_output=True, text=True, check=False)
+  assert (completed.returncode, completed.stderr) == (0, '')

@@ -185,6 +185,15 @@ train --exp=C4LaserTiny --job_log_dir=<DIR> --profile=5
 train --exp=C4LaserTiny --job_log_dir=<DIR> --profile=a:b
 train --exp=C4LaserTiny --job_log_dir=<DIR> --profile=5:3
 train --exp=C4LaserTiny --job_log_dir=<DIR> --profile=-2:3
+train --exp=C4LaserTiny --job_log_dir=http://x/y
+train --exp=C4LaserTiny --job_log_dir=<DIR> --flagfile=<FILE>
+train --exp=C4LaserTiny --job_log_dir=<DIR> -job_log_dir=<DIR>
+train --fdl_config=C4LaserTiny --job_log_dir=<DIR> --fdl.NUM_LAYERS=2 --fdl.NUM_LAYERS=3
+train --exp=C4LaserTiny --job_log_dir=<DIR> --num_hosts=1 --host_idx=0
+prepare c4 <TEXTS> --out <DIR> --validation-fraction=1e-320
+vocab --data=<TEXTS> --out=gs://bucket/v.model
+vocab --data=gs://bucket/data --out=<DIR>/x
+quickstart --out=gs://bucket/x --steps=2
 train --fdl_config --job_log_dir=<DIR>
 train --fdl_config= --job_log_dir=<DIR>
 train --fdl_config=Nope --job_log_dir=<DIR>

@@ -66,6 +66,12 @@ def test_a_resumed_run_appends(tmp_path):
   assert len((tmp_path / 'progress.jsonl').read_text().splitlines()) == 2
 
 
+def test_a_cut_record_is_ended_before_the_next(tmp_path):
+  (tmp_path / 'progress.jsonl').write_text('{"kind": "tr')
+  _watched(io.StringIO(), tmp_path, [2.0]).close()
+  assert json.loads((tmp_path / 'progress.jsonl').read_text().splitlines()[1])['loss'] == 2.0
+
+
 class _Loss(float):
   """A loss that is computed when `ready` says so."""
 

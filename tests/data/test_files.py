@@ -1,5 +1,6 @@
 """Which files of a folder are sources: each other one is named, with why."""
 
+import itertools
 import os
 
 import pytest
@@ -81,7 +82,29 @@ def test_copies_are_named(tmp_path):
   for name in ('a.txt', 'a (1).txt'):
     write(tmp_path / name, 'the same')
   write(tmp_path / 'b.txt', 'another!')
-  assert [path.name for path in files.find_sources([tmp_path]).copies] == ['a.txt']
+  copies = files.find_sources([tmp_path]).copies
+  assert {copy.name: first.name for copy, first in copies.items()} == {'a.txt': 'a (1).txt'}
+
+
+@pytest.mark.parametrize('copy', ['backup.txt', 'validation-2.txt'])
+def test_a_training_copy_of_a_validation_file_is_left_out(tmp_path, copy):
+  for name, content in (('validation.txt', 'same'), (copy, 'same'), ('z.txt', 'other')):
+    write(tmp_path / name, content)
+  found = files.find_sources([tmp_path])
+  sources = files.without_leaks(found, lambda path: 'validation' in path.name)
+  is_leak = copy == 'backup.txt'
+  assert (copy in [path.name for path in sources.taken]) != is_leak
+  assert [x.reason for x in sources.left_out] == [files.LEAK] * is_leak
+
+
+def test_the_order_of_the_words_decides_nothing(tmp_path):
+  for name in ('A/a.txt', 'B/b.txt', 'A/sub/c.txt'):
+    write(tmp_path / name, name)
+  (tmp_path / 'A/link').symlink_to('../B')
+  words = [tmp_path / 'A', tmp_path / 'B', tmp_path / 'A/sub']
+  results = [files.find_sources(order) for order in itertools.permutations(words)]
+  assert all(result == results[0] for result in results)
+  assert len(results[0].taken) == 3
 
 
 def test_the_order_is_that_of_bytes(tmp_path):

@@ -196,3 +196,57 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(tf.io.TFRecordWriter, 'write', fail)
   with pytest.raises(UserError, match='cannot write the data set .No space left on device'):
     c4.prepare([tmp_path], tmp_path / 'out')
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+  """Unfinished work: the first part is done, the second source is cut. And the whole source."""
+  monkeypatch.setattr(parts, 'PART_BYTES', 1)
+  for name in ('a', 'b'):
+    lines = ''.join(json.dumps({'text': f'{name}.{i}'}) + '\n' for i in range(300))
+    (tmp_path / f'{name}.json.gz').write_bytes(gzip.compress(lines.encode(), mtime=0))
+  whole = (tmp_path / 'b.json.gz').read_bytes()
+  (tmp_path / 'b.json.gz').write_bytes(whole[:-9])
+  with pytest.raises(UserError, match='truncated'):
+    prepare_both(tmp_path)
+  (tmp_path / 'b.json.gz').write_bytes(whole)
+  return tmp_path
+
+
+def prepare_both(folder, out='out'):
+  return c4.prepare([folder / 'a.json.gz', folder / 'b.json.gz'], folder / out)
+
+
+@pytest.mark.parametrize(
+  ('name', 'damage'),
+  [
+    ('part-00000-train-00000.tfrecord', lambda path: path.write_bytes(b'')),
+    ('part-00000-train-00000.tfrecord', lambda path: path.unlink()),
+    ('part-00000.json', lambda path: path.write_bytes(b'')),
+    ('part-00000.json', lambda path: path.write_bytes(path.read_bytes()[:-30])),
+  ],
+)
+def test_damaged_unfinished_work_is_done_again(stopped, name, damage):
+  (work,) = (stopped / 'out/c4/en').glob('*.incomplete-*')
+  damage(work / name)
+  assert contents(prepare_both(stopped)) == contents(prepare_both(stopped, 'again'))
+
+
+def test_nothing_of_an_older_attempt_stays(stopped, monkeypatch):
+  """With other sizes the two sources share one part."""
+  monkeypatch.setattr(parts, 'PART_BYTES', 2**24)
+  final = prepare_both(stopped)
+  assert contents(final) == contents(prepare_both(stopped, 'again'))
+  assert not list(final.glob('part-*'))
+
+
+def test_a_source_replaced_at_the_very_end_is_read_again(stopped, monkeypatch):
+  def fail(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(c4._C4Conversion, 'finish', fail)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_both(stopped)
+  (stopped / 'b.json.gz').write_bytes(gzip.compress(b'{"text": "new"}\n', mtime=0))
+  assert 'new' in written(prepare_both(stopped))['train']

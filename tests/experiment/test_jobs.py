@@ -49,5 +49,8 @@ def test_checkpoints_without_a_mark_are_of_no_known_run(tmp_path):
   for mark in (LASER, STANDARD):
     with pytest.raises(UserError, match='write the name of their experiment into'):
       jobs.check_run(tmp_path, mark)
+  (tmp_path / jobs.MARK).write_text('')  # It was cut.
+  with pytest.raises(UserError, match='write the name of their experiment into'):
+    jobs.check_run(tmp_path, LASER)
   (tmp_path / jobs.MARK).write_text(LASER)
   jobs.check_run(tmp_path, LASER)

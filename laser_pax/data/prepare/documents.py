@@ -93,11 +93,24 @@ def _read(
       f'{name}: truncated or corrupt gzip file ({e}), after {count} documents; fetch it again'
     ) from e
   except UnicodeDecodeError as e:
-    raise UserError(f'{name}: not UTF-8 text ({e}); convert it to UTF-8') from e
+    line = _first_bad_line(path)
+    raise UserError(f'{name}, line {line}: not UTF-8 text ({e.reason}); convert it to UTF-8') from e
   except OSError as e:
     raise UserError(
       f'{name}: cannot be read ({e.strerror or e}); check the file and its permissions'
     ) from e
+
+
+def _first_bad_line(path: Path) -> int:
+  """Returns the number of the first line that is not UTF-8."""
+  open_file = gzip.open if path.name.lower().endswith('.gz') else open
+  with open_file(path, 'rb') as lines:
+    for number, line in enumerate(lines, 1):
+      try:
+        line.decode()
+      except UnicodeDecodeError:
+        return number
+  return 1  # The file ends inside of a character.
 
 
 def _read_json_lines(path: Path, lines: TextIO) -> Iterator[Document]:

@@ -21,6 +21,7 @@ OTHER_SUFFIX = 'no suffix of a source'
 NOT_REGULAR = 'no regular file'
 PREPARED = 'what `prepare` wrote'
 SAME_FILE = 'the same file as one that is taken'
+LEAK = 'a copy of a file to evaluate on'
 
 # A download from a Git repository may be a small text that stands for the file.
 _LFS_POINTER = b'version https://git-lfs'
@@ -46,12 +47,12 @@ class Sources(NamedTuple):
   Attributes:
     taken: The files to read, absolute paths, sorted by their bytes, without repetition.
     left_out: The others, sorted likewise. Of a folder that was left out, the files are not listed.
-    copies: Those of `taken` whose content an earlier one has.
+    copies: For each of `taken` whose content an earlier one has, that earlier one.
   """
 
   taken: list[Path]
   left_out: list[LeftOut]
-  copies: list[Path]
+  copies: dict[Path, Path]
 
 
 def suffix_of(path: Path) -> str | None:
@@ -88,7 +89,8 @@ def find_sources(
   if not paths:
     raise UserError(f'no source given: name files ({_known()}) or folders of them')
   search = _Search(own, is_source)
-  for path in map(folders.resolve_local, paths):
+  named = sorted(set(map(folders.resolve_local, paths)), key=os.fsencode)
+  for path in named:  # In this order, so that the order of the words decides nothing.
     search.add(path)
   return search.result()
 
@@ -123,8 +125,9 @@ class _Search:
       self.found.append(path)
 
   def _is_all_known(self, path: Path) -> bool:
-    """Whether the folder was searched before, under this name or another."""
-    return any(x.path == path and x.reason == SAME_FILE for x in self.left_out)
+    """Whether the folder, or something below it, was found before under another name."""
+    known = [x.path for x in self.left_out if x.reason == SAME_FILE]
+    return any(path == x or path in x.parents for x in known)
 
   def _add_folder(self, folder: Path) -> None:
     status = _status(folder)
@@ -230,17 +233,43 @@ def _check(path: Path) -> None:
     )
 
 
-def _copies(paths: Iterable[Path]) -> list[Path]:
-  """Returns the files whose content an earlier file has. Only files of equal sizes are read."""
+def _copies(paths: Iterable[Path]) -> dict[Path, Path]:
+  """Returns the files whose content an earlier file has, and that. Files of one size are read."""
   by_size: dict[int, list[Path]] = {}
   for path in paths:
     by_size.setdefault(path.stat().st_size, []).append(path)
-  copies, contents = [], set()
+  copies: dict[Path, Path] = {}
+  contents: dict[bytes, Path] = {}
   for same_size in by_size.values():
     for path in same_size if len(same_size) > 1 else ():
       with path.open('rb') as file:
         content = hashlib.file_digest(file, 'sha256').digest()
       if content in contents:
-        copies.append(path)
-      contents.add(content)
+        copies[path] = contents[content]
+      contents.setdefault(content, path)
   return copies
+
+
+def without_leaks(sources: Sources, is_validation: Callable[[Path], bool]) -> Sources:
+  """Leaves out each training file that is a copy of a validation file.
+
+  Args:
+    sources: What was found.
+    is_validation: Whether a file is to evaluate on.
+  """
+  groups: dict[Path, list[Path]] = {}
+  for copy, first in sources.copies.items():
+    groups.setdefault(first, [first]).append(copy)
+  leaks = {
+    path
+    for group in groups.values()
+    if any(map(is_validation, group))
+    for path in group
+    if not is_validation(path)
+  }
+  left_out = [*sources.left_out, *(LeftOut(path, LEAK) for path in leaks)]
+  return Sources(
+    [path for path in sources.taken if path not in leaks],
+    sorted(left_out, key=lambda x: os.fsencode(x.path)),
+    {copy: first for copy, first in sources.copies.items() if not {copy, first} & leaks},
+  )

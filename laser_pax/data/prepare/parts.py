@@ -28,6 +28,8 @@ from laser_pax.errors import UserError
 
 # Small files share a part, up to this size. Ten thousand files then do not become as many shards.
 PART_BYTES = 2**24
+# What the sources were when the report was written.
+_INPUTS = 'inputs.json'
 
 
 def dataset_folder(dataset: DatasetSpec, data_dir: str | Path) -> Path:
@@ -92,12 +94,14 @@ class Conversion(abc.ABC):
     progress: Progress,
     settings: str = '',
   ):
-    if not 0 < fraction <= 0.5:
+    if not 1e-9 <= fraction <= 0.5:
       raise UserError(f'validation fraction {fraction}: expected more than 0, at most 0.5')
+    self.named_validation = any(self.is_validation(f) for f in sources.taken)
+    if self.named_validation:
+      sources = files.without_leaks(sources, self.is_validation)
     self.dataset, self.final, self.sources = dataset, final, sources
     taken = sources.taken
     self.parts = _group(taken)
-    self.named_validation = any(self.is_validation(f) for f in taken)
     if all(self.is_validation(f) for f in taken):
       raise UserError(
         f'all {len(taken)} files have "validation" in their names, so the train split would be '
@@ -139,15 +143,18 @@ class Conversion(abc.ABC):
 
   def _run(self) -> None:
     self.work.mkdir(exist_ok=True)
+    inputs = [[_identity(f) for f in paths] for paths in self.parts]
     report = _read_json(self.work / reports.FILE)
-    if not report:
+    if not report or _read_json(self.work / _INPUTS).get('parts') != inputs:
       parts = self._convert_all()
       _check_splits(self.dataset, parts, self.work)
       report = reports.report(self.dataset, self.sources, parts)
+      _write_json(self.work / _INPUTS, {'parts': inputs})
       _write_json(self.work / reports.FILE, report)
     self.finish(report['splits'])
-    for part in self.work.glob('part-*.json'):  # The report has all but the files' times.
-      part.unlink()
+    for pattern in ('*.tfrecord', 'part-*.json', _INPUTS, '*.partial'):  # The report has all.
+      for left_over in self.work.glob(pattern):
+        left_over.unlink()
     self.work.rename(self.final)
 
   def _convert_all(self) -> list[reports.Part]:
@@ -158,7 +165,8 @@ class Conversion(abc.ABC):
       file = self.work / f'part-{number:05d}.json'
       inputs = {'first_document': first, 'files': [_identity(f) for f in paths]}
       part = _read_json(file)
-      if any(part.get(key) != value for key, value in inputs.items()):
+      is_same = all(part.get(key) == value for key, value in inputs.items())
+      if not is_same or not all(self._is_whole(shard) for shard in part['shards']):
         part = inputs | self._convert(number, paths, first, task)
         _write_json(file, part)
       parts.append(part)
@@ -194,7 +202,13 @@ class Conversion(abc.ABC):
             'remove it'
           )
         counts.append({'path': folders.shown(path)} | count)
+    for shard in writer.shards:
+      shard['file_bytes'] = _sync(self.work / shard['file'])
     return {'sources': counts, 'shards': writer.shards}
+
+  def _is_whole(self, shard: dict[str, Any]) -> bool:
+    file = self.work / shard['file']
+    return file.exists() and file.stat().st_size == shard['file_bytes']
 
   def _split(self, file: Path, document_number: int) -> str:
     train, validation = self.dataset.splits
@@ -250,11 +264,23 @@ def _check_splits(dataset: DatasetSpec, parts: list[reports.Part], work: Path) -
     )
 
 
+def _sync(path: Path) -> int:
+  """Waits until a file is on the disk, and returns its size."""
+  with path.open('rb') as file:
+    os.fsync(file.fileno())
+    return os.fstat(file.fileno()).st_size
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+  """Returns what a file of our own holds; nothing if it is missing or was cut."""
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except (FileNotFoundError, ValueError):
+    return {}
 
 
 def _write_json(path: Path, value: Any) -> None:
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(value, indent=1) + '\n', 'utf-8')
+  _sync(partial)
   partial.replace(path)
