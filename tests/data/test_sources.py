@@ -35,8 +35,8 @@ def test_attributes_come_before_variables_and_these_before_the_default(source, m
 
 
 def test_the_default_data_folder_is_the_one_that_prepare_writes(source, tmp_path):
-  folder = sources.default_data_dir()
-  assert folder == str(tmp_path / 'cache/laser_pax/data')
+  folder = tmp_path / 'cache/laser_pax/data'
+  assert sources.default_data_dir() == str(folder)
   folder.parent.mkdir(parents=True)
   folder.symlink_to(source.data_dir)
   assert sources.find_source(C4, None, source.vocab, 4096) == (str(folder), source.vocab)
