@@ -1,7 +1,7 @@
-"""Compiles the C4 pairs for their slices, and writes the tables of docs/pods.md.
+"""Compiles the pairs for their slices, and writes the tables of docs/pods.md.
 
 `python -m benchmarks.tpu.pods` compiles each pair, train and evaluation step, in some twenty
-minutes on two cores. With `--meshes` it compiles several layouts of each LASER experiment, in about
+minutes on two cores. With `--meshes` it compiles several layouts of each LASER decoder, in about
 half an hour. The exit code is 1 where one does not fit. docs/results keeps each report as a line of
 JSON.
 """
@@ -25,13 +25,10 @@ PODS, MESHES = page.RESULTS / 'pods.jsonl', page.RESULTS / 'meshes.jsonl'
 _GIB = 2**30
 
 
-# The sizes whose slice the paper names, and its largest. The 234M differs little from the 300M.
-SIZES = ('300M', '1B', '2B', '7B')
-
-
-def pairs() -> list[tuple[str, str]]:
-  """Returns the pairs that the page shows, standard attention first."""
-  return [(f'C4Standard{size}', f'C4Laser{size}') for size in SIZES]
+# Those whose slice the paper names, and its largest. The 234M differs little from the 300M.
+DECODERS = [(f'C4Standard{size}', f'C4Laser{size}') for size in ('300M', '1B', '2B', '7B')]
+# The pairs that the page shows, standard attention first.
+PAIRS = [*DECODERS, ('WikipediaStandardBert2B', 'WikipediaLaserBert2B')]
 
 
 def write_pods() -> int:
@@ -44,7 +41,7 @@ def write_pods() -> int:
     PODS,
     (
       reports.report(getattr(configs, name)().on(pod))
-      for pair in pairs()
+      for pair in PAIRS
       for pod in search.slices_to_compare(getattr(configs, pair[0])())
       for name in pair
     ),
@@ -54,15 +51,15 @@ def write_pods() -> int:
 
 
 def write_meshes() -> int:
-  """Compiles several layouts of each LASER experiment for its slice.
+  """Compiles several layouts of each LASER decoder for its slice.
 
   Returns:
     The exit code: 1 where the rule's own does not fit.
   """
-  sizes = [laser for _, laser in pairs()]
+  names = [laser for _, laser in DECODERS]
   records = _compile_all(
     MESHES,
-    (r for name in sizes for r in search.compile_layouts(getattr(configs, name)().on())),
+    (r for name in names for r in search.compile_layouts(getattr(configs, name)().on())),
   )
   page.replace('meshes', meshes_tables(records), PAGE)
   return 0 if all(r['fits'] for r in records if r['is_rule']) else 1
