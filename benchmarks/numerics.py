@@ -1,6 +1,6 @@
 """Error of LASER against float64 by the size of the values: every way to compute it, side by side.
 
-`python -m benchmarks.numerics` (an hour and a half on two cores) writes docs/results/numerics.jsonl,
+`python -m benchmarks.numerics` (some 90 minutes on two cores) writes docs/results/numerics.jsonl,
 two pictures, and the table of docs/numerics.md. With `--lengths=512` it takes ten minutes.
 
 Attention is causal. The standard deviation of logits is 1, or 0.1 where they are flat; that of
