@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from laser_pax.data import vocabulary
+from laser_pax.data import vocabulary, wordpiece
 
 VALIDATION_EVERY, VALIDATION_START = 20, 9
 VOCABULARY_SIZE = 4096
@@ -52,6 +52,8 @@ def main(texts: Path, out: Path) -> None:
     size=VOCABULARY_SIZE,
     sentences=1_000_000,
   )
+  pieces = wordpiece.train_vocab((d['text'] for d in first_train + second_train), VOCABULARY_SIZE)
+  (out / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
 
 
 if __name__ == '__main__':
