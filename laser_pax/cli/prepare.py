@@ -9,6 +9,14 @@ import typer
 
 from laser_pax import folders
 
+_Out = Annotated[
+  str | None,
+  typer.Option(help='data folder [default: $LASER_PAX_DATA_DIR, else ~/.cache/laser_pax/data]'),
+]
+_Fraction = Annotated[
+  float, typer.Option(help='share of documents to evaluate on, where no file is named for that')
+]
+
 app = typer.Typer(help='Turns source files into data sets.')
 
 
@@ -21,13 +29,8 @@ def prepare_c4(
       help="allenai's c4-*.json.gz, other .json, .jsonl or .txt files, plain or .gz, or folders",
     ),
   ],
-  out: Annotated[
-    str | None,
-    typer.Option(help='data folder [default: $LASER_PAX_DATA_DIR, else ~/.cache/laser_pax/data]'),
-  ] = None,
-  validation_fraction: Annotated[
-    float, typer.Option(help='share of documents where no file is named *validation*')
-  ] = 0.01,
+  out: _Out = None,
+  validation_fraction: _Fraction = 0.01,
 ) -> None:
   """Writes c4/en/3.0.1 with a train and a validation split. It resumes, and never overwrites."""
   from laser_pax.data import sources
@@ -49,13 +52,8 @@ def prepare_wikipedia(
   vocab: Annotated[
     str, typer.Option(help="WordPiece vocabulary of BERT's layout, such as MLPerf's vocab.txt")
   ],
-  out: Annotated[
-    str | None,
-    typer.Option(help='data folder [default: $LASER_PAX_DATA_DIR, else ~/.cache/laser_pax/data]'),
-  ] = None,
-  validation_fraction: Annotated[
-    float, typer.Option(help='share of documents where no file is named *validation* or eval*')
-  ] = 0.01,
+  out: _Out = None,
+  validation_fraction: _Fraction = 0.01,
   copies: Annotated[
     int, typer.Option(min=1, help='how often a document comes, each time with other masks')
   ] = 10,

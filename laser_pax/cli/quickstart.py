@@ -46,21 +46,17 @@ def quickstart(
   console = Console()
   folder = folders.resolve_local(out) / ('' if steps is None else f'{steps}-steps')
   twins = dict(zip(_KINDS, _PAIRS[family], strict=True))
-  # Without these variables the runs train on the sample.
-  data_variables = (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE)
-  environment = {name: value for name, value in os.environ.items() if name not in data_variables}
+  for variable in (sources.DATA_DIR_VARIABLE, sources.VOCAB_VARIABLE):
+    os.environ.pop(variable, None)  # Without them all is done on the sample.
   for kind, name in twins.items():
     console.rule(f'{name} ({kind} attention)')
     command = [sys.executable, '-m', 'laser_pax', 'train', f'--job_log_dir={folder / name}']
     command += _experiment_flags(name, steps)
-    code = subprocess.run(command, env=environment, check=False).returncode
+    code = subprocess.run(command, check=False).returncode
     if code in (1, 2):  # It has said why.
       raise typer.Exit(code)
     if code:
       raise UserError(f'{name} ended with code {code}: give the same command again to go on')
-  # Of the data that the runs trained on: the sample.
-  for name in data_variables:
-    os.environ.pop(name, None)
   experiment = experiments.load(twins['LASER'])().on()
   label, chance = experiment.METRIC.label, experiment.chance()
   finished = [runs.read_run(kind, folder / name, label) for kind, name in twins.items()]

@@ -50,8 +50,12 @@ class Job:
   @property
   def mark(self) -> str:
     """The text that marks its folder."""
-    changed = (flag.lstrip('-').removeprefix('fdl.') for flag in self.flags if _is_override(flag))
-    return jobs.mark_text(self.experiment, changed)
+    return jobs.mark_text(self.experiment, self.changed)
+
+  @property
+  def changed(self) -> list[str]:
+    """The overrides, a `NAME=VALUE` each."""
+    return [f.lstrip('-').removeprefix('fdl.') for f in self.flags if _is_override(f)]
 
   @property
   def local_folder(self) -> pathlib.Path:
@@ -62,8 +66,7 @@ class Job:
 
   def overrides(self) -> dict[str, Any]:
     """Returns the values that `--fdl.NAME=VALUE` gives to attributes, by name."""
-    named = (flag.lstrip('-').removeprefix('fdl.') for flag in self.flags if _is_override(flag))
-    parts = (override.partition('=') for override in named)
+    parts = (override.partition('=') for override in self.changed)
     return {name: overrides.read(value) for name, _, value in parts}
 
   def argv(self) -> list[str]:

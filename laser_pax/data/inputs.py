@@ -6,9 +6,10 @@ The content of a batch is defined in a family's own file, such as text_lm.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -88,6 +89,22 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
       logging.warning('No position in the data was saved: reading %d batches again.', step)
       for _ in range(step):
         self.get_next()
+
+
+def row_specs(
+  batch_size: int, seq_len: int, *, integers: Sequence[str], reals: Sequence[str]
+) -> py_utils.NestedMap:
+  """Returns the shapes and dtypes of fields [B, T]: int32 and float32.
+
+  Args:
+    batch_size: B, the rows.
+    seq_len: T, the tokens per row.
+    integers: Names of the int32 fields.
+    reals: Names of the float32 fields.
+  """
+  dtypes = dict.fromkeys(integers, jnp.int32) | dict.fromkeys(reals, jnp.float32)
+  shape = (batch_size, seq_len)
+  return py_utils.NestedMap({k: jax.ShapeDtypeStruct(shape, v) for k, v in dtypes.items()})
 
 
 def train_input(

@@ -19,8 +19,6 @@ import functools
 import hashlib
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import seqio
 import tensorflow as tf
 from paxml import seqio_input
@@ -55,16 +53,8 @@ def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
     batch_size: B, the rows.
     seq_len: T, the tokens per row.
   """
-  shape = (batch_size, seq_len)
-  integer, real = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
-  return py_utils.NestedMap(
-    ids=integer,
-    labels=integer,
-    paddings=real,
-    segment_ids=integer,
-    segment_pos=integer,
-    weights=real,
-  )
+  integers, reals = ('ids', 'labels', 'segment_ids', 'segment_pos'), ('paddings', 'weights')
+  return inputs.row_specs(batch_size, seq_len, integers=integers, reals=reals)
 
 
 def train_input(

@@ -25,8 +25,6 @@ import hashlib
 import random
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import seqio
 import tensorflow as tf
 from etils import epath
@@ -56,16 +54,11 @@ def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
     batch_size: B, the rows.
     seq_len: T, the tokens per row.
   """
-  shape = (batch_size, seq_len)
-  integer, real = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
-  return py_utils.NestedMap(
-    labels=integer,
-    masked_ids=integer,
-    masked_pos=real,
-    paddings=real,
-    segment_ids=integer,
-    segment_pos=integer,
+  integers, reals = (
+    ('labels', 'masked_ids', 'segment_ids', 'segment_pos'),
+    ('masked_pos', 'paddings'),
   )
+  return inputs.row_specs(batch_size, seq_len, integers=integers, reals=reals)
 
 
 def train_input(

@@ -120,12 +120,8 @@ def test_open_mpi_that_is_half_there(monkeypatch):
     cluster.join(ASYNC)
 
 
-@pytest.mark.parametrize('nodes', ['[', 'node[', ',a[1]'])
+@pytest.mark.parametrize('nodes', ['[', ',a[1]'])
 def test_what_is_no_list_of_hosts(monkeypatch, tmp_path, nodes):
   enter(monkeypatch, **SLURM | {'SLURM_STEP_NODELIST': nodes}, PATH=str(tmp_path))
-  try:
+  with pytest.raises(UserError, match='no list of hosts'):
     cluster.join(ASYNC)
-  except UserError as e:
-    assert 'no list of hosts' in str(e)
-  else:
-    assert '[' not in os.environ['JAX_COORDINATOR_ADDRESS']

@@ -9,6 +9,13 @@ from laser_pax.errors import UserError
 from laser_pax.experiment import overrides
 
 
+def changed(word):
+  """Returns an experiment with an override, and the override's name."""
+  experiment, (name, _, text) = C4LaserTiny(), word.partition('=')
+  setattr(experiment, name, overrides.read(text))
+  return experiment, name
+
+
 @pytest.mark.parametrize(
   ('word', 'expected'),
   [
@@ -77,9 +84,7 @@ def test_a_word_that_does_not_fit(word):
   ],
 )
 def test_numbers_out_of_range(word):
-  experiment = C4LaserTiny()
-  name, _, text = word.partition('=')
-  setattr(experiment, name, overrides.read(text))
+  experiment, name = changed(word)
   with pytest.raises(UserError, match=f'{name} must be at least 1'):
     experiment.check_numbers()
 
@@ -89,8 +94,6 @@ def test_numbers_out_of_range(word):
   ['SEQ_LEN=0', 'NUM_LAYERS=-1', 'WEIGHT_DECAY=-0.1', 'LEARNING_RATE=0.0', 'ADAM_BETA1=1.0'],
 )
 def test_numbers_of_a_decoder_out_of_range(word):
-  experiment = C4LaserTiny()
-  name, _, text = word.partition('=')
-  setattr(experiment, name, overrides.read(text))
+  experiment, name = changed(word)
   with pytest.raises(UserError, match=f'{name} must be'):
     experiment.check()

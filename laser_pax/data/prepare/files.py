@@ -46,7 +46,7 @@ class Sources(NamedTuple):
 
   Attributes:
     taken: The files to read, absolute paths, sorted by their bytes, without repetition.
-    left_out: The others, sorted likewise. Of a folder that was left out, the files are not listed.
+    left_out: The others, sorted likewise. A folder that was left out stands for its files.
     copies: For each of `taken` whose content an earlier one has, that earlier one.
   """
 

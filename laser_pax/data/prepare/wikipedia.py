@@ -79,11 +79,10 @@ def prepare(
   sources = files.find_sources(source_paths, final, is_source=is_source)
   parts.check_new(final)
   tokenizer = wordpiece.Tokenizer(vocab)
-  settings = f'{copies} {seed} {tokenizer.digest}'
+  progress = progress or Progress(disable=True)
   conversion = _Conversion(
-    WIKIPEDIA, final, sources, validation_fraction, progress or Progress(disable=True), settings
+    WIKIPEDIA, final, sources, validation_fraction, progress, tokenizer, copies, seed
   )
-  conversion.tokenizer, conversion.copies, conversion.seed = tokenizer, copies, seed
   conversion.run()
   return final
 
@@ -221,9 +220,10 @@ def _padded(numbers: list[int], length: int) -> list[int]:
 class _Conversion(parts.Conversion):
   """A document becomes several records."""
 
-  tokenizer: wordpiece.Tokenizer
-  copies: int
-  seed: int
+  def __init__(self, dataset, final, sources, fraction, progress, tokenizer, copies, seed):
+    settings = f'{copies} {seed} {tokenizer.digest}'
+    super().__init__(dataset, final, sources, fraction, progress, settings)
+    self.tokenizer, self.copies, self.seed = tokenizer, copies, seed
 
   def is_validation(self, file: Path) -> bool:
     return super().is_validation(file) or file.name.lower().startswith('eval')
