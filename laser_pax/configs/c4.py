@@ -23,41 +23,26 @@ To scale a model, subclass a pair and change its capital attributes:
       pass
 """
 
-import jax.numpy as jnp
 from paxml import experiment_registry
-from praxis import layers
 
 from laser_pax.data import sample, sources
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.laser import LaserMixin
+from laser_pax.experiment.text import TinyText
 
 
 # Parameters: 4 (4 x 128^2 + 2 x 128 x 256) + 4,096 x 128 = 1.05M. Tokens: 600 x 8 x 128 = 0.61M,
 # 0.6 per parameter. FLOPs: 6 x parameters x tokens = 3.9e12, minutes on two cores.
 @experiment_registry.register
-class C4StandardTiny(DecoderLM):
+class C4StandardTiny(TinyText, DecoderLM):
   """Standard attention at a size for laptops, on the sample [ours].
 
   1.05M parameters, 0.61M tokens, one device.
   """
 
-  NUM_LAYERS = 4  # [ours], like every number of Tiny
-  MODEL_DIMS = 128
-  HIDDEN_DIMS = 256
-  DIMS_PER_HEAD = 32
-  VOCAB_SIZE = 4_096
-  FPROP_DTYPE = jnp.float32
-  # The fastest on a CPU, where writing and reading kept activations takes time.
-  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_ONLY
-
   GLOBAL_BATCH_SIZE = 8
   SEQ_LEN = 128
-  NUM_TRAIN_STEPS = 600
-  WARMUP_STEPS = 60
   LEARNING_RATE = 8e-3  # The best of a grid on the standard twin (docs/quickstart.md).
-  SUMMARY_INTERVAL_STEPS = 10
-  EVAL_INTERVAL_STEPS = 300
-  CHECKPOINT_EVERY_N_STEPS = 300
 
   def source(self) -> sources.Source:
     """Returns the sample that ships, unless the user names other data or another vocabulary.

@@ -187,3 +187,22 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
         'VOCAB_SIZE': self.VOCAB_SIZE,
       }
     )
+
+
+class TinyText:
+  """Sizes and steps for laptops, before the base of a family [ours]."""
+
+  NUM_LAYERS = 4
+  MODEL_DIMS = 128
+  HIDDEN_DIMS = 256
+  DIMS_PER_HEAD = 32
+  VOCAB_SIZE = 4_096
+  FPROP_DTYPE = jnp.float32
+  # The fastest on a CPU, where writing and reading kept activations takes time.
+  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_ONLY
+
+  NUM_TRAIN_STEPS = 600
+  WARMUP_STEPS = 60
+  SUMMARY_INTERVAL_STEPS = 10
+  EVAL_INTERVAL_STEPS = 300
+  CHECKPOINT_EVERY_N_STEPS = 300
