@@ -69,8 +69,9 @@ def status(starts: pathlib.Path) -> Status:
     'command': hashlib.sha256(commands[-1].read_bytes()).hexdigest()[:12],
     'last_line': _last_line(folder / 'console.log'),
   }
+  # Asked first: a runner that ends between the two questions has noted its exit.
+  is_alive = _living(folder / 'runner') or _living(folder / 'pid')
   if not (folder / 'exit').exists():
-    is_alive = _living(folder / 'runner') or _living(folder / 'pid')
     return Status('running' if is_alive else 'lost', **fields)
   code, ended = (folder / 'exit').read_text().split()
   state = {0: 'done', jobs.SAVED_ON_DEMAND: 'saved'}.get(int(code), 'failed')
@@ -170,7 +171,9 @@ def _note(file: pathlib.Path, pid: int) -> None:
   start_time = '-'
   with contextlib.suppress(FileNotFoundError):  # The process has ended already.
     start_time = _start_time(pid)
-  file.write_text(f'{pid} {start_time}\n')
+  partial = file.with_suffix('.partial')  # A reader never sees a file without its number.
+  partial.write_text(f'{pid} {start_time}\n')
+  partial.replace(file)
 
 
 def _living(file: pathlib.Path) -> int | None:
