@@ -1,6 +1,11 @@
 """Optimisers and schedules, built from those of PAX."""
 
-from praxis import optimizers, pax_fiddle, schedules
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from praxis import base_layer, optimizers, pax_fiddle, py_utils, schedules
 
 from laser_pax.experiment import checks
 
@@ -38,12 +43,7 @@ def set_adamw(
   Raises:
     UserError: The warm-up does not end before the training.
   """
-  checks.check_schedule(warmup_steps, num_train_steps)
-  task_p.train.num_train_steps = num_train_steps
-  learner = task_p.train.learner
-  learner.loss_name = 'total_loss'
-  learner.repeat_prefix_sep = '_'  # PAX's own '#' does not survive some file systems.
-  learner.optimizer = pax_fiddle.Config(
+  optimizer = pax_fiddle.Config(
     optimizers.Adam,
     beta1=beta1,
     beta2=beta2,
@@ -53,8 +53,124 @@ def set_adamw(
     decoupled_weight_decay=weight_decay,
     clip_gradient_norm_to_value=clip_gradient_norm,
     learning_rate=learning_rate,
-    lr_schedule=warmup_cosine(warmup_steps, num_train_steps),
   )
+  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+
+
+def set_nadamw(
+  task_p: pax_fiddle.Config,
+  *,
+  learning_rate: float,
+  weight_decay: float,
+  beta1: float,
+  beta2: float,
+  epsilon: float = 1e-8,
+  clip_gradient_norm: float = 0.0,
+  warmup_steps: int,
+  num_train_steps: int,
+) -> None:
+  """Sets AlgoPerf's NAdamW, with the schedule of `set_adamw`.
+
+  Args:
+    task_p: The task to change.
+    learning_rate: Peak of the learning rate.
+    weight_decay: Decay of all weights, biases and scales too; it is multiplied by lr(t).
+    beta1: Decay of the first moment.
+    beta2: Decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
+      AlgoPerf adds 1e-6 to the norm before it divides by it; PAX does not.
+    warmup_steps: Steps of linear warm-up.
+    num_train_steps: Steps of the whole training. The number is also set on the task.
+
+  Raises:
+    UserError: The warm-up does not end before the training.
+  """
+  optimizer = pax_fiddle.Config(
+    NAdamW,
+    beta1=beta1,
+    beta2=beta2,
+    epsilon=epsilon,
+    decay_of_all_weights=weight_decay,
+    clip_gradient_norm_to_value=clip_gradient_norm,
+    learning_rate=learning_rate,
+  )
+  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+
+
+def _set_optimizer(
+  task_p: pax_fiddle.Config,
+  optimizer: pax_fiddle.Config,
+  warmup_steps: int,
+  num_train_steps: int,
+) -> None:
+  """Sets an optimiser with the schedule of `warmup_cosine`, and the number of steps."""
+  checks.check_schedule(warmup_steps, num_train_steps)
+  task_p.train.num_train_steps = num_train_steps
+  learner = task_p.train.learner
+  learner.loss_name = 'total_loss'
+  learner.repeat_prefix_sep = '_'  # PAX's own '#' does not survive some file systems.
+  optimizer.lr_schedule = warmup_cosine(warmup_steps, num_train_steps)
+  learner.optimizer = optimizer
+
+
+class NAdamW(optimizers.BaseOptimizer):
+  r"""Adam with Nesterov momentum and decoupled weight decay, as AlgoPerf has it.
+
+  Update t = 1, 2, ... of the weights w by their gradient g is:
+
+      m = b1 m + (1 - b1) g                      v = b2 v + (1 - b2) g^2
+      n = (b1 m + (1 - b1) g) / (1 - b1^t)       d = v / (1 - b2^t)
+      w = w - lr(t - 1) (n / (sqrt(d) + epsilon) + decay w)
+
+  optax.nadamw is another optimiser: it divides m by 1 - b1^(t+1), and g by 1 - b1^t.
+
+  Attributes:
+    beta1: b1, decay of the first moment.
+    beta2: b2, decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    decay_of_all_weights: Weight decay. PAX's `decoupled_weight_decay` spares layer norms; this one
+      spares nothing.
+  """
+
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  decay_of_all_weights: float = 0.0
+
+  def _get_raw_grad_transformation(self, lr) -> optimizers.ShardedGradientTransformation:
+    """Returns the transformation of gradients to the changes of the weights."""
+    b1, b2 = self.beta1, self.beta2
+
+    def init(weights):
+      m, v = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))
+      return py_utils.NestedMap(count=jnp.zeros([], jnp.int32), m=m, v=v)
+
+    def init_partition_spec(hparams):
+      specs = jax.tree.map(lambda spec: dataclasses.replace(spec, init=None), hparams)
+      count = base_layer.WeightHParams(shape=[], init=None, dtype=jnp.int32, collections=None)
+      return py_utils.NestedMap(count=count, m=specs, v=specs)
+
+    def update(gradients, state, weights):
+      steps = state.count + 1
+      m = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, gradients, state.m)
+      v = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g**2, gradients, state.v)
+      first, second = _one_minus_power(b1, steps), _one_minus_power(b2, steps)
+
+      def change(g, m, v, w):
+        nesterov = (b1 * m + (1 - b1) * g) / first
+        step = nesterov / (jnp.sqrt(v / second) + self.epsilon)
+        return -lr(state.count) * (step + self.decay_of_all_weights * w)
+
+      changes = jax.tree.map(change, gradients, m, v, weights)
+      return changes, py_utils.NestedMap(count=steps, m=m, v=v)
+
+    return optimizers.ShardedGradientTransformation(init, update, init_partition_spec)
+
+
+def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
+  """Returns 1 - base^exponent, also where float32 has few digits of it."""
+  return -jnp.expm1(exponent * math.log(base)) if base else jnp.ones([])
 
 
 def warmup_cosine(warmup_steps: int, num_train_steps: int) -> pax_fiddle.Config:
