@@ -73,6 +73,31 @@ def prepare_wikipedia(
   )
 
 
+@app.command('imagenet')
+def prepare_imagenet(
+  paths: Annotated[
+    list[str],
+    typer.Argument(
+      metavar='SOURCES...',
+      help="ImageNet's own archives, or folders or .tar files of class folders of images",
+    ),
+  ],
+  out: _Out = None,
+  validation_fraction: Annotated[
+    float, typer.Option(help='share of images to evaluate on, where no folder is named for that')
+  ] = 0.1,
+) -> None:
+  """Writes imagenet2012/5.1.0, and imagenet_v2 of test images. It resumes, and never overwrites.
+
+  ImageNet's own archives are ILSVRC2012_img_train.tar (147,897,477,120 bytes, 1,281,167 images),
+  ILSVRC2012_img_val.tar (6,744,924,160 bytes, 50,000 images) with ILSVRC2012_devkit_t12.tar.gz, and
+  imagenetv2-matched-frequency.tar.gz (10,000 images). Their bytes and images are counted.
+  """
+  from laser_pax.data.prepare import imagenet
+
+  _prepare(imagenet.prepare, paths, out, validation_fraction=validation_fraction)
+
+
 def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **options) -> str:
   """Prepares a data set with a bar, says what became of the sources, and returns its folder."""
   from laser_pax.cli import bars

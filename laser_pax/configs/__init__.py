@@ -28,9 +28,18 @@ from laser_pax.configs.c4 import (  # noqa: E402
   C4Standard300M,
   C4StandardTiny,
 )
+from laser_pax.configs.imagenet import (  # noqa: E402
+  ImageNetLaserViTS16,
+  ImageNetLaserViTS16QkNorm,
+  ImageNetLaserViTTiny,
+  ImageNetStandardViTS16,
+  ImageNetStandardViTS16QkNorm,
+  ImageNetStandardViTTiny,
+)
 from laser_pax.experiment.bert import BertMLM  # noqa: E402
 from laser_pax.experiment.decoder import DecoderLM  # noqa: E402
 from laser_pax.experiment.laser import LaserMixin  # noqa: E402
+from laser_pax.experiment.vit import ImageNetViT  # noqa: E402
 
 __all__ = [
   'BertMLM',
@@ -47,6 +56,13 @@ __all__ = [
   'C4Standard7B',
   'C4StandardTiny',
   'DecoderLM',
+  'ImageNetLaserViTS16',
+  'ImageNetLaserViTS16QkNorm',
+  'ImageNetLaserViTTiny',
+  'ImageNetStandardViTS16',
+  'ImageNetStandardViTS16QkNorm',
+  'ImageNetStandardViTTiny',
+  'ImageNetViT',
   'LaserMixin',
   'WikipediaLaserBert2B',
   'WikipediaLaserBertTiny',

@@ -9,32 +9,35 @@ class DatasetSpec:
   """A data set in the layout of TFDS.
 
   Attributes:
-    name: Name of the data set in TFDS, such as 'c4'. `prepare` takes the same name.
-    config: Config of the data set in TFDS, such as 'en'.
+    name: Name of the data set in TFDS, such as 'c4'.
+    config: Config of the data set in TFDS, such as 'en'; None if it has none.
     version: Version of the layout, such as '3.0.1'.
     splits: Names of the splits, the training split first.
-    features: Names of a record's fields of text.
+    features: Names of a record's fields.
+    prepared_by: The name that `prepare` takes; None stands for `name`.
   """
 
   name: str
-  config: str
+  config: str | None = None
   version: str
   splits: tuple[str, ...]
   features: tuple[str, ...]
+  prepared_by: str | None = None
 
   @property
   def tfds_name(self) -> str:
     """The name under which TFDS and seqio load the data set, for example 'c4/en:3.0.1'."""
-    return f'{self.name}/{self.config}:{self.version}'
+    return f'{"/".join(filter(None, (self.name, self.config)))}:{self.version}'
 
   @property
   def folder(self) -> str:
     """The folder of the data set, relative to the data folder."""
-    return f'{self.name}/{self.config}/{self.version}'
+    return '/'.join(filter(None, (self.name, self.config, self.version)))
 
   def prepare_command(self, data_dir: str) -> str:
     """Returns the command that prepares the data set in `data_dir`."""
-    return f'python -m laser_pax prepare {self.name} SOURCE... --out {shlex.quote(data_dir)}'
+    name = self.prepared_by or self.name
+    return f'python -m laser_pax prepare {name} SOURCE... --out {shlex.quote(data_dir)}'
 
 
 C4 = DatasetSpec(
@@ -52,4 +55,22 @@ WIKIPEDIA = DatasetSpec(
   version='1.0.0',
   splits=('train', 'eval'),
   features=(),
+)
+
+IMAGENET = DatasetSpec(
+  name='imagenet2012',
+  version='5.1.0',
+  splits=('train', 'validation'),
+  features=('image', 'label', 'file_name'),
+  prepared_by='imagenet',
+)
+
+# ImageNet-v2: other photographs of the same classes, to test on.
+IMAGENET_V2 = DatasetSpec(
+  name='imagenet_v2',
+  config='matched-frequency',
+  version='3.0.0',
+  splits=('test',),
+  features=('image', 'label', 'file_name'),
+  prepared_by='imagenet',
 )

@@ -5,7 +5,6 @@ The content of a batch is defined in a family's own file, such as text_lm.py.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -23,29 +22,13 @@ from laser_pax.errors import UserError
 Input = pax_fiddle.Config[seqio_input.SeqIOInput]
 
 
-class GlobalStreamInput(seqio_input.SeqIOInput):
-  """One stream of rows for all hosts. Each host takes its share of every batch.
+class OnePosition:
+  """A base before a PAX input: all hosts are at one position, and the first host saves it for all.
 
-  SeqIOInput divides the files among the hosts, so the batches depend on the number of hosts. Here
-  every host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
-  All hosts have the same position in the stream, and the first host saves it for all.
+  An input may know a faster `skip_to`.
   """
 
-  _restored: bool = dataclasses.field(init=False, repr=False, default=False)
-
-  def _get_dataset(self) -> tf.data.Dataset:
-    """Returns the global batches: [hosts x B, T]."""
-    whole = seqio.ShardInfo(index=0, num_shards=1)
-    rows = self._get_backing_ds(shuffle=self.should_shuffle, num_epochs=-1, shard_info=whole)
-    # Rows are not divided among hosts here: `get_next` does that. The saved position includes the
-    # shuffle buffer, and all hosts restore the first host's, so all buffers must be equal.
-    rows = self._pad_to_batch_size(rows)
-    return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
-
-  def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch: [B, T]."""
-    first = self.infeed_host_index * self.batch_size
-    return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
+  _restored = False
 
   def save(self, checkpoint_path: epath.PathLike) -> None:
     """Writes the position. The first host writes it for all hosts.
@@ -78,7 +61,7 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
     self._restored = True
 
   def go_to(self, step: int) -> None:
-    """Reads forward to the batch of a step, unless a checkpoint's position was restored.
+    """Goes forward to the batch of a step, unless a checkpoint's position was restored.
 
     PAX silently starts the data from the beginning if a checkpoint has parameters but no position.
 
@@ -86,9 +69,36 @@ class GlobalStreamInput(seqio_input.SeqIOInput):
       step: Number of batches that were trained on before.
     """
     if step and not self._restored:
-      logging.warning('No position in the data was saved: reading %d batches again.', step)
-      for _ in range(step):
-        self.get_next()
+      self.skip_to(step)
+
+  def skip_to(self, step: int) -> None:
+    """Goes from the first batch to the batch of a step."""
+    logging.warning('No position in the data was saved: reading %d batches again.', step)
+    for _ in range(step):
+      self.get_next()
+
+
+class GlobalStreamInput(OnePosition, seqio_input.SeqIOInput):
+  """One stream of rows for all hosts. Each host takes its share of every batch.
+
+  SeqIOInput divides the files among the hosts, so the batches depend on the number of hosts. Here
+  every host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
+  All hosts have the same position in the stream.
+  """
+
+  def _get_dataset(self) -> tf.data.Dataset:
+    """Returns the global batches: [hosts x B, T]."""
+    whole = seqio.ShardInfo(index=0, num_shards=1)
+    rows = self._get_backing_ds(shuffle=self.should_shuffle, num_epochs=-1, shard_info=whole)
+    # Rows are not divided among hosts here: `get_next` does that. The saved position includes the
+    # shuffle buffer, and all hosts restore the first host's, so all buffers must be equal.
+    rows = self._pad_to_batch_size(rows)
+    return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns this host's rows of the next global batch: [B, T]."""
+    first = self.infeed_host_index * self.batch_size
+    return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
 
 
 def row_specs(

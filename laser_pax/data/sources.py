@@ -65,7 +65,7 @@ def find_source(
   """
   data = find_data_dir(data_dir)
   model = _name_vocab(vocab)
-  _check_data(dataset, data)
+  check_prepared(dataset, data)
   if model is None:
     raise UserError(
       f'no vocabulary: neither the attribute VOCAB nor {VOCAB_VARIABLE} names a SentencePiece '
@@ -92,6 +92,37 @@ def is_named(data_dir: str | None, vocab: str | None) -> bool:
     vocab: The experiment's own SentencePiece model, or None.
   """
   return bool(_name_data(data_dir) or _name_vocab(vocab))
+
+
+def check_prepared(dataset: DatasetSpec, data: Named) -> None:
+  """Checks that a data set is prepared, with all of its splits.
+
+  Args:
+    dataset: The data set.
+    data: The data folder.
+
+  Raises:
+    UserError: It is not; the message has the command that makes it.
+  """
+  info = epath.Path(data.path) / dataset.folder / 'dataset_info.json'
+  try:
+    splits = {split['name'] for split in json.loads(info.read_text())['splits']}
+  except FileNotFoundError as e:
+    raise UserError(
+      f'no prepared data: looked for {dataset.folder}/dataset_info.json in {data.path} '
+      f'(named by {data.named_by}); make it with: {dataset.prepare_command(data.path)}'
+    ) from e
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(
+      f'{info}: cannot be read as a TFDS data set ({e!r}); remove its folder and make it again '
+      f'with: {dataset.prepare_command(data.path)}'
+    ) from e
+  if missing := set(dataset.splits) - splits:
+    raise UserError(
+      f'{info.parent}: expected the splits {" and ".join(dataset.splits)}, lacks '
+      f'{", ".join(sorted(missing))}; remove this folder and make it again with: '
+      f'{dataset.prepare_command(data.path)}'
+    )
 
 
 def check_vocab(source: Source, vocab_size: int) -> None:
@@ -140,28 +171,6 @@ def _first(*candidates: Named) -> Named | None:
     if path:
       return Named(folders.resolve(path), named_by)
   return None
-
-
-def _check_data(dataset: DatasetSpec, data: Named) -> None:
-  info = epath.Path(data.path) / dataset.folder / 'dataset_info.json'
-  try:
-    splits = {split['name'] for split in json.loads(info.read_text())['splits']}
-  except FileNotFoundError as e:
-    raise UserError(
-      f'no prepared data: looked for {dataset.folder}/dataset_info.json in {data.path} '
-      f'(named by {data.named_by}); make it with: {dataset.prepare_command(data.path)}'
-    ) from e
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(
-      f'{info}: cannot be read as a TFDS data set ({e!r}); remove its folder and make it again '
-      f'with: {dataset.prepare_command(data.path)}'
-    ) from e
-  if missing := set(dataset.splits) - splits:
-    raise UserError(
-      f'{info.parent}: expected the splits {" and ".join(dataset.splits)}, lacks '
-      f'{", ".join(sorted(missing))}; remove this folder and make it again with: '
-      f'{dataset.prepare_command(data.path)}'
-    )
 
 
 def _check_vocab(model: Named, data_dir: str, vocab_size: int) -> None:

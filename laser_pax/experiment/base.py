@@ -35,11 +35,13 @@ class Metric:
   Attributes:
     name: The name that PAX gives it in an evaluation's metrics, such as 'log_pplx'.
     label: The name on the console and in progress.jsonl, such as 'loss'.
+    split: The evaluation input that it is judged on; None if there is one alone.
     derived: Further figures to show. A label maps to the function that computes it from this one.
   """
 
   name: str
   label: str
+  split: str | None = None
   derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
 
 

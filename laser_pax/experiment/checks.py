@@ -50,6 +50,32 @@ def check_heads(model_dims: int, num_heads: int, dims_per_head: int) -> None:
     )
 
 
+def check_patches(image_size: int, patch_size: int) -> None:
+  """Checks that patches cover an image exactly.
+
+  Raises:
+    UserError: They do not.
+  """
+  if image_size % patch_size:
+    raise UserError(
+      f'PATCH_SIZE = {patch_size} must divide IMAGE_SIZE = {image_size}: set it to one of '
+      f'{_divisors(image_size)}'
+    )
+
+
+def check_positions(model_dims: int) -> None:
+  """Checks that the fixed positions of patches, four parts of sines and cosines, fit the width.
+
+  Raises:
+    UserError: They do not.
+  """
+  if model_dims % 4 or model_dims < 8:
+    raise UserError(
+      f'MODEL_DIMS must be a multiple of 4, at least 8; got {model_dims}: set it to '
+      f'{_nearest(max(model_dims, 8), 4)}'
+    )
+
+
 def check_mesh(mesh: Sequence[int], dims: dict[str, int]) -> None:
   """Checks that a mesh is [replica, data, mdl], and that its axes divide the model's sizes.
 

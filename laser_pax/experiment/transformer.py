@@ -134,3 +134,33 @@ class TransformerSizes:
     For policies that the layout rule never chooses, the estimate assumes that all are saved.
     """
     return 6 * self.attention_dims + 2 * self.model_dims + self.hidden_dims
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes(TransformerSizes):
+  """The sizes of a Vision Transformer: `layouts.Sizes`. The classes take the vocabulary's place.
+
+  Attributes:
+    patch_values: Numbers of one patch.
+  """
+
+  patch_values: int
+
+  def position_weights(self) -> int:
+    """Returns the number of weights that each position uses: patches and layers."""
+    return self.num_layers * self.layer_weights() + self.patch_values * self.model_dims
+
+  def weights(self) -> int:
+    """Returns the number of weights of all matrices."""
+    return self.position_weights() + (self.model_dims + self.vocab_size) * self.model_dims
+
+  def head_bytes(self, tokens: int) -> int:
+    """Returns the bytes of images, and of logits with their gradient, for `tokens` positions."""
+    return 4 * tokens * self.patch_values + 8 * tokens // self.seq_len * self.vocab_size
+
+  def step_flops(self, policy: Policy, platform: str) -> int:
+    """Returns the operations of one step, as the base; an image uses the head once."""
+    images = self.global_batch_size
+    head = 6 * images * (self.weights() - self.position_weights())
+    body = 6 * images * self.seq_len * self.position_weights()
+    return head + body + self.attention_flops(policy, platform) + self.recomputed_flops(policy)

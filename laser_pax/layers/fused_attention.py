@@ -28,7 +28,7 @@ from praxis.layers import attentions, base_ops
 
 from laser_pax import ops
 from laser_pax.layers.attentions import LaserDotProductAttention
-from laser_pax.ops import by_heads, devices
+from laser_pax.ops import by_heads, devices, fused
 
 JTensor = pytypes.JTensor
 
@@ -191,4 +191,4 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
     attention = functools.partial(
       ops.fused_attention_by_heads, is_causal=is_causal, logit_cap=self._cap()
     )
-    return by_heads.heads_swapped(ops.laser_by_heads(attention))
+    return by_heads.heads_swapped(fused.padded_to_lanes(ops.laser_by_heads(attention)))

@@ -154,6 +154,47 @@ def over_mesh(
   return attention
 
 
+def padded_to_lanes(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
+  """Pads what the TPU's kernel would pad, but outside of `attention_fn`, such as LASER.
+
+  LASER and the kernel then keep the same arrays for the backward pass, and not one set each. The
+  padded keys repeat the last one: the range of a column stays as it is. No query sees them.
+
+  Args:
+    attention_fn: A function of (query, key, value, segment_ids, key_segment_ids), not
+      causal, or causal with as many keys as queries; heads come before rows: [B, N, T, H].
+
+  Returns:
+    A function of the same arguments. On other platforms it is `attention_fn`.
+  """
+
+  @functools.wraps(attention_fn)
+  def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    segment_ids: Array | None = None,
+    key_segment_ids: Array | None = None,
+  ) -> Array:
+    t, (s, h) = query.shape[2], value.shape[2:]
+    sizes = (t, s, h, query.shape[3])
+    if devices.platform() != 'tpu' or all(_padded(size) == size for size in sizes):
+      return attention_fn(query, key, value, segment_ids, key_segment_ids)
+    if segment_ids is None:
+      segment_ids, key_segment_ids = (jnp.zeros((query.shape[0], x), jnp.int32) for x in (t, s))
+    elif key_segment_ids is None:
+      key_segment_ids = segment_ids
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, _padded(t) - t)))
+    unseen = ((0, 0), (0, _padded(s) - s))
+    key_segment_ids = jnp.pad(key_segment_ids, unseen, constant_values=-(2**31))
+    repeated = ((0, 0), *unseen, (0, 0))
+    key, value = (jnp.pad(x, repeated, mode='edge') for x in (key, value))
+    output = attention_fn(*map(_filled, (query, key, value)), segment_ids, key_segment_ids)
+    return output[:, :, :t, :h]
+
+  return attention
+
+
 def block_size(length: int) -> int:
   """Returns the size of the blocks of a sequence that is padded to a multiple of 128."""
   return next(block for block in _BLOCKS if _padded(length) % block == 0)

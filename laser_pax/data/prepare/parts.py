@@ -135,7 +135,7 @@ class Conversion(abc.ABC):
   def run(self) -> None:
     """Converts what is not converted yet, alone, and then finishes the data set."""
     with (
-      _writing_to(self.final.parent),
+      writing_to(self.final.parent),
       folders.locked(self.final.with_name(f'{self.final.name}.lock')),
     ):
       check_new(self.final)
@@ -144,13 +144,13 @@ class Conversion(abc.ABC):
   def _run(self) -> None:
     self.work.mkdir(exist_ok=True)
     inputs = [[_identity(f) for f in paths] for paths in self.parts]
-    report = _read_json(self.work / reports.FILE)
-    if not report or _read_json(self.work / _INPUTS).get('parts') != inputs:
+    report = read_json(self.work / reports.FILE)
+    if not report or read_json(self.work / _INPUTS).get('parts') != inputs:
       parts = self._convert_all()
       _check_splits(self.dataset, parts, self.work)
       report = reports.report(self.dataset, self.sources, parts)
-      _write_json(self.work / _INPUTS, {'parts': inputs})
-      _write_json(self.work / reports.FILE, report)
+      write_json(self.work / _INPUTS, {'parts': inputs})
+      write_json(self.work / reports.FILE, report)
     self.finish(report['splits'])
     for pattern in ('*.tfrecord', 'part-*.json', _INPUTS, '*.partial'):  # The report has all.
       for left_over in self.work.glob(pattern):
@@ -164,11 +164,11 @@ class Conversion(abc.ABC):
     for number, paths in enumerate(self.parts):
       file = self.work / f'part-{number:05d}.json'
       inputs = {'first_document': first, 'files': [_identity(f) for f in paths]}
-      part = _read_json(file)
+      part = read_json(file)
       is_same = all(part.get(key) == value for key, value in inputs.items())
       if not is_same or not all(self._is_whole(shard) for shard in part['shards']):
         part = inputs | self._convert(number, paths, first, task)
-        _write_json(file, part)
+        write_json(file, part)
       parts.append(part)
       first += sum(shard['documents'] for shard in part['shards'])
       converted += sum(f.stat().st_size for f in paths)
@@ -203,7 +203,7 @@ class Conversion(abc.ABC):
           )
         counts.append({'path': folders.shown(path)} | count)
     for shard in writer.shards:
-      shard['file_bytes'] = _sync(self.work / shard['file'])
+      shard['file_bytes'] = sync(self.work / shard['file'])
     return {'sources': counts, 'shards': writer.shards}
 
   def _is_whole(self, shard: dict[str, Any]) -> bool:
@@ -218,7 +218,7 @@ class Conversion(abc.ABC):
 
 
 @contextlib.contextmanager
-def _writing_to(folder: Path):
+def writing_to(folder: Path):
   """Says in one line which folder failed."""
   try:
     yield
@@ -264,14 +264,14 @@ def _check_splits(dataset: DatasetSpec, parts: list[reports.Part], work: Path) -
     )
 
 
-def _sync(path: Path) -> int:
+def sync(path: Path) -> int:
   """Waits until a file is on the disk, and returns its size."""
   with path.open('rb') as file:
     os.fsync(file.fileno())
     return os.fstat(file.fileno()).st_size
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
   """Returns what a file of our own holds; nothing if it is missing or was cut."""
   try:
     return json.loads(path.read_text('utf-8'))
@@ -279,8 +279,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file of our own, which appears whole."""
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(value, indent=1) + '\n', 'utf-8')
-  _sync(partial)
+  sync(partial)
   partial.replace(path)

@@ -54,6 +54,42 @@ def report(dataset: DatasetSpec, sources: files.Sources, parts: list[Part]) -> d
   }
 
 
+def report_images(
+  dataset: DatasetSpec,
+  sources: files.Sources,
+  shards: list[dict[str, Any]],
+  left_out: list[tuple[str, str]],
+) -> dict[str, Any]:
+  """Returns the report of a data set of images. Images in are images written or left out.
+
+  Args:
+    dataset: The data set.
+    sources: What the search found.
+    shards: A row for each shard, with `split`, `images`, `bytes`, and `changed` and `skipped`,
+      pairs of an image's name and a reason.
+    left_out: Pairs of images that were left out before.
+
+  Returns:
+    As `report`, with `unit`; and `changed`, the images that were made anew, with why.
+  """
+  skipped = [*left_out, *(pair for shard in shards for pair in shard['skipped'])]
+  written = {
+    split: sum(shard['images'] for shard in shards if shard['split'] == split)
+    for split in dataset.splits
+  }
+  not_read = [{'path': folders.shown(x.path), 'reason': x.reason} for x in sources.left_out]
+  return {
+    'unit': 'images',
+    'documents': {'in': sum(written.values()) + len(skipped), 'blank': 0} | written,
+    'sources': [{'path': folders.shown(path)} for path in sources.taken],
+    'copies': [],
+    'left_out': not_read + [{'path': name, 'reason': reason} for name, reason in skipped],
+    'changed': [
+      {'path': name, 'reason': reason} for shard in shards for name, reason in shard['changed']
+    ],
+  }
+
+
 def _name_shards(dataset: DatasetSpec, parts: list[Part]) -> dict[str, list[dict[str, Any]]]:
   """Returns the shards of each split, with their final names."""
   named: dict[str, list[dict[str, Any]]] = {}
@@ -73,15 +109,23 @@ def lines(report: dict[str, Any]) -> list[str]:
   splits = ', '.join(f'{number:,} {split}' for split, number in counts.items())
   left_out = report['left_out']
   reasons = collections.Counter(x['reason'] for x in left_out)
-  said = [f'read {len(report["sources"]):,} files, {total:,} documents: {splits}']
+  unit = report.get('unit', 'documents')
+  said = [f'read {len(report["sources"]):,} files, {total:,} {unit}: {splits}']
   if blank:
     said.append(f'left out {blank:,} documents without text')
+  if changed := report.get('changed', []):
+    why = _counted(collections.Counter(x['reason'] for x in changed))
+    said.append(f'made {len(changed):,} {unit} anew ({why}), such as {changed[0]["path"]}')
   if left_out:
-    why = ', '.join(f'{number:,}: {reason}' for reason, number in reasons.items())
-    said.append(f'left out {len(left_out):,} files or folders ({why})')
+    kinds = 'files or folders' if unit == 'documents' else f'files, folders or {unit}'
+    said.append(f'left out {len(left_out):,} {kinds} ({_counted(reasons)})')
     said += [f'  {x["path"]}: {x["reason"]}' for x in left_out[:SHOWN]]
   if len(left_out) > SHOWN:
     said.append(f'  and {len(left_out) - SHOWN:,} more; all are in {FILE}')
   if copies := report['copies']:
     said.append(f'note: {len(copies):,} of the files are copies of others, such as {copies[0]}')
   return said
+
+
+def _counted(reasons: collections.Counter[str]) -> str:
+  return ', '.join(f'{number:,}: {reason}' for reason, number in reasons.items())

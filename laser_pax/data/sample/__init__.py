@@ -1,8 +1,12 @@
-"""The sample that ships: State of the Union addresses in allenai's C4 format, and a vocabulary.
+"""The samples that ship: State of the Union addresses with vocabularies, and clip art.
 
-The train split has 221 addresses, with 2,286,223 tokens of the vocabulary. The validation split has
-12, spread over the years, with 119,404 tokens. Both counts include one EOS for each address.
-`scripts/make_sample.py` made the files; LICENSE.md states the source of the text.
+The addresses are in allenai's C4 format. The train split has 221 of them, with 2,286,223 tokens of
+the vocabulary. The validation split has 12, spread over the years, with 119,404 tokens. Both counts
+include one EOS for each address.
+The clip art is 2,229 pictures, 64 x 64, of 12 classes.
+
+`scripts/make_sample.py` and `scripts/make_image_sample.py` made the files; LICENSE.md states the
+sources.
 """
 
 from __future__ import annotations
@@ -12,12 +16,13 @@ from pathlib import Path
 
 from laser_pax import folders
 from laser_pax.data import sources
-from laser_pax.data.datasets import C4, WIKIPEDIA
+from laser_pax.data.datasets import C4, IMAGENET, WIKIPEDIA
 from laser_pax.data.prepare import c4
 
 FOLDER = Path(__file__).parent
 VOCAB = FOLDER / 'vocab.model'
 WORDPIECE = FOLDER / 'vocab.txt'
+CLIP_ART = FOLDER / 'clipart.tar.gz'
 
 
 def prepare_sample() -> sources.Source:
@@ -58,6 +63,26 @@ def prepare_records() -> str:
       if not (data_dir / WIKIPEDIA.folder).exists():
         wikipedia.prepare(_texts(), data_dir, vocab=WORDPIECE, copies=1)
   return str(data_dir / WIKIPEDIA.folder)
+
+
+def prepare_images() -> str:
+  """Prepares the clip art under `~/.cache/laser_pax`, unless it is there.
+
+  Returns:
+    The folder that contains the data set's folder.
+
+  Raises:
+    UserError: The folder cannot be written.
+  """
+  from laser_pax.data.prepare import imagenet
+
+  data_dir = _folder([CLIP_ART], 'images')
+  if not (data_dir / IMAGENET.folder).exists():
+    folders.make_folder(data_dir)
+    with folders.locked(data_dir / 'sample.lock'):
+      if not (data_dir / IMAGENET.folder).exists():
+        imagenet.prepare([CLIP_ART], data_dir)
+  return str(data_dir)
 
 
 def _texts() -> list[Path]:

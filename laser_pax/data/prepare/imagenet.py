@@ -1,0 +1,349 @@
+"""Converts images into TFDS data sets of the layouts imagenet2012/5.1.0 and imagenet_v2.
+
+First all images are listed (image_files.py), and divided into shards: by a hash of their names, so
+that each shard has all classes. Then the shards are written, one after another. A shard's counts
+are written after it, and mark it as finished: a run that was killed goes on after it.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.progress import Progress
+
+from laser_pax import folders
+from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
+from laser_pax.data.prepare import files, image_files, parts, pictures, reports
+from laser_pax.data.prepare.image_files import Image
+from laser_pax.errors import UserError
+
+# A shard has about so many bytes of images, and a split at most so many shards, as in TFDS.
+SHARD_BYTES, MOST_SHARDS = 2**27, 1_024
+
+COPY, LEAK = 'a copy of another image', 'a copy of an image to evaluate on'
+
+
+class LeftOut(NamedTuple):
+  """An image that was left out.
+
+  Attributes:
+    name: Its name.
+    reason: Why.
+  """
+
+  name: str
+  reason: str
+
+
+def prepare(
+  source_paths: Sequence[str | Path],
+  data_dir: str | Path,
+  *,
+  validation_fraction: float = 0.1,
+  progress: Progress | None = None,
+) -> Path:
+  """Writes `data_dir/imagenet2012/5.1.0`; and of test images `imagenet_v2/matched-frequency/3.0.0`.
+
+  Sources are those of image_files.py. Class folders that no folder assigns to a split are divided:
+  images with the same content count once, and of each class every k-th, in the order of its
+  content's hash, goes to validation, where k = round(1 / fraction). Where folders name the splits,
+  training images that are also validation or test images are left out.
+
+  The result depends on the sources and the fraction alone. Interruptions do not change it.
+
+  Args:
+    source_paths: Files and folders.
+    data_dir: Local folder for data sets, made if missing.
+    validation_fraction: Share of validation images, in (0, 0.5], where nothing names them.
+    progress: Progress bar, which counts bytes of images.
+
+  Returns:
+    The folder of the finished data set; that of ImageNet-v2 if there are test images alone.
+
+  Raises:
+    UserError: A data set exists already, an archive is damaged or lacks images, there are no
+      labels, a split would be empty, or the folder cannot be written.
+  """
+  if not 1e-9 <= validation_fraction <= 0.5:
+    raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')
+  finals = {spec.name: parts.dataset_folder(spec, data_dir) for spec in (IMAGENET, IMAGENET_V2)}
+  final = finals[IMAGENET.name]
+  sources = files.find_sources(source_paths, final, image_files.is_source)
+  is_test_alone = all(path.name.startswith('imagenetv2') for path in sources.taken)
+  parts.check_new(finals[IMAGENET_V2.name if is_test_alone else IMAGENET.name])
+  folders.make_folder(final.parent)
+  with (
+    parts.writing_to(final.parent),
+    folders.locked(final.with_name(f'{final.name}.lock')),
+  ):
+    unpacked = final.with_name(f'{final.name}.unpacked')
+    unpacked.mkdir(exist_ok=True)
+    images = image_files.find_images(sources, unpacked)
+    images, left_out = _divided(images, round(1 / validation_fraction))
+    progress = progress or Progress(disable=True)
+    task = progress.add_task('preparing', total=sum(image.size for image in images))
+    written = []
+    for spec, own in _by_dataset(images).items():
+      written.append(finals[spec.name])
+      conversion = _Conversion(spec, finals[spec.name], own, _names(images, spec))
+      conversion.run(sources, left_out, lambda size: progress.advance(task, size))
+      left_out = []
+    for archive in unpacked.iterdir():
+      archive.unlink()
+    unpacked.rmdir()
+  return written[0]
+
+
+def _by_dataset(images: Sequence[Image]) -> dict[DatasetSpec, list[Image]]:
+  """Returns the images of each data set that there are images of.
+
+  Raises:
+    UserError: One of its splits has none.
+  """
+  by_split: dict[str, list[Image]] = collections.defaultdict(list)
+  for image in images:
+    by_split[image.split].append(image)
+  given = {
+    spec: [image for split in spec.splits for image in by_split[split]]
+    for spec in (IMAGENET, IMAGENET_V2)
+  }
+  for spec in [spec for spec, own in given.items() if own]:
+    for split in spec.splits:
+      if not by_split[split]:
+        raise UserError(f'there are no images of the split {split}: {_expected(split)}')
+  return {spec: own for spec, own in given.items() if own}
+
+
+def _expected(split: str) -> str:
+  """Returns, in words, which sources give a split."""
+  archive, expected = next((n, e) for n, e in image_files.EXPECTED.items() if e.split == split)
+  return (
+    f'expected {archive} ({expected.images:,} images), or images as {split}/CLASS/NAME.jpg; name '
+    'them too'
+  )
+
+
+def _names(images: Iterable[Image], spec: DatasetSpec) -> list[str]:
+  """Returns the names of the classes, in the order of their numbers.
+
+  Classes of ImageNet-v2 are numbers already; they are those of ImageNet in that order.
+
+  Raises:
+    UserError: There are fewer than two, or test images have others.
+  """
+  trained = {image.label for image in images if image.split != 'test'}
+  tested = {image.label for image in images if image.split == 'test'}
+  own = (trained or tested) if spec is IMAGENET else tested
+  numbered = all(re.fullmatch(r'\d+', name) for name in own)
+  names = sorted(own, key=(lambda name: int(name)) if numbered else os.fsencode)
+  if numbered and spec is IMAGENET_V2:
+    return [str(number) for number in range(int(names[-1]) + 1)]
+  if len(trained or tested) < 2:
+    raise UserError(f'expected images of at least two classes, got {", ".join(names) or "none"}')
+  if trained and not tested <= trained:
+    raise UserError(
+      f'test images have classes that others lack, such as {min(tested - trained)}: give '
+      'their folders the names of the classes, or their numbers'
+    )
+  return sorted(trained, key=os.fsencode) if trained else names
+
+
+def _divided(images: list[Image], every: int) -> tuple[list[Image], list[LeftOut]]:
+  """Returns the images with their splits, without copies, and what was left out.
+
+  Archives of ImageNet are taken as they are.
+  """
+  given = {image.file.name for image in images}
+  if given <= image_files.EXPECTED.keys():
+    return images, []
+  images = sorted(images, key=image_files.sort_key)
+  hashes = [hashlib.sha256(image.read()).hexdigest() for image in images]
+  if all(image.split in (None, 'test') for image in images):
+    return _divided_by_hash(images, hashes, every)
+  evaluated = {h for h, image in zip(hashes, images, strict=True) if _split_of(image) != 'train'}
+  kept, left_out = [], []
+  for image, digest in zip(images, hashes, strict=True):
+    if _split_of(image) == 'train' and digest in evaluated:
+      left_out.append(LeftOut(image.name, LEAK))
+    else:
+      kept.append(_in_split(image, _split_of(image)))
+  return kept, left_out
+
+
+def _split_of(image: Image) -> str:
+  return image.split or 'train'
+
+
+def _divided_by_hash(
+  images: list[Image], hashes: list[str], every: int
+) -> tuple[list[Image], list[LeftOut]]:
+  kept = [image for image in images if image.split == 'test']
+  seen = {h for h, image in zip(hashes, images, strict=True) if image.split == 'test'}
+  classes: dict[str, list[tuple[str, Image]]] = collections.defaultdict(list)
+  left_out = []
+  for digest, image in zip(hashes, images, strict=True):
+    if image.split == 'test':
+      continue
+    if digest in seen:
+      left_out.append(LeftOut(image.name, COPY))
+      continue
+    seen.add(digest)
+    classes[image.label].append((digest, image))
+  for own in classes.values():
+    for number, (_, image) in enumerate(sorted(own, key=lambda pair: pair[0])):
+      kept.append(_in_split(image, 'validation' if number % every == 1 else 'train'))
+  return kept, left_out
+
+
+def _in_split(image: Image, split: str) -> Image:
+  return dataclasses.replace(image, split=split)
+
+
+class _Conversion:
+  """The shards of one data set.
+
+  Args:
+    spec: The data set.
+    final: Its folder.
+    images: Its images, with their splits.
+    names: Names of its classes, in order.
+  """
+
+  def __init__(self, spec: DatasetSpec, final: Path, images: Sequence[Image], names: list[str]):
+    self.spec, self.final = spec, final
+    self.labels = {name: number for number, name in enumerate(names)}
+    parts.check_new(final)
+    self.shards = [shard for split in spec.splits for shard in _shards(split, images)]
+    self.work = final.with_name(f'{final.name}.incomplete-{self._key(names)}')
+
+  def _key(self, names: list[str]) -> str:
+    """Returns what names the work folder: other sources never reuse this unfinished work."""
+    key = hashlib.sha256(repr(names).encode())
+    used = set()
+    for split, images in self.shards:
+      for image in images:
+        key.update(repr((split, image)).encode())
+        used.add(image.file)
+    for file in sorted(used):
+      key.update(repr(file.stat().st_mtime_ns).encode())
+    return key.hexdigest()[:8]
+
+  def run(self, sources: files.Sources, left_out: list[LeftOut], advance: Any) -> None:
+    """Writes what is not written yet, and then finishes the data set.
+
+    Args:
+      sources: What the search found.
+      left_out: Images that were left out before.
+      advance: Function that takes the bytes that were read.
+    """
+    self.work.mkdir(exist_ok=True)
+    counts = []
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for number, (split, images) in enumerate(self.shards):
+        file = self.work / f'part-{number:05d}.json'
+        count = parts.read_json(file)
+        if not count or not self._is_whole(count):
+          count = self._write(number, split, images, pool)
+          parts.write_json(file, count)
+        counts.append(count)
+        advance(sum(image.size for image in images))
+    self._finish(counts, sources, left_out)
+
+  def _is_whole(self, count: dict[str, Any]) -> bool:
+    file = self.work / count['file']
+    return file.exists() and file.stat().st_size == count['file_bytes']
+
+  def _write(
+    self, number: int, split: str, images: Sequence[Image], pool: concurrent.futures.Executor
+  ) -> dict[str, Any]:
+    """Writes one shard, and returns its counts and what became of its images."""
+    import tensorflow as tf
+
+    count: dict[str, Any] = {'file': f'part-{number:05d}.tfrecord', 'split': split}
+    changed, skipped, size, records = [], [], 0, 0
+    with tf.io.TFRecordWriter(str(self.work / count['file'])) as writer:
+      looked_at = pool.map(lambda image: pictures.as_jpeg(image.read()), images)
+      for image, picture in zip(images, looked_at, strict=True):
+        if picture.note:
+          (skipped if picture.jpeg is None else changed).append([image.name, picture.note])
+        if picture.jpeg is None:
+          continue
+        record = self._record(image, picture.jpeg)
+        writer.write(record)
+        size, records = size + len(record), records + 1
+    file_bytes = parts.sync(self.work / count['file'])
+    fields = {'images': records, 'bytes': size, 'file_bytes': file_bytes}
+    return count | fields | {'changed': changed, 'skipped': skipped}
+
+  def _record(self, image: Image, jpeg: bytes) -> bytes:
+    import tensorflow as tf
+
+    def of_bytes(value: bytes) -> tf.train.Feature:
+      return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    label = int(image.label) if image.label not in self.labels else self.labels[image.label]
+    feature = {
+      'image': of_bytes(jpeg),
+      'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+      'file_name': of_bytes(os.fsencode(image.name)),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+  def _finish(
+    self, counts: list[dict[str, Any]], sources: files.Sources, left_out: list[LeftOut]
+  ) -> None:
+    """Names the shards, writes TFDS's description and the report, and names the folder."""
+    import tensorflow_datasets as tfds
+
+    splits = []
+    for split in self.spec.splits:
+      own = [count for count in counts if count['split'] == split]
+      for number, count in enumerate(own):
+        name = f'{self.spec.name}-{split}.tfrecord-{number:05d}-of-{len(own):05d}'
+        if (self.work / count['file']).exists():
+          (self.work / count['file']).replace(self.work / name)
+      lengths = [count['images'] for count in own]
+      if not sum(lengths):
+        raise UserError(f'no image of the split {split} can be read; fetch them again')
+      size = sum(count['bytes'] for count in own)
+      splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    features = tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(encoding_format='jpeg'),
+        'label': tfds.features.ClassLabel(names=list(self.labels)),
+        'file_name': tfds.features.Text(),
+      }
+    )
+    tfds.folder_dataset.write_metadata(
+      data_dir=self.work,
+      features=features,
+      filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      split_infos=splits,
+      version=self.spec.version,
+      check_data=False,
+    )
+    features.save_metadata(str(self.work))
+    report = reports.report_images(self.spec, sources, counts, left_out)
+    parts.write_json(self.work / reports.FILE, report)
+    for left_over in self.work.glob('part-*.json'):
+      left_over.unlink()
+    self.work.rename(self.final)
+
+
+def _shards(split: str, images: Iterable[Image]) -> list[tuple[str, list[Image]]]:
+  """Returns the images of a split in shards of about equal number, by a hash of their names."""
+  own = [image for image in images if image.split == split]
+  own.sort(key=lambda image: hashlib.sha256(image_files.sort_key(image)).digest())
+  total = sum(image.size for image in own)
+  count = max(1, min(MOST_SHARDS, -(-total // SHARD_BYTES), len(own)))
+  cuts = [len(own) * number // count for number in range(count + 1)]
+  return [(split, own[begin:end]) for begin, end in zip(cuts[:-1], cuts[1:], strict=True)]
