@@ -36,7 +36,14 @@ from laser_pax.configs.imagenet import (  # noqa: E402
   ImageNetStandardViTS16QkNorm,
   ImageNetStandardViTTiny,
 )
+from laser_pax.configs.librispeech import (  # noqa: E402
+  LibriSpeechLaserConformer,
+  LibriSpeechLaserConformerTiny,
+  LibriSpeechStandardConformer,
+  LibriSpeechStandardConformerTiny,
+)
 from laser_pax.experiment.bert import BertMLM  # noqa: E402
+from laser_pax.experiment.conformer import LibriSpeechConformer  # noqa: E402
 from laser_pax.experiment.decoder import DecoderLM  # noqa: E402
 from laser_pax.experiment.laser import LaserMixin  # noqa: E402
 from laser_pax.experiment.vit import ImageNetViT  # noqa: E402
@@ -64,6 +71,11 @@ __all__ = [
   'ImageNetStandardViTTiny',
   'ImageNetViT',
   'LaserMixin',
+  'LibriSpeechConformer',
+  'LibriSpeechLaserConformer',
+  'LibriSpeechLaserConformerTiny',
+  'LibriSpeechStandardConformer',
+  'LibriSpeechStandardConformerTiny',
   'WikipediaLaserBert2B',
   'WikipediaLaserBertTiny',
   'WikipediaStandardBert2B',

@@ -74,3 +74,19 @@ IMAGENET_V2 = DatasetSpec(
   features=('image', 'label', 'file_name'),
   prepared_by='imagenet',
 )
+
+LIBRISPEECH = DatasetSpec(
+  name='librispeech',
+  config='default',
+  version='2.1.1',
+  splits=(
+    'train_clean100',
+    'train_clean360',
+    'train_other500',
+    'dev_clean',
+    'dev_other',
+    'test_clean',
+    'test_other',
+  ),
+  features=('speech', 'text', 'speaker_id', 'chapter_id', 'id'),
+)

@@ -219,11 +219,15 @@ class Experiment(base_experiment.BaseExperiment, Family):
     return layouts.choose(
       self.sizes(),
       self.pod(),
-      ici_mesh_shape=self.ICI_MESH_SHAPE,
+      ici_mesh_shape=self.ici_mesh_shape(),
       dcn_mesh_shape=self.DCN_MESH_SHAPE,
       checkpoint_policy=self.CHECKPOINT_POLICY,
       micro_batches=self.MICRO_BATCHES,
     )
+
+  def ici_mesh_shape(self) -> list[int] | None:
+    """Returns the mesh within a slice; None where the rule is to choose it."""
+    return self.ICI_MESH_SHAPE
 
   def use_layout(self, layout: layouts.Layout) -> None:
     """Sets all four attributes of the layout, so that the rule chooses none."""

@@ -131,7 +131,12 @@ class ConformerEncoder(base_layer.BaseLayer):
 
 
 def conformer_block(
-  *, num_heads: int, kernel_size: int, dropout_prob: float, batch_norm_decay: float
+  *,
+  num_heads: int,
+  hidden_factor: int,
+  kernel_size: int,
+  dropout_prob: float,
+  batch_norm_decay: float,
 ) -> LayerTpl:
   """Returns the template of AlgoPerf's Conformer block, made of Praxis's.
 
@@ -140,6 +145,7 @@ def conformer_block(
 
   Args:
     num_heads: N, the heads of attention.
+    hidden_factor: Width of the hidden layers, as a multiple of D.
     kernel_size: Frames of the depthwise convolution.
     dropout_prob: Probability of dropout.
     batch_norm_decay: Decay of the moving statistics of the batch norm.
@@ -147,6 +153,7 @@ def conformer_block(
   block = pax_fiddle.Config(
     conformers.Conformer,
     kernel_size=kernel_size,
+    ffn_dim_multiplier=hidden_factor,
     atten_num_heads=num_heads,
     atten_residual_dropout=dropout_prob,
     ffn_residual_dropout=dropout_prob,
@@ -165,7 +172,8 @@ class CtcModel(base_model.BaseModel):
   """A model of speech with the CTC loss, which decodes greedily.
 
   A batch has `speech`, int16 [B, S], samples at 16 kHz; `num_samples`, int32 [B]; `labels`, int32
-  [B, L]; `label_paddings`, float32 [B, L]; and in an evaluation `eval_sample_weights`, float32 [B].
+  [B, L]; `label_paddings`, float32 [B, L]; and in an evaluation `weight`,
+  float32 [B].
 
   Attributes:
     vocab_size: V, the number of labels, the blank included.
@@ -282,5 +290,5 @@ def collapse(frame_labels: np.ndarray) -> np.ndarray:
 
 def _row_weights(input_batch: NestedMap) -> JTensor:
   """Returns 0 for rows that only fill the last batch of an evaluation, else 1: [B]."""
-  weights = input_batch.get('eval_sample_weights')
+  weights = input_batch.get('weight')
   return jnp.ones(len(input_batch.labels), jnp.float32) if weights is None else weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 from laser_pax import folders
@@ -54,32 +55,34 @@ def report(dataset: DatasetSpec, sources: files.Sources, parts: list[Part]) -> d
   }
 
 
-def report_images(
+def report_items(
   dataset: DatasetSpec,
+  unit: str,
   sources: files.Sources,
   shards: list[dict[str, Any]],
-  left_out: list[tuple[str, str]],
+  left_out: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-  """Returns the report of a data set of images. Images in are images written or left out.
+  """Returns the report of a data set of items, such as images: those written, and those left out.
 
   Args:
     dataset: The data set.
+    unit: What an item is called, in the plural.
     sources: What the search found.
-    shards: A row for each shard, with `split`, `images`, `bytes`, and `changed` and `skipped`,
-      pairs of an image's name and a reason.
-    left_out: Pairs of images that were left out before.
+    shards: A row for each shard, with `split`, `items`, `bytes`, and `changed` and `skipped`,
+      pairs of an item's name and a reason.
+    left_out: Pairs of items that were left out before.
 
   Returns:
-    As `report`, with `unit`; and `changed`, the images that were made anew, with why.
+    As `report`, with `unit`; and `changed`, the items that were made anew, with why.
   """
   skipped = [*left_out, *(pair for shard in shards for pair in shard['skipped'])]
   written = {
-    split: sum(shard['images'] for shard in shards if shard['split'] == split)
+    split: sum(shard['items'] for shard in shards if shard['split'] == split)
     for split in dataset.splits
   }
   not_read = [{'path': folders.shown(x.path), 'reason': x.reason} for x in sources.left_out]
   return {
-    'unit': 'images',
+    'unit': unit,
     'documents': {'in': sum(written.values()) + len(skipped), 'blank': 0} | written,
     'sources': [{'path': folders.shown(path)} for path in sources.taken],
     'copies': [],

@@ -1,0 +1,295 @@
+"""Converts LibriSpeech into a TFDS data set of the layout librispeech/default/2.1.1.
+
+Sources are LibriSpeech's archives, and folders that have what is in them:
+
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt     a line `SPEAKER-CHAPTER-0000 TRANSCRIPT` each
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac     16 kHz, one channel; .wav is read too
+
+| what is found | what becomes of it |
+|---|---|
+| a transcript without audio, audio without a transcript | left out, with its name |
+| audio of another rate, of several channels, without a sample, or damaged | left out, likewise |
+| an archive that is cut, or has another number of utterances than LibriSpeech's | refused |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.progress import Progress
+
+from laser_pax import folders
+from laser_pax.data.datasets import LIBRISPEECH
+from laser_pax.data.prepare import archives, files, parts, shards
+from laser_pax.errors import UserError
+
+RATE = 16_000  # samples a second
+AUDIO = ('.flac', '.wav')
+TRANSCRIPTS = '.trans.txt'
+
+# The utterances of each of LibriSpeech's subsets. An archive is named SUBSET.tar.gz.
+SUBSETS = {
+  'train-clean-100': 28_539,
+  'train-clean-360': 104_014,
+  'train-other-500': 148_688,
+  'dev-clean': 2_703,
+  'dev-other': 2_864,
+  'test-clean': 2_620,
+  'test-other': 2_939,
+}
+
+NO_AUDIO, NO_TRANSCRIPT = 'a transcript without audio', 'audio without a transcript'
+DAMAGED, NO_SAMPLE = 'damaged audio', 'audio without a sample'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+  """An utterance in a source.
+
+  Attributes:
+    split: Its split.
+    name: SPEAKER-CHAPTER-NUMBER.
+    text: Its transcript.
+    file: File that holds the audio.
+    offset: Where the audio begins there.
+    size: Its bytes.
+  """
+
+  split: str
+  name: str
+  text: str
+  file: Path
+  offset: int
+  size: int
+
+
+def prepare(
+  source_paths: Sequence[str | Path], data_dir: str | Path, *, progress: Progress | None = None
+) -> Path:
+  """Writes `data_dir/librispeech/default/2.1.1`, a split for each subset that there is.
+
+  The result depends on the sources alone. Interruptions do not change it.
+
+  Args:
+    source_paths: Files and folders, see this module.
+    data_dir: Local folder for data sets, made if missing.
+    progress: Progress bar, which counts bytes of audio.
+
+  Returns:
+    The folder of the finished data set.
+
+  Raises:
+    UserError: The data set exists already, an archive is damaged or lacks utterances, a line has no
+      transcript, a folder has no subset's name, or the folder cannot be written.
+  """
+  final = parts.dataset_folder(LIBRISPEECH, data_dir)
+  sources = files.find_sources(source_paths, final, is_source)
+  parts.check_new(final)
+  with parts.writing_to(final.parent), folders.locked(final.with_name(f'{final.name}.lock')):
+    with archives.unpacking_beside(final) as unpacked:
+      utterances, left_out = find_utterances(sources, unpacked)
+      progress = progress or Progress(disable=True)
+      task = progress.add_task('preparing', total=sum(u.size for u in utterances))
+      conversion = _Conversion(LIBRISPEECH, final, utterances)
+      conversion.run(sources, left_out, lambda size: progress.advance(task, size))
+  return final
+
+
+def is_source(path: Path) -> bool:
+  """Whether a file's name is that of a source."""
+  return path.name.lower().endswith((*archives.SUFFIXES, *AUDIO, TRANSCRIPTS))
+
+
+def find_utterances(
+  sources: files.Sources, unpacked: Path
+) -> tuple[list[Utterance], list[tuple[str, str]]]:
+  """Returns the utterances of the sources, and the names of what is left out, with the reasons.
+
+  Args:
+    sources: What the search found.
+    unpacked: Folder for archives that are gzipped. They take their full size there.
+
+  Raises:
+    UserError: As for `prepare`.
+  """
+  utterances, left_out = [], []
+  loose = [_of_file(path) for path in sources.taken if not _is_archive(path)]
+  for path in filter(_is_archive, sources.taken):
+    own, own_left_out = _joined(list(_members(path, unpacked)))
+    _check_count(path, len(own))
+    utterances += own
+    left_out += own_left_out
+  own, own_left_out = _joined(loose)
+  return utterances + own, left_out + own_left_out
+
+
+def _is_archive(path: Path) -> bool:
+  return path.name.lower().endswith(archives.SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _File:
+  """A file of a folder or an archive: the three folders above it and its name, and its bytes."""
+
+  place: PurePosixPath
+  file: Path
+  offset: int
+  size: int
+
+  def read(self) -> bytes:
+    with self.file.open('rb') as file:
+      file.seek(self.offset)
+      return file.read(self.size)
+
+  @property
+  def subset(self) -> str:
+    return self.place.parts[-4] if len(self.place.parts) > 3 else ''
+
+
+def _of_file(path: Path) -> _File:
+  return _File(PurePosixPath(*path.parts[-4:]), path, 0, path.stat().st_size)
+
+
+def _members(path: Path, unpacked: Path) -> Iterator[_File]:
+  """Yields the transcripts and the audio of an archive, from its headers alone."""
+  try:
+    plain = archives.unzipped(path, unpacked)
+    for member in archives.members(plain):
+      if member.name.lower().endswith((*AUDIO, TRANSCRIPTS)):
+        yield _File(PurePosixPath(member.name), plain, member.offset, member.size)
+  except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as e:
+    raise UserError(
+      f'{folders.shown(path)}: a damaged archive, or not whole ({e}); fetch it again'
+    ) from e
+
+
+def _joined(found: Sequence[_File]) -> tuple[list[Utterance], list[tuple[str, str]]]:
+  """Returns each transcript with its audio, and what has no partner."""
+  audio = {x.place.stem: x for x in found if x.place.suffix.lower() in AUDIO}
+  utterances, left_out = [], []
+  for transcripts in found:
+    if not transcripts.place.name.lower().endswith(TRANSCRIPTS):
+      continue
+    split = _split(transcripts)
+    for name, text in _lines(transcripts):
+      heard = audio.pop(name, None)
+      if heard is None:
+        left_out.append((name, NO_AUDIO))
+        continue
+      utterances.append(
+        Utterance(
+          split=split,
+          name=name,
+          text=text,
+          file=heard.file,
+          offset=heard.offset,
+          size=heard.size,
+        )
+      )
+  return utterances, left_out + [(name, NO_TRANSCRIPT) for name in sorted(audio)]
+
+
+def _split(transcripts: _File) -> str:
+  """Returns the split of a file of transcripts, such as train_clean100."""
+  if transcripts.subset not in SUBSETS:
+    raise UserError(
+      f'{folders.shown(transcripts.place)}: expected SUBSET/SPEAKER/CHAPTER/{transcripts.place.name} '
+      f'with one of the subsets {", ".join(SUBSETS)}; name the folder of a subset so'
+    )
+  return re.sub(r'-(\d+)$', r'\1', transcripts.subset).replace('-', '_')
+
+
+def _lines(transcripts: _File) -> Iterator[tuple[str, str]]:
+  """Yields the name and the text of each line."""
+  shown = folders.shown(transcripts.place)
+  try:
+    lines = transcripts.read().decode('utf-8-sig').splitlines()
+  except UnicodeDecodeError as e:
+    raise UserError(f'{shown}: not UTF-8 text ({e.reason}); convert it to UTF-8') from e
+  for number, line in enumerate(lines, 1):
+    name, _, text = line.strip().partition(' ')
+    if line.strip() and not (text.strip() and re.fullmatch(r'\d+-\d+-\d+', name)):
+      raise UserError(
+        f'{shown}, line {number}: expected SPEAKER-CHAPTER-NUMBER, all digits, a blank, and a '
+        f'transcript, got {line.strip()[:80]!r}'
+      )
+    if line.strip():
+      yield name, ' '.join(text.split())
+
+
+def _check_count(path: Path, count: int) -> None:
+  expected = SUBSETS.get(archives.stem(path))
+  if expected is not None and count != expected:
+    raise UserError(
+      f'{folders.shown(path)}: expected {expected:,} utterances, got {count:,}: fetch it again, or '
+      'give its folders in place of the archive'
+    )
+
+
+class _Conversion(shards.Conversion):
+  """An utterance is a record."""
+
+  UNIT = 'utterances'
+  SHARD_BYTES = 2**25  # Records have ten times as many.
+
+  def convert(self, item: Utterance) -> shards.Converted:
+    import soundfile
+
+    with item.file.open('rb') as file:
+      file.seek(item.offset)
+      data = file.read(item.size)
+    try:
+      samples, rate = soundfile.read(io.BytesIO(data), dtype='int16')
+    except (soundfile.LibsndfileError, EOFError):
+      return shards.Converted(None, DAMAGED)
+    if rate != RATE:
+      return shards.Converted(None, f'audio at {rate:,} Hz, not {RATE:,}')
+    if samples.ndim != 1:
+      return shards.Converted(None, f'audio of {samples.shape[1]} channels, not one')
+    if not len(samples):
+      return shards.Converted(None, NO_SAMPLE)
+    return shards.Converted(_record(item, samples))
+
+  def features(self) -> Any:
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+      {
+        'speech': tfds.features.Audio(sample_rate=RATE, dtype=np.int16, file_format='flac'),
+        'text': tfds.features.Text(),
+        'speaker_id': np.int64,
+        'chapter_id': np.int64,
+        'id': np.str_,
+      }
+    )
+
+
+def _record(utterance: Utterance, samples: Any) -> bytes:
+  """Returns TFDS's record: samples are 64-bit integers there."""
+  import tensorflow as tf
+
+  def integers(values: Any) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+  def text(value: str) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(value)]))
+
+  speaker, chapter, _ = map(int, utterance.name.split('-'))
+  feature = {
+    'speech': integers(samples),
+    'text': text(utterance.text),
+    'speaker_id': integers([speaker]),
+    'chapter_id': integers([chapter]),
+    'id': text(utterance.name),
+  }
+  example = tf.train.Example(features=tf.train.Features(feature=feature))
+  return example.SerializeToString(deterministic=True)
