@@ -14,6 +14,8 @@ class DatasetSpec:
     version: Version of the layout, such as '3.0.1'.
     splits: Names of the splits, the training split first.
     features: Names of a record's fields of text.
+    patterns: Patterns of the files of each split. The default is TFDS's.
+    may_be_bare: Whether the data folder may be the data set's own folder.
   """
 
   name: str
@@ -21,6 +23,8 @@ class DatasetSpec:
   version: str
   splits: tuple[str, ...]
   features: tuple[str, ...]
+  patterns: tuple[str, ...] = ()
+  may_be_bare: bool = False
 
   @property
   def tfds_name(self) -> str:
@@ -32,9 +36,36 @@ class DatasetSpec:
     """The folder of the data set, relative to the data folder."""
     return f'{self.name}/{self.config}/{self.version}'
 
+  def is_text(self) -> bool:
+    """Returns whether records hold plain text, for which a SentencePiece vocabulary is needed."""
+    return 'text' in self.features
+
+  def file_patterns(self) -> tuple[str, ...]:
+    """Returns the patterns of the files of each split."""
+    return self.patterns or tuple(f'*-{split}.*' for split in self.splits)
+
+  def find(self, data_dir: str) -> str | None:
+    """Returns the folder in which each split has a file, or None.
+
+    Args:
+      data_dir: The data folder, local or in a bucket.
+    """
+    from etils import epath
+
+    below = epath.Path(data_dir) / self.folder
+    for folder in (below, epath.Path(data_dir)) if self.may_be_bare else (below,):
+      if all(any(folder.glob(pattern)) for pattern in self.file_patterns()):
+        return str(folder)
+    return None
+
   def prepare_command(self, data_dir: str) -> str:
     """Returns the command that prepares the data set in `data_dir`."""
     return f'python -m laser_pax prepare {self.name} SOURCE... --out {shlex.quote(data_dir)}'
+
+
+def specs() -> list[DatasetSpec]:
+  """Returns the data sets of this module."""
+  return [x for x in globals().values() if isinstance(x, DatasetSpec)]
 
 
 C4 = DatasetSpec(
@@ -52,4 +83,6 @@ WIKIPEDIA = DatasetSpec(
   version='1.0.0',
   splits=('train', 'eval'),
   features=(),
+  patterns=('part-*-of-*', 'eval_10k'),
+  may_be_bare=True,
 )
