@@ -228,10 +228,9 @@ def check_devices(environment: Environment, devices: Devices) -> list[Finding]:
 
 
 def check_data(environment: Environment) -> list[Finding]:
-  """Looks for the prepared data and the vocabulary. The Tiny experiments need neither."""
+  """Looks for the prepared data, and a vocabulary for texts. The Tiny experiments need neither."""
   try:
-    from laser_pax.data import sources
-    from laser_pax.data.datasets import C4
+    from laser_pax.data import datasets, sources
   except ModuleNotFoundError:  # check_packages says which package is missing.
     return []
   named_data = environment.environ.get(sources.DATA_DIR_VARIABLE)
@@ -240,30 +239,31 @@ def check_data(environment: Environment) -> list[Finding]:
     data_dir = named_data or sources.default_data_dir()
   except UserError:  # check_folders says what is missing.
     return []
-  return [
-    _check_path(
-      'data',
-      sources.DATA_DIR_VARIABLE if named_data else '',
-      data_dir,
-      os.path.join(C4.folder, 'dataset_info.json'),
-      C4.prepare_command(data_dir),
-    ),
-    _check_path(
-      'vocabulary',
-      sources.VOCAB_VARIABLE if named_vocab else '',
-      named_vocab or '',
-      '',
-      sources.vocab_command(data_dir, named_vocab or 'vocab.model', 32_000),
-    ),
+  prepared = [spec for spec in datasets.specs() if spec.find(folders.resolve(data_dir))]
+  variable = sources.DATA_DIR_VARIABLE if named_data else ''
+  command = datasets.specs()[0].prepare_command(data_dir)
+  names = f'{data_dir} ({", ".join(spec.name for spec in prepared)})'
+  findings = [
+    Finding('data', 'ok', names) if prepared else _missing('data', variable, data_dir, command)
   ]
+  if prepared and not named_vocab and not any(spec.is_text() for spec in prepared):
+    return findings  # None of these data sets needs one.
+  variable = sources.VOCAB_VARIABLE if named_vocab else ''
+  command = sources.vocab_command(data_dir, named_vocab or 'vocab.model', 32_000)
+  return [*findings, _check_vocab(variable, named_vocab or '', command)]
 
 
-def _check_path(subject: str, variable: str, path: str, inside: str, command: str) -> Finding:
-  """Looks for `path/inside`. A missing file is wrong only if a variable names it."""
+def _check_vocab(variable: str, path: str, command: str) -> Finding:
+  """Looks for the vocabulary's file."""
   from etils import epath
 
-  if path and (epath.Path(folders.resolve(path)) / inside).exists():
-    return Finding(subject, 'ok', path)
+  if path and epath.Path(folders.resolve(path)).exists():
+    return Finding('vocabulary', 'ok', path)
+  return _missing('vocabulary', variable, path, command)
+
+
+def _missing(subject: str, variable: str, path: str, command: str) -> Finding:
+  """Returns what to say of a missing file. It is wrong only if a variable names it."""
   where = f' in {path}' if path else ''
   if variable:
     return Finding(subject, 'wrong', f'none{where}, which {variable} names', command)

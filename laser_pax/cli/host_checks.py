@@ -93,29 +93,30 @@ def check_chips(pod: str) -> str:
 
 
 def check_data(data: str, vocab: str) -> str:
-  """Looks for the prepared data and the vocabulary, and reads a byte of the data."""
+  """Looks for the prepared data, and for the vocabulary of texts. Reads a byte of each split."""
   if not data and not vocab:
     return 'the sample'
 
   from etils import epath
 
-  from laser_pax.data import sources, vocabulary
-  from laser_pax.data.datasets import C4
+  from laser_pax.data import datasets, sources, vocabulary
 
-  if not vocab:
+  folder = sources.find_data_dir(data).path
+  prepared = [spec for spec in datasets.specs() if spec.find(folder)]
+  if not prepared:
+    known = ', '.join(spec.folder for spec in datasets.specs())
+    raise UserError(f'no prepared data: {folder} has all splits of none of {known}: copy the whole')
+  for spec in prepared:
+    for pattern in spec.file_patterns():
+      with min(epath.Path(spec.find(folder)).glob(pattern)).open('rb') as f:
+        f.read(1)
+  if not vocab and any(spec.is_text() for spec in prepared):
     raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
+  if not vocab:
+    return ', '.join(spec.name for spec in prepared)
   if not epath.Path(vocab).exists():
     raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
-  size = vocabulary.vocabulary_size(vocab)
-  source = sources.find_source(C4, data, vocab, size)
-  folder = epath.Path(source.data_dir) / C4.folder
-  for split in C4.splits:
-    file = next(iter(sorted(folder.glob(f'*-{split}.*'))), None)
-    if file is None:
-      raise UserError(f'{folder} has no file of the split {split}: copy the whole of the data')
-    with file.open('rb') as f:
-      f.read(1)
-  return f'{size} pieces'
+  return f'{vocabulary.vocabulary_size(vocab)} pieces'
 
 
 def check_job_log_dir(job_log_dir: str) -> str:

@@ -1,10 +1,25 @@
-"""`python -m laser_pax vocab`: trains a SentencePiece vocabulary of T5's layout."""
+"""`python -m laser_pax vocab`: trains a vocabulary, SentencePiece of T5's layout or WordPiece."""
 
+import enum
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from laser_pax import folders
+from laser_pax.errors import UserError
+
+
+class Kind(enum.StrEnum):
+  """Kinds of vocabularies."""
+
+  SENTENCEPIECE = 'sentencepiece'
+  WORDPIECE = 'wordpiece'
+
+
+# Numbers of pieces that the experiments have.
+_SIZES = {Kind.SENTENCEPIECE: 32_000, Kind.WORDPIECE: 30_522}
 
 
 def vocab(
@@ -12,10 +27,18 @@ def vocab(
     str,
     typer.Option(help='data folder made by `prepare c4`, source file, or folder of source files'),
   ],
-  out: Annotated[str, typer.Option(help='the model file to write; never overwritten')],
+  out: Annotated[str, typer.Option(help='the file to write; never overwritten')],
+  kind: Annotated[
+    Kind, typer.Option(help='sentencepiece for C4, wordpiece, in lower case, for BERT')
+  ] = Kind.SENTENCEPIECE,
   size: Annotated[
-    int, typer.Option(min=4, max=2**24, help='number of pieces, control pieces included')
-  ] = 32_000,
+    int | None,
+    typer.Option(
+      min=4,
+      max=2**24,
+      help='number of pieces, control pieces included [default: 32,000; of wordpiece 30,522]',
+    ),
+  ] = None,
   sentences: Annotated[
     int,
     typer.Option(
@@ -25,25 +48,45 @@ def vocab(
     ),
   ] = 500_000,
   character_coverage: Annotated[
-    float,
+    float | None,
     typer.Option(
-      min=0.5, max=1.0, help='share of all characters that get pieces; the rest become unknown'
+      min=0.5,
+      max=1.0,
+      help='share of all characters that get pieces of sentencepiece; the rest become unknown '
+      '[default: 0.9995]',
     ),
-  ] = 0.9995,
+  ] = None,
 ) -> None:
-  """Trains a unigram vocabulary on the train split: pad 0, eos 1, unk 2, no bos."""
-  from laser_pax.data import records, vocabulary
-  from laser_pax.data.datasets import C4
-  from laser_pax.data.prepare import documents, files
+  """Trains a vocabulary on the train split. The same texts give the same vocabulary.
 
-  folder, model = folders.resolve_local(data), folders.resolve_local(out)
-  vocabulary.check_new_file(model)
-  if (folder / C4.folder).exists():
-    texts = records.read_texts(folder, 'train')
+  SentencePiece: unigram, with pad 0, eos 1, unk 2, no bos. WordPiece: BERT's layout.
+  """
+  from laser_pax.data import vocabulary, wordpiece
+
+  file, pieces = folders.resolve_local(out), size or _SIZES[kind]
+  if kind == Kind.WORDPIECE and character_coverage is not None:
+    raise UserError('--character-coverage is of sentencepiece alone: leave it out')
+  vocabulary.check_new_file(file)
+  texts = _texts(folders.resolve_local(data))
+  if kind == Kind.WORDPIECE:
+    wordpiece.make_vocab(vocabulary.first_sentences(texts, sentences), file, size=pieces)
   else:
-    sources = files.find_sources([folder]).taken
-    texts = (document.text for file in sources for document in documents.read_documents(file))
-  vocabulary.train_vocabulary(
-    texts, model, size=size, sentences=sentences, character_coverage=character_coverage
-  )
-  typer.echo(f'{model}: {vocabulary.vocabulary_size(model):,} pieces')
+    coverage = character_coverage or vocabulary.CHARACTER_COVERAGE
+    vocabulary.train_vocabulary(
+      texts, file, size=pieces, sentences=sentences, character_coverage=coverage
+    )
+  typer.echo(f'{file}: {pieces:,} pieces')
+
+
+def _texts(folder: Path) -> Iterator[str]:
+  """Yields the documents of a prepared data set of text, or of source files."""
+  from laser_pax.data import datasets, records
+  from laser_pax.data.prepare import files, wikipedia
+
+  for dataset in datasets.specs():
+    if dataset.is_text() and (folder / dataset.folder).exists():
+      yield from records.read_texts(folder, dataset, dataset.splits[0])
+      return
+  for file in files.find_sources([folder], is_source=wikipedia.is_source).taken:
+    for document in wikipedia.read_source(file):
+      yield document.text

@@ -15,6 +15,8 @@ class DatasetSpec:
     splits: Names of the splits, the training split first.
     features: Names of a record's fields.
     prepared_by: The name that `prepare` takes; None stands for `name`.
+    patterns: Patterns of the files of each split. The default is TFDS's.
+    may_be_bare: Whether the data folder may be the data set's own folder.
   """
 
   name: str
@@ -23,6 +25,8 @@ class DatasetSpec:
   splits: tuple[str, ...]
   features: tuple[str, ...]
   prepared_by: str | None = None
+  patterns: tuple[str, ...] = ()
+  may_be_bare: bool = False
 
   @property
   def tfds_name(self) -> str:
@@ -34,10 +38,37 @@ class DatasetSpec:
     """The folder of the data set, relative to the data folder."""
     return '/'.join(filter(None, (self.name, self.config, self.version)))
 
+  def is_text(self) -> bool:
+    """Returns whether records hold plain text, for which a SentencePiece vocabulary is needed."""
+    return 'text' in self.features
+
+  def file_patterns(self) -> tuple[str, ...]:
+    """Returns the patterns of the files of each split."""
+    return self.patterns or tuple(f'*-{split}.*' for split in self.splits)
+
+  def find(self, data_dir: str) -> str | None:
+    """Returns the folder in which each split has a file, or None.
+
+    Args:
+      data_dir: The data folder, local or in a bucket.
+    """
+    from etils import epath
+
+    below = epath.Path(data_dir) / self.folder
+    for folder in (below, epath.Path(data_dir)) if self.may_be_bare else (below,):
+      if all(any(folder.glob(pattern)) for pattern in self.file_patterns()):
+        return str(folder)
+    return None
+
   def prepare_command(self, data_dir: str) -> str:
     """Returns the command that prepares the data set in `data_dir`."""
     name = self.prepared_by or self.name
     return f'python -m laser_pax prepare {name} SOURCE... --out {shlex.quote(data_dir)}'
+
+
+def specs() -> list[DatasetSpec]:
+  """Returns the data sets of this module."""
+  return [x for x in globals().values() if isinstance(x, DatasetSpec)]
 
 
 C4 = DatasetSpec(
@@ -55,6 +86,8 @@ WIKIPEDIA = DatasetSpec(
   version='1.0.0',
   splits=('train', 'eval'),
   features=(),
+  patterns=('part-*-of-*', 'eval_10k'),
+  may_be_bare=True,
 )
 
 IMAGENET = DatasetSpec(

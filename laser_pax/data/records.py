@@ -11,20 +11,21 @@ import sentencepiece
 from etils import epath
 
 from laser_pax.data import sources, vocabulary
-from laser_pax.data.datasets import C4, DatasetSpec
+from laser_pax.data.datasets import DatasetSpec
 from laser_pax.errors import UserError
 
 
-def read_texts(data_dir: str | Path, split: str) -> Iterator[str]:
+def read_texts(data_dir: str | Path, dataset: DatasetSpec, split: str) -> Iterator[str]:
   """Yields the documents of a split in a fixed order. It reads 16 shards at a time.
 
   Args:
-    data_dir: Folder that holds `c4/en/3.0.1`.
-    split: 'train' or 'validation'.
+    data_dir: Folder that holds the data set's folder.
+    dataset: A data set whose records have a field `text`.
+    split: One of its splits.
   """
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(f'{data_dir}/{C4.folder}')
+  builder = tfds.builder_from_directory(f'{data_dir}/{dataset.folder}')
   # The shards come in a shuffled order, so that the first documents represent the whole split.
   config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False)
   for record in builder.as_dataset(split=split, shuffle_files=True, read_config=config):
@@ -45,7 +46,7 @@ def check_row(source: sources.Source, dataset: DatasetSpec, seq_len: int) -> Non
   model = epath.Path(source.vocab).read_bytes()
   encode = sentencepiece.SentencePieceProcessor(model_proto=model).encode
   tokens = 0
-  for text in read_texts(source.data_dir, dataset.splits[0]):
+  for text in read_texts(source.data_dir, dataset, dataset.splits[0]):
     tokens += len(encode(text)) + 1
     if tokens >= seq_len:
       return
@@ -55,15 +56,18 @@ def check_row(source: sources.Source, dataset: DatasetSpec, seq_len: int) -> Non
   )
 
 
-def unigram_entropy(source: sources.Source, *, documents: int = 10_000) -> float:
+def unigram_entropy(
+  source: sources.Source, dataset: DatasetSpec, *, documents: int = 10_000
+) -> float:
   """Returns the loss of a model that knows only how frequent each token is [ours].
 
-  The loss is `-1/M sum_j log q(y_j)`, and the model `q(w) = (c_w + 1) / (N + V)`. The validation
+  The loss is `-1/M sum_j log q(y_j)`, and the model `q(w) = (c_w + 1) / (N + V)`. The second
   split has the M tokens y. The train split has N tokens, and c_w of them are w. V is the size of
   the vocabulary. Each document ends with EOS.
 
   Args:
     source: Data and vocabulary.
+    dataset: The data set.
     documents: Greatest number of documents to read from each split.
 
   Returns:
@@ -74,10 +78,10 @@ def unigram_entropy(source: sources.Source, *, documents: int = 10_000) -> float
 
   def count(split: str) -> np.ndarray:
     counts = np.zeros(size, np.int64)
-    for text in itertools.islice(read_texts(source.data_dir, split), documents):
+    for text in itertools.islice(read_texts(source.data_dir, dataset, split), documents):
       counts += np.bincount([*processor.encode(text), vocabulary.EOS_ID], minlength=size)
     return counts
 
-  train, validation = count('train'), count('validation')
+  train, validation = map(count, dataset.splits)
   log_q = np.log(train + 1) - np.log(train.sum() + size)
   return float(-(validation * log_q).sum() / validation.sum())

@@ -31,13 +31,16 @@ from etils import epath
 from paxml import seqio_input
 from praxis import base_hyperparams, pax_fiddle, py_utils
 
-from laser_pax.data import inputs, text_lm, wordpiece
+from laser_pax.data import inputs, text_lm, tfrecords, wordpiece
 from laser_pax.data.prepare.wikipedia import EVAL_FILE, PREDICTIONS, TOKENS
+from laser_pax.errors import UserError
 
 # Shares of tokens that become [MASK], become random, and stay, each to be predicted. As in PAX.
 MASKED, RANDOM, KEPT = 0.12, 0.015, 0.015
 
 _FEATURES = ('labels', 'masked_ids', 'masked_pos')
+# A tenth of the masked tokens are random, so that these have nearly the greatest token.
+_CHECKED_RECORDS = 100
 _RECORD = {
   'input_ids': tf.io.FixedLenFeature([TOKENS], tf.int64),
   'input_mask': tf.io.FixedLenFeature([TOKENS], tf.int64),
@@ -243,19 +246,6 @@ class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
     }
 
 
-def find_folder(data_dir: str, prepared: str) -> str | None:
-  """Returns the folder of the records: below `data_dir`, or itself.
-
-  Args:
-    data_dir: Folder of prepared data, or of MLPerf's own records.
-    prepared: Folder of the data set below it.
-  """
-  for folder in (epath.Path(data_dir) / prepared, epath.Path(data_dir)):
-    if (folder / EVAL_FILE).exists() and any(folder.glob('part-*-of-*')):
-      return str(folder)
-  return None
-
-
 def vocab_size(path: str) -> int | None:
   """Returns the number of pieces of a WordPiece vocabulary, or None if the file is not there.
 
@@ -263,6 +253,35 @@ def vocab_size(path: str) -> int | None:
     UserError: The file is not such a vocabulary.
   """
   return len(wordpiece.read_vocab(path)) if epath.Path(path).exists() else None
+
+
+def check_records(folder: str, vocab_size: int, command: str) -> None:
+  """Checks the files' ends, and the layout and tokens of the first records to evaluate on.
+
+  Args:
+    folder: Folder of the records.
+    vocab_size: V, the number of pieces that the model has.
+    command: The command that makes records.
+
+  Raises:
+    UserError: A file is cut short, is of another layout, or has tokens that the model lacks.
+  """
+  evaluation = epath.Path(folder) / EVAL_FILE
+  parts = sorted(epath.Path(folder).glob('part-*-of-*'))
+  remedy = f'copy it again, or remove the folder and make it with: {command}'
+  tfrecords.check_whole([*parts, evaluation], remedy)
+  tokens = 0
+  for path, count in ((parts[0], 1), (evaluation, _CHECKED_RECORDS)):
+    for record in tfrecords.first_records(path, count):
+      example = tfrecords.check_layout(path, record, _RECORD, remedy)
+      features = example.features.feature
+      for key in ('input_ids', 'masked_lm_ids'):
+        tokens = max(tokens, *features[key].int64_list.value)
+  if tokens >= vocab_size:
+    raise UserError(
+      f'{evaluation} has the token {tokens}, but the model has VOCAB_SIZE = {vocab_size}: set '
+      f'VOCAB_SIZE to that of the records, or make others with: {command}'
+    )
 
 
 def accuracy_by_frequency(folder: str, seq_len: int) -> float:

@@ -47,7 +47,7 @@ def train_vocabulary(
     UserError: `out` exists or cannot be written, or the texts hold too few distinct pieces.
   """
   check_new_file(out)
-  chosen = _take(_sentences(texts), sentences)
+  chosen = first_sentences(texts, sentences)
   first = next(chosen, None)
   if first is None:
     raise UserError('there is no text to train a vocabulary on: all documents are empty')
@@ -113,10 +113,10 @@ def check_new_file(out: Path) -> None:
   folders.make_folder(out.parent)
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-  for text in texts:
-    for line in text.splitlines():
-      yield from _cut(line)
+def first_sentences(texts: Iterable[str], count: int) -> Iterator[str]:
+  """Returns the first `count` sentences of texts, each of at most MAX_SENTENCE_BYTES."""
+  lines = (line for text in texts for line in text.splitlines())
+  return itertools.islice((sentence for line in lines for sentence in _cut(line)), count)
 
 
 def _cut(line: str) -> Iterator[str]:
@@ -132,11 +132,6 @@ def _cut(line: str) -> Iterator[str]:
     data = data[end:].lstrip(b' ')
   if data:
     yield data.decode()
-
-
-def _take(sentences: Iterator[str], count: int) -> Iterator[str]:
-  for _, sentence in zip(range(count), sentences, strict=False):
-    yield sentence
 
 
 def _explain(message: str, size: int) -> str:

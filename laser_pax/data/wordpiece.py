@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from laser_pax.data import vocabulary
 from laser_pax.errors import UserError
 
 # The places of BERT's special pieces in its vocabulary.
@@ -84,11 +86,30 @@ class Tokenizer:
     path.write_text('\n'.join(self._pieces) + '\n', 'utf-8')
 
 
+def make_vocab(texts: Iterable[str], out: Path, *, size: int) -> None:
+  """Writes the vocabulary that `train_vocab` returns.
+
+  Args:
+    texts: Documents or sentences.
+    out: File to write. It appears only when it is complete.
+    size: V, the number of pieces.
+
+  Raises:
+    UserError: `out` exists or cannot be written, there is no text, or the size is too small.
+  """
+  vocabulary.check_new_file(out)
+  pieces = train_vocab(texts, size)
+  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
+  partial.write_text('\n'.join(pieces) + '\n', 'utf-8')
+  vocabulary.check_new_file(out)  # Another process may have made the file meanwhile.
+  partial.rename(out)
+
+
 def train_vocab(texts: Iterable[str], size: int) -> list[str]:
   """Returns a WordPiece vocabulary of BERT's layout, trained by TensorFlow Text.
 
   Args:
-    texts: Documents.
+    texts: Documents or sentences.
     size: V, the number of pieces, with the 104 that are reserved. Where the texts give fewer, the
       rest are unused pieces.
 

@@ -44,14 +44,17 @@ class BertMLM(TextTransformer):
       UserError: There are none; the message has the command that makes them.
     """
     data = sources.find_data_dir(self.DATA_DIR)
-    folder = text_mlm.find_folder(data.path, self.DATASET.folder)
+    folder = self.DATASET.find(data.path)
     if folder is None:
       raise UserError(
         f'no records for BERT: looked for part-*-of-* and {text_mlm.EVAL_FILE} in {data.path} and '
         f'in its {self.DATASET.folder} (named by {data.named_by}); make them with: '
-        f'{self.DATASET.prepare_command(data.path)} --vocab vocab.txt'
+        f'{self._prepare_command(data.path)}'
       )
     return folder
+
+  def _prepare_command(self, data_dir: str) -> str:
+    return f'{self.DATASET.prepare_command(data_dir)} --vocab vocab.txt'
 
   def datasets(self) -> base.Inputs:
     """Returns the inputs of the training split and of the whole evaluation split.
@@ -83,15 +86,18 @@ class BertMLM(TextTransformer):
     return base.Chance('by frequency', accuracy)
 
   def check_data(self) -> None:
-    """Checks that the records exist, and that a vocabulary beside them fits VOCAB_SIZE.
+    """Checks that the records exist and are whole, and that their vocabulary fits VOCAB_SIZE.
 
     Raises:
       UserError: They do not; the message has the fix.
     """
-    vocab = f'{self.folder()}/vocab.txt'
+    folder = self.folder()
+    vocab = f'{folder}/vocab.txt'
     size = text_mlm.vocab_size(vocab)
     if size is not None and size != self.VOCAB_SIZE:
       raise UserError(
         f'{vocab} has {size} pieces, but the model has VOCAB_SIZE = {self.VOCAB_SIZE}: set '
         f'VOCAB_SIZE = {size}, or prepare the data with another vocabulary'
       )
+    data_dir = sources.find_data_dir(self.DATA_DIR).path
+    text_mlm.check_records(folder, self.VOCAB_SIZE, self._prepare_command(data_dir))

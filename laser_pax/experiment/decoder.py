@@ -67,7 +67,7 @@ class DecoderLM(TextTransformer):
 
   def chance(self) -> base.Chance:
     """Returns the unigram entropy, in nats a token."""
-    return base.Chance('unigram entropy', records.unigram_entropy(self.source()))
+    return base.Chance('unigram entropy', records.unigram_entropy(self.source(), self.DATASET))
 
   def check_data(self) -> None:
     """Checks that data and vocabulary exist, fit VOCAB_SIZE, and fill a row.

@@ -148,15 +148,24 @@ def test_named_data_and_vocabulary_that_are_missing(healthy, tmp_path):
 
 
 def test_named_data_and_vocabulary_that_are_there(healthy, tmp_path):
-  info = tmp_path / C4.folder / 'dataset_info.json'
-  info.parent.mkdir(parents=True)
-  info.write_text('{}')
+  for split in C4.splits:
+    shard = tmp_path / C4.folder / f'c4-{split}.tfrecord-00000-of-00001'
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    shard.write_text('')
   vocab = tmp_path / 'v.model'
   vocab.write_bytes(b'')
   environ = {sources.DATA_DIR_VARIABLE: str(tmp_path), sources.VOCAB_VARIABLE: str(vocab)}
   findings = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
-  assert (findings['data'].state, findings['data'].actual) == ('ok', str(tmp_path))
+  assert (findings['data'].state, findings['data'].actual) == ('ok', f'{tmp_path} (c4)')
   assert (findings['vocabulary'].state, findings['vocabulary'].actual) == ('ok', str(vocab))
+
+
+def test_data_without_texts_need_no_vocabulary_of_sentencepiece(healthy, tmp_path):
+  for name in ('part-00000-of-00001', 'eval_10k'):
+    (tmp_path / name).write_text('')
+  environ = {sources.DATA_DIR_VARIABLE: str(tmp_path)}
+  findings = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
+  assert findings['data'].state == 'ok' and 'vocabulary' not in findings
 
 
 def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):

@@ -122,6 +122,11 @@ def test_data_and_vocabulary_are_looked_for(tmp_path):
     host_checks.check_data(str(tmp_path / 'none'), source.vocab)
   with pytest.raises(UserError, match='no vocabulary: .*none.model'):
     host_checks.check_data(source.data_dir, str(tmp_path / 'none.model'))
+  with pytest.raises(UserError, match='VOCAB is not'):
+    host_checks.check_data(source.data_dir, '')
+  for name in ('part-00000-of-00001', 'eval_10k'):
+    (tmp_path / name).write_text('')
+  assert host_checks.check_data(str(tmp_path), '') == 'wikipedia'
 
 
 def test_the_job_folder_is_probed_and_left_clean(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from laser_pax.data import text_mlm, wordpiece
+from laser_pax.data.datasets import WIKIPEDIA
 from tests.support import small_records
 
 SEQ_LEN = 64
@@ -103,5 +104,5 @@ def test_the_shapes_are_known_beforehand(folder):
 
 
 def test_records_are_found_below_a_folder_or_in_it(folder, tmp_path):
-  assert text_mlm.find_folder(folder, 'wikipedia/mlperf/1.0.0') == folder
-  assert text_mlm.find_folder(str(tmp_path), 'wikipedia/mlperf/1.0.0') is None
+  assert WIKIPEDIA.find(folder) == folder
+  assert WIKIPEDIA.find(str(tmp_path)) is None

@@ -79,10 +79,38 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
   experiment = configs.WikipediaLaserBert2B().on()
   experiment.DATA_DIR = str(small_records.write(tmp_path))
   experiment.check_data()  # MLPerf's own records have no vocabulary beside them.
+  experiment.VOCAB_SIZE = 200
+  with pytest.raises(UserError, match='eval_10k has the token 29., .*VOCAB_SIZE = 200'):
+    experiment.check_data()
+  experiment.VOCAB_SIZE = 30_522
   from laser_pax.data import sample
 
   (tmp_path / 'vocab.txt').write_text(sample.WORDPIECE.read_text())
   with pytest.raises(UserError, match='has 4096 pieces.*VOCAB_SIZE = 30522'):
+    experiment.check_data()
+
+
+@pytest.mark.parametrize('name', ['part-00001-of-00002', 'eval_10k'])
+def test_records_that_are_cut_short_are_refused(tmp_path, name):
+  experiment = WikipediaLaserBertTiny().on()
+  experiment.DATA_DIR = str(small_records.write(tmp_path))
+  data = (tmp_path / name).read_bytes()
+  (tmp_path / name).write_bytes(data[:-3])
+  with pytest.raises(UserError, match=f'{name}: cut short.*prepare wikipedia'):
+    experiment.check_data()
+
+
+@pytest.mark.parametrize('name', ['part-00000-of-00002', 'eval_10k'])
+def test_records_of_another_layout_are_refused(tmp_path, name):
+  import tensorflow as tf
+
+  experiment = WikipediaLaserBertTiny().on()
+  experiment.DATA_DIR = str(small_records.write(tmp_path))
+  example = tf.train.Example()
+  example.features.feature['text'].bytes_list.value.append(b'Words.')
+  with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:
+    writer.write(example.SerializeToString())
+  with pytest.raises(UserError, match=f'{name}: .*expected input_ids, .*got none.*prepare'):
     experiment.check_data()
 
 

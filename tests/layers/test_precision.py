@@ -31,19 +31,24 @@ def rounded(arrays, dtype):
   return [np.asarray(jnp.asarray(x, dtype), np.float64) for x in arrays]
 
 
-def run(cls, *args):
-  """Runs `head_and_gradients`, compiled: slowly where it runs often, quickly where it is long."""
-  level = 0 if issubclass(cls, layers.FusedMixin) else 1
-  return _compiled(level)(cls, *args)
+def run(cls, dtype, query, key, value, cotangent, seen, segments=None):
+  """Runs `head_and_gradients`, compiled: slowly where it runs often, quickly where it is long.
+
+  Fused attention takes `segments` [T], and sees both ways in each; without them it is causal.
+  """
+  level, is_causal = 0 if issubclass(cls, layers.FusedMixin) else 1, segments is None
+  segments = np.ones(len(query), np.int32) if is_causal else segments
+  arrays = query, key, value, cotangent, seen, segments
+  return _compiled(level)(cls, dtype, is_causal, *arrays)
 
 
 @functools.cache
 def _compiled(level):
   options = {'xla_backend_optimization_level': level}
-  return jax.jit(head_and_gradients, static_argnums=(0, 1), compiler_options=options)
+  return jax.jit(head_and_gradients, static_argnums=(0, 1, 2), compiler_options=options)
 
 
-def head_and_gradients(cls, dtype, query, key, value, cotangent, seen):
+def head_and_gradients(cls, dtype, is_causal, query, key, value, cotangent, seen, segments):
   """The layer's output and gradients in dtype, of one head [T, H]."""
   head = query.shape[1]
   sizes = {'input_dim': head, 'hidden_dim': head, 'num_heads': 1, 'dim_per_head': head}
@@ -53,7 +58,7 @@ def head_and_gradients(cls, dtype, query, key, value, cotangent, seen):
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
   if issubclass(cls, layers.FusedMixin):
-    mask = layers.Segments(jnp.ones((1, len(query)), jnp.int32), is_causal=True)
+    mask = layers.Segments(segments[None], is_causal)
 
   def attend(*arrays):
     return layer.apply({}, *arrays, mask, method=lambda layer, *a: layer._dot_atten(*a)[0])
@@ -66,18 +71,17 @@ def head_and_gradients(cls, dtype, query, key, value, cotangent, seen):
     return [x[0, :, 0] for x in (output, *pull(cotangent))]
 
 
-def errors(cls, dtype, arrays, seen, reference):
-  query, key, value, cotangent = arrays
-  found = run(cls, dtype, query, key, value, cotangent, seen)
+def errors(cls, dtype, arrays, seen, reference, segments=None):
+  found = run(cls, dtype, *arrays, seen, segments)
   assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in found)
   return [rms_error(*pair) for pair in zip(found, reference, strict=True)]
 
 
-def compare(dtype, arrays, seen, laser=layers.LaserDotProductAttention):
+def compare(dtype, arrays, seen, laser=layers.LaserDotProductAttention, segments=None):
   """Returns LASER's errors, of output, query, key, value, and standard attention's."""
   query, key, value, cotangent = arrays
   reference = float64.laser(query, key, value, seen, cotangent)
-  ours = errors(laser, dtype, arrays, seen, reference)
+  ours = errors(laser, dtype, arrays, seen, reference, segments)
   of_standard = float64.standard(query, key, value, seen, cotangent)
   theirs = errors(attentions.DotProductAttention, dtype, arrays, seen, of_standard)
   return ours, theirs
@@ -167,6 +171,50 @@ def test_columns_and_masks(dtype, scale, change, mask):
     arrays[2] = rounded([arrays[2]], dtype)[0]
     cases.append((arrays, seen))
   check(dtype, cases)
+
+
+def whole_row(length):
+  """Images: every position sees every position."""
+  segments = np.ones(length, np.int32)
+  return np.ones((length, length), bool), segments
+
+
+def padded_row(length):
+  """Speech: no position sees padding. (In fused attention padding sees padding.)"""
+  segments = (np.arange(length) < length * 5 // 8).astype(np.int32)
+  return np.broadcast_to(segments > 0, (length, length)), segments
+
+
+def packed_row(length):
+  """BERT: documents in one row see themselves, and so does padding."""
+  ends = [length // 8, length // 2, length * 15 // 16]
+  segments = (1 + np.searchsorted(ends, np.arange(length), 'right')).astype(np.int32)
+  segments[segments > len(ends)] = 0
+  return segments[:, None] == segments, segments
+
+
+# What each family's attention sees, and the LASER classes that it may have. A family joins here.
+FAMILIES = {
+  'bert': (packed_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
+  'vision': (whole_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
+  'speech': (padded_row, layers.LaserDotProductAttention),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', [0.01, 1, 100])
+@pytest.mark.parametrize(
+  ('mask', 'laser'),
+  [
+    pytest.param(mask, laser, id=f'{name}-{laser.__name__}')
+    for name, (mask, *classes) in FAMILIES.items()
+    for laser in classes
+  ],
+)
+def test_families_see_both_ways(dtype, scale, mask, laser):
+  seen, segments = mask(512)
+  cases = [draw(seed, 512, 32, scale, dtype) for seed in range(2)]
+  check(dtype, [(arrays, seen, laser, segments) for arrays in cases])
 
 
 @DTYPES

@@ -39,11 +39,14 @@ class Document(NamedTuple):
     return not self.text.strip()
 
 
-def _open(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> BinaryIO:
+  """Opens a file to read its bytes."""
   return path.open('rb')
 
 
-def read_blocks(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
+def read_blocks(
+  path: Path, open_file: Callable[[Path], BinaryIO] = open_bytes
+) -> Iterator[Document]:
   """Yields the documents of a text file in which a blank line ends a document.
 
   Args:
@@ -56,7 +59,9 @@ def read_blocks(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> It
   return _read(path, open_file, _read_text_blocks)
 
 
-def read_documents(path: Path, open_file: Callable[[Path], BinaryIO] = _open) -> Iterator[Document]:
+def read_documents(
+  path: Path, open_file: Callable[[Path], BinaryIO] = open_bytes
+) -> Iterator[Document]:
   """Yields the documents of one source file, in order.
 
   A byte-order mark at the start is no text. Where JSON writes half of a surrogate pair, the text

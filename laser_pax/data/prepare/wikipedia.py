@@ -18,23 +18,27 @@ The train split is in part-00000-of-NNNNN and so on, the other in eval_10k.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from rich.progress import Progress
 
 from laser_pax.data import wordpiece
 from laser_pax.data.datasets import WIKIPEDIA
-from laser_pax.data.prepare import documents, files, parts
+from laser_pax.data.prepare import documents, files, mediawiki, parts
 
 # The sizes of MLPerf's records.
 TOKENS, PREDICTIONS = 512, 76
 # MLPerf evaluates on this many records, taken at a constant stride.
 EVAL_RECORDS = 10_000
 EVAL_FILE = 'eval_10k'
+# A shard is closed at this size of its text. Its documents and records are held in memory, at some
+# 20 bytes a character.
+SHARD_CHARS = 2**25
 
 _MASKED_SHARE = 0.15
 _SHORT_SHARE = 0.1  # So many documents are cut to rows of a random shorter length.
@@ -51,13 +55,14 @@ def prepare(
   validation_fraction: float = 0.01,
   copies: int = 10,
   seed: int = 12_345,
+  tokens: int = TOKENS,
   progress: Progress | None = None,
 ) -> Path:
   """Writes `data_dir/wikipedia/mlperf/1.0.0`: records to train on, to evaluate on, and vocab.txt.
 
-  Sources are MLPerf's own text files (part-00000-of-00500 and so on, and eval.txt), and all that
-  `prepare c4` takes. In MLPerf's files a line is a
-  sentence, and a blank line ends a document. In others, text is cut into sentences.
+  Sources are MLPerf's own text files (part-00000-of-00500 and so on, and eval.txt), dumps of
+  MediaWiki (mediawiki.py), and all that `prepare c4` takes. In MLPerf's files a line is a sentence,
+  and a blank line ends a document. In others, text is cut into sentences.
 
   Args:
     source_paths: Files and folders, see `files.find_sources`.
@@ -67,6 +72,7 @@ def prepare(
       begins with `eval`.
     copies: How often a document comes, each time with other masks.
     seed: Seed of lengths, pairs and masks.
+    tokens: Tokens of a row, at most 512. A record has 512 places all the same.
     progress: Progress bar, which counts bytes of the sources.
 
   Returns:
@@ -81,7 +87,7 @@ def prepare(
   tokenizer = wordpiece.Tokenizer(vocab)
   progress = progress or Progress(disable=True)
   conversion = _Conversion(
-    WIKIPEDIA, final, sources, validation_fraction, progress, tokenizer, copies, seed
+    WIKIPEDIA, final, sources, validation_fraction, progress, tokenizer, copies, seed, tokens
   )
   conversion.run()
   return final
@@ -89,7 +95,27 @@ def prepare(
 
 def is_source(path: Path) -> bool:
   """Whether a file's name is that of a source."""
-  return _MLPERF_PART.fullmatch(path.name) is not None or files.suffix_of(path) is not None
+  is_mlperf = _MLPERF_PART.fullmatch(path.name) is not None
+  return is_mlperf or mediawiki.is_dump(path) or files.suffix_of(path) is not None
+
+
+def read_source(
+  path: Path, open_file: Callable[[Path], BinaryIO] = documents.open_bytes
+) -> Iterator[documents.Document]:
+  """Yields the documents of a source file.
+
+  Args:
+    path: The file; its name says what it is.
+    open_file: As in `documents.read_documents`.
+
+  Raises:
+    UserError: As in `documents.read_documents`.
+  """
+  if mediawiki.is_dump(path):
+    return mediawiki.read_articles(path, open_file)
+  if _MLPERF_PART.fullmatch(path.name) or path.name == 'eval.txt':
+    return documents.read_blocks(path, open_file)
+  return documents.read_documents(path, open_file)
 
 
 def sentences(document: documents.Document) -> list[str]:
@@ -113,27 +139,31 @@ class Row(NamedTuple):
 
 
 def make_rows(
-  document: list[list[int]], others: list[list[list[int]]], rng: random.Random
+  document: list[list[int]],
+  others: list[list[list[int]]],
+  rng: random.Random,
+  tokens: int = TOKENS,
 ) -> Iterator[Row]:
   """Cuts a document into rows of A and B.
 
   Sentences are gathered until a row is full, or nothing is left. A random number of them is A. In
   half of the cases B is what follows; in the other half it is from a random document, and the
-  sentences that follow A come again in the next row. In 90% of documents a row is full at 509
-  tokens, else at a random number from 2 on. What is too long is cut at a random end, token by
-  token.
+  sentences that follow A come again in the next row. In 90% of documents a row is full at three
+  tokens less than it has, else at a random number from 2 on. What is too long is cut at a random
+  end, token by token.
 
   Args:
     document: Its sentences, tokens each.
     others: Documents for B. It may contain the document itself.
     rng: Source of randomness.
+    tokens: Tokens of a row, [CLS] and both [SEP] included.
 
   Yields:
     Rows, each with at least one token in A and in B.
 
   Source: RECIPES of MLPerf's BERT, with our own code.
   """
-  most = TOKENS - 3
+  most = tokens - 3
   target = rng.randint(2, most) if rng.random() < _SHORT_SHARE else most
   chunk: list[list[int]] = []
   place = 0
@@ -220,18 +250,16 @@ def _padded(numbers: list[int], length: int) -> list[int]:
 class _Conversion(parts.Conversion):
   """A document becomes several records."""
 
-  def __init__(self, dataset, final, sources, fraction, progress, tokenizer, copies, seed):
-    settings = f'{copies} {seed} {tokenizer.digest}'
+  def __init__(self, dataset, final, sources, fraction, progress, tokenizer, copies, seed, tokens):
+    settings = f'{copies} {seed} {tokens} {tokenizer.digest}'
     super().__init__(dataset, final, sources, fraction, progress, settings)
-    self.tokenizer, self.copies, self.seed = tokenizer, copies, seed
+    self.tokenizer, self.copies, self.seed, self.tokens = tokenizer, copies, seed, tokens
 
   def is_validation(self, file: Path) -> bool:
     return super().is_validation(file) or file.name.lower().startswith('eval')
 
   def read(self, path: Path, open_file: Any) -> Iterator[documents.Document]:
-    if _MLPERF_PART.fullmatch(path.name) or path.name == 'eval.txt':
-      return documents.read_blocks(path, open_file)
-    return documents.read_documents(path, open_file)
+    return read_source(path, open_file)
 
   def open_part(self, number: int) -> _Records:
     return _Records(self, number)
@@ -266,43 +294,60 @@ def _write_strided(shards: list[Path], target: Path) -> None:
 
 
 class _Records:
-  """Gathers a part's documents, and writes their records when it is closed."""
+  """Gathers a part's documents, and writes their records, a shard for each SHARD_CHARS of a split.
+
+  B and the order of records come from the shard's own documents, so memory stays constant.
+  """
 
   def __init__(self, conversion: _Conversion, number: int):
     self._conversion, self._number = conversion, number
-    self._documents: dict[str, list[list[list[int]]]] = {s: [] for s in conversion.dataset.splits}
-    self._counts = dict.fromkeys(conversion.dataset.splits, 0)
+    self._gathered: dict[str, _Gathered] = {}
     self.shards: list[dict[str, Any]] = []
 
   def write(self, split: str, document: documents.Document) -> None:
-    self._counts[split] += 1
+    gathered = self._gathered.setdefault(split, _Gathered())
+    gathered.count += 1
+    gathered.chars += len(document.text)
     tokens = self._conversion.tokenizer.encode(sentences(document))
     if kept := [sentence for sentence in tokens if sentence]:
-      self._documents[split].append(kept)
+      gathered.documents.append(kept)
+    if gathered.chars >= SHARD_CHARS:
+      self._write_shard(split)
 
   def close(self) -> None:
-    for split, all_documents in self._documents.items():
-      if self._counts[split]:
-        self._write_split(split, all_documents)
+    for split in self._conversion.dataset.splits:
+      if split in self._gathered:
+        self._write_shard(split)
 
-  def _write_split(self, split: str, all_documents: list[list[list[int]]]) -> None:
+  def _write_shard(self, split: str) -> None:
     import tensorflow as tf
 
-    conversion = self._conversion
-    rng = random.Random(f'{conversion.seed} {split} {self._number}')
-    name = f'part-{self._number:05d}-{split}.tfrecord'
+    conversion, gathered = self._conversion, self._gathered.pop(split)
+    shard_number = sum(shard['split'] == split for shard in self.shards)
+    place = f'{self._number}.{shard_number}' if shard_number else f'{self._number}'
+    rng = random.Random(f'{conversion.seed} {split} {place}')
+    name = f'part-{self._number:05d}-{split}-{shard_number:05d}.tfrecord'
     size, records = 0, []
     for _ in range(conversion.copies):
-      for document in all_documents:
-        for row in make_rows(document, all_documents, rng):
+      for document in gathered.documents:
+        for row in make_rows(document, gathered.documents, rng, conversion.tokens):
           records.append(_serialized(make_record(row, conversion.tokenizer.size, rng)))
     rng.shuffle(records)
     with tf.io.TFRecordWriter(str(conversion.work / name)) as writer:
       for record in records:
         writer.write(record)
         size += len(record)
-    shard = {'file': name, 'split': split, 'documents': self._counts[split], 'bytes': size}
+    shard = {'file': name, 'split': split, 'documents': gathered.count, 'bytes': size}
     self.shards.append(shard | {'records': len(records)})
+
+
+@dataclasses.dataclass
+class _Gathered:
+  """Documents of one split that are not written yet: their tokens, number and characters."""
+
+  documents: list[list[list[int]]] = dataclasses.field(default_factory=list)
+  count: int = 0
+  chars: int = 0
 
 
 def _serialized(record: dict[str, list[int]]) -> bytes:
