@@ -218,24 +218,24 @@ class WatchedTrainProgram(training.TrainProgram):
     super().shutdown()
 
 
-class WatchedEvalProgram(programs.SingleTaskEvalProgram):
-  """PAX's evaluation program. It also reports its result to a Watch."""
+def _report_to(
+  watch: Watch, program: programs.BaseEvalProgram, metric: Metric
+) -> programs.BaseEvalProgram:
+  """Lets an evaluation program report its metric to the watch, and returns the program."""
+  evaluate = program.run
 
-  def __init__(self, input_p, watch: Watch, metric: Metric):
-    """Takes the split's input, the watch, and the metric to report."""
-    super().__init__(input_p)
-    self._watch, self._metric = watch, metric
-
-  def run(self, state, step):
-    """Evaluates, and reports the metric."""
-    self._watch.drain()
+  def run(state, step):
+    watch.drain()
     start = time.time()
-    output = super().run(state, step)
+    output = evaluate(state, step)
     metrics = output.eval_metrics or {}
-    if self._metric.name in metrics:
-      value, seconds = float(metrics[self._metric.name]), time.time() - start
-      self._watch.evaluation(step, self._name, self._metric, value, seconds)
+    if metric.name in metrics:
+      value, seconds = float(metrics[metric.name]), time.time() - start
+      watch.evaluation(step, program.eval_input.name, metric, value, seconds)
     return output
+
+  program.run = run
+  return program
 
 
 def _is_silent() -> bool:
@@ -275,7 +275,7 @@ def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None 
 
     def eval_programs(self):
       metric = self.METRIC if isinstance(self, Experiment) else _METRIC_OF_PAX
-      return [WatchedEvalProgram(input_p, watch, metric) for input_p in self.eval_datasets()]
+      return [_report_to(watch, program, metric) for program in super().eval_programs()]
 
   take_name(Watched, experiment_cls)
   return Watched

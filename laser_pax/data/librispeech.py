@@ -245,4 +245,5 @@ def _tokenizer(vocab: str) -> Any:
   import tensorflow_text
 
   model = epath.Path(vocab).read_bytes()
-  return tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, add_eos=True)
+  with tf.init_scope():  # Its table must outlive the graph that first asks for it.
+    return tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, add_eos=True)

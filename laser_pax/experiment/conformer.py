@@ -10,7 +10,8 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, layouts
+from laser_pax.experiment import base, checks
+from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
 from laser_pax.experiment.optimizers import set_nadamw
 from laser_pax.layers import log_mel, speech, use_fused
@@ -200,7 +201,6 @@ class LibriSpeechConformer(base.Experiment):
       num_train_steps=self.NUM_TRAIN_STEPS,
     )
     self.set_intervals(task_p)
-    task_p.train.decode_interval_steps = self.EVAL_INTERVAL_STEPS
     return task_p
 
   def set_intervals(self, task_p: base.Task) -> None:
@@ -240,9 +240,7 @@ class LibriSpeechConformer(base.Experiment):
     Raises:
       UserError: They are not there, or do not fit; the message has the command that makes them.
     """
-    needed = dataclasses.replace(
-      self.DATASET, splits=(*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS)
-    )
+    needed = dataclasses.replace(self.DATASET, splits=(*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS))
     return sources.find_source(needed, self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
   def datasets(self) -> base.Inputs:
@@ -270,6 +268,10 @@ class LibriSpeechConformer(base.Experiment):
       for name, names in splits.items()
       if librispeech.has_splits(rows['folder'], names)
     ]
+
+  def eval_programs(self) -> list[DecodingEvalProgram]:
+    """Returns PAX's evaluations, which also compare words."""
+    return [DecodingEvalProgram(input_p) for input_p in self.eval_datasets()]
 
   def _rows(self) -> dict:
     source = self.source()

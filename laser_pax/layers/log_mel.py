@@ -98,7 +98,10 @@ def mel_triangles() -> np.ndarray:
   frequencies = mel(np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1))[:, None]
   edges = np.linspace(mel(_LOWEST), mel(_HIGHEST), BINS + 2)
   lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-  rising, falling = (frequencies - lower) / (centre - lower), (upper - frequencies) / (upper - centre)
+  rising, falling = (
+    (frequencies - lower) / (centre - lower),
+    (upper - frequencies) / (upper - centre),
+  )
   triangles = np.maximum(0, np.minimum(rising, falling))
   triangles[0] = 0
   return triangles.astype(np.float32)

@@ -2,8 +2,8 @@
 
 Sources are LibriSpeech's archives, and folders that have what is in them:
 
-    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt     a line `SPEAKER-CHAPTER-0000 TRANSCRIPT` each
-    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac     16 kHz, one channel; .wav is read too
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt   lines `SPEAKER-CHAPTER-0000 TRANSCRIPT`
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-0000.flac   16 kHz, one channel; .wav is read too
 
 | what is found | what becomes of it |
 |---|---|
@@ -93,13 +93,16 @@ def prepare(
   final = parts.dataset_folder(LIBRISPEECH, data_dir)
   sources = files.find_sources(source_paths, final, is_source)
   parts.check_new(final)
-  with parts.writing_to(final.parent), folders.locked(final.with_name(f'{final.name}.lock')):
-    with archives.unpacking_beside(final) as unpacked:
-      utterances, left_out = find_utterances(sources, unpacked)
-      progress = progress or Progress(disable=True)
-      task = progress.add_task('preparing', total=sum(u.size for u in utterances))
-      conversion = _Conversion(LIBRISPEECH, final, utterances)
-      conversion.run(sources, left_out, lambda size: progress.advance(task, size))
+  with (
+    parts.writing_to(final.parent),
+    folders.locked(final.with_name(f'{final.name}.lock')),
+    archives.unpacking_beside(final) as unpacked,
+  ):
+    utterances, left_out = find_utterances(sources, unpacked)
+    progress = progress or Progress(disable=True)
+    task = progress.add_task('preparing', total=sum(u.size for u in utterances))
+    conversion = _Conversion(LIBRISPEECH, final, utterances)
+    conversion.run(sources, left_out, lambda size: progress.advance(task, size))
   return final
 
 
@@ -201,8 +204,8 @@ def _split(transcripts: _File) -> str:
   """Returns the split of a file of transcripts, such as train_clean100."""
   if transcripts.subset not in SUBSETS:
     raise UserError(
-      f'{folders.shown(transcripts.place)}: expected SUBSET/SPEAKER/CHAPTER/{transcripts.place.name} '
-      f'with one of the subsets {", ".join(SUBSETS)}; name the folder of a subset so'
+      f'{folders.shown(transcripts.place)}: expected the folders SUBSET/SPEAKER/CHAPTER above it, '
+      f'with one of the subsets {", ".join(SUBSETS)}; name them so'
     )
   return re.sub(r'-(\d+)$', r'\1', transcripts.subset).replace('-', '_')
 

@@ -2,8 +2,8 @@
 
 The Debian packages asterisk-core-sounds-en-wav (audio, 8 kHz) and asterisk-core-sounds-en (texts)
 have them, by Allison Smith, under CC BY-SA 3.0. They are fetched by `apt-get download`, which needs
-no rights. The audio is resampled to 16 kHz. Texts become upper case, and numbers up to twenty words.
-Every tenth prompt, from the sixth on, is of dev-clean. Others are of train-clean-100.
+no rights. The audio is resampled to 16 kHz. Texts become upper case, and numbers words. Every tenth
+prompt, from the sixth on, is of dev-clean, and the others are of train-clean-100.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from laser_pax.errors import UserError
 PACKAGES = ('asterisk-core-sounds-en-wav', 'asterisk-core-sounds-en')
 
 _EVERY, _FIRST = 10, 5
-_NUMBERS = (
-  'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
-  'sixteen seventeen eighteen nineteen twenty'
-).split()
+# fmt: off
+_NUMBERS = [
+  'ZERO', 'ONE', 'TWO', 'THREE', 'FOUR', 'FIVE', 'SIX', 'SEVEN', 'EIGHT', 'NINE', 'TEN', 'ELEVEN',
+  'TWELVE', 'THIRTEEN', 'FOURTEEN', 'FIFTEEN', 'SIXTEEN', 'SEVENTEEN', 'EIGHTEEN', 'NINETEEN',
+  'TWENTY',
+]
+# fmt: on
 
 
 def fetch(folder: Path) -> None:
@@ -50,8 +53,8 @@ def _unpack(work: Path) -> Path:
   missing = [tool for tool in ('apt-get', 'dpkg-deb') if shutil.which(tool) is None]
   if missing:
     raise UserError(
-      f'the speech to try with is fetched by apt-get, and {" and ".join(missing)} is not here: name '
-      'data of your own with --data and --vocab'
+      f'the speech to try with is fetched by apt-get, and {" and ".join(missing)} is not here: '
+      'name data of your own with --data and --vocab'
     )
   try:
     _run(['apt-get', 'download', *PACKAGES], work)
@@ -60,8 +63,8 @@ def _unpack(work: Path) -> Path:
   except subprocess.CalledProcessError as e:
     lines = (e.stderr or '').strip().splitlines() or ['no message']
     raise UserError(
-      f'cannot fetch {" and ".join(PACKAGES)} ({lines[-1]}): check the network and `apt-get update`, '
-      'or name data of your own with --data and --vocab'
+      f'cannot fetch {" and ".join(PACKAGES)} ({lines[-1]}): check the network and `apt-get '
+      'update`, or name data of your own with --data and --vocab'
     ) from e
   return work / 'files'
 
@@ -79,7 +82,7 @@ def _write(root: Path, out: Path) -> None:
   audio = next(root.glob('**/en_US_f_Allison'))
   lines: dict[str, list[str]] = {'train-clean-100': [], 'dev-clean': []}
   number = 0
-  for line in gzip.open(text_file, 'rt', encoding='utf-8').read().splitlines():
+  for line in gzip.decompress(text_file.read_bytes()).decode().splitlines():
     name, _, text = line.partition(':')
     text = plain(text)
     file = audio / f'{name}.wav'
