@@ -144,7 +144,7 @@ def masked_task(folder: str) -> str:
       task_cls=text_lm.EpochTask,
       source=_Records({'train': f'{folder}/part-*-of-*', 'eval': f'{folder}/{EVAL_FILE}'}, _RECORD),
       preprocessors=[
-        functools.partial(tf.data.Dataset.map, map_func=restore_tokens),
+        lambda ds: ds.map(restore_tokens, num_parallel_calls=tf.data.AUTOTUNE),
         split_documents,
       ],
       output_features=dict.fromkeys(_FEATURES, feature),
@@ -248,7 +248,9 @@ class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
         num_parallel_calls=tf.data.AUTOTUNE,
       )
     # seqio takes every 0 for padding, also those of masked_pos: one more keeps them.
-    ds = ds.map(lambda x: {name: 1 + x[name] for name in _FEATURES})
+    ds = ds.map(
+      lambda x: {name: 1 + x[name] for name in _FEATURES}, num_parallel_calls=tf.data.AUTOTUNE
+    )
     ds = self._pack_or_pad(ds, task_feature_lengths)
     return ds.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)
 
