@@ -147,6 +147,20 @@ def test_mlperfs_files_become_records(mlperf, tmp_path):
   assert other['part-00000-of-00002'] != contents(final)['part-00000-of-00002']
 
 
+def test_a_large_file_becomes_several_shards(mlperf, tmp_path, monkeypatch):
+  """So a dump of gigabytes needs no more memory than a shard."""
+  monkeypatch.setattr(wikipedia, 'SHARD_CHARS', 1500)  # Two of six documents.
+  final = prepare(mlperf, tmp_path / 'out')
+  report = json.loads((final / 'report.json').read_text())
+  assert report['documents'] == {'in': 18, 'blank': 0, 'train': 12, 'eval': 6}
+  assert [shard['documents'] for shard in report['splits']['train']] == [2] * 6
+  names = sorted(p.name for p in final.glob('part-*'))
+  assert names == [f'part-{i:05d}-of-00006' for i in range(6)]
+  counts = [sum(1 for _ in tf.data.TFRecordDataset(str(final / name))) for name in names]
+  assert counts == [shard['records'] for shard in report['splits']['train']]
+  assert contents(prepare(mlperf, tmp_path / 'again')) == contents(final)
+
+
 def test_stopped_and_started_again_it_writes_the_same(mlperf, tmp_path, monkeypatch):
   whole = contents(prepare(mlperf, tmp_path / 'whole'))
   read_blocks = documents.read_blocks
