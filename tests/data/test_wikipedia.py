@@ -6,7 +6,7 @@ import random
 
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_pax.data import sample, text_mlm, wordpiece
@@ -19,6 +19,7 @@ sentence = st.lists(tokens, min_size=1, max_size=60)
 document = st.lists(sentence, min_size=1, max_size=25)
 
 
+@settings(deadline=None)
 @given(st.lists(document, min_size=1, max_size=4), st.integers(0, 2**32))
 def test_a_document_is_cut_into_rows(drawn, seed):
   """Without random texts, rows would hold every token once and in order."""
@@ -46,6 +47,7 @@ def test_half_of_the_second_texts_are_random_and_a_tenth_of_the_rows_short():
   assert max(lengths) == wikipedia.TOKENS - 3
 
 
+@settings(deadline=None)
 @given(st.lists(tokens, min_size=1, max_size=300), st.lists(tokens, min_size=1, max_size=209))
 def test_a_record_holds_the_row_and_its_masks(first, second):
   row = wikipedia.Row(first, second, True)
