@@ -1,8 +1,9 @@
 """The code that depends on private parts of jax, paxml and praxis: fixes, and private names.
 
 FIXES repair paxml and praxis 1.4.0, which break on the versions that pyproject.toml pins.
-`laser_pax.configs` calls `apply` when it is imported, so every experiment has the fixes. Each fix
-states its reason. It tests for its fault, and does nothing if the fault is not there.
+`laser_pax.configs` and the base of all experiments call `apply` when they are imported, so every
+experiment has the fixes. Each fix states its reason. It tests for its fault, and does nothing if
+the fault is not there.
 
 If a fault is gone, a test in tests/test_pax_fixes.py fails and names the fix to remove.
 

@@ -54,7 +54,7 @@ COMMANDS = {
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
   'prepare': Command('laser_pax.cli.prepare:app', 'Turn raw text into data to train on.'),
-  'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a SentencePiece vocabulary.'),
+  'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a vocabulary, SentencePiece or WordPiece.'),
   'doctor': Command('laser_pax.cli.doctor:doctor', 'Check the environment; say how to mend it.'),
 }
 

@@ -46,11 +46,16 @@ def prepare_wikipedia(
     list[str],
     typer.Argument(
       metavar='SOURCES...',
-      help="MLPerf's part-*-of-* and eval.txt, or whatever `prepare c4` takes",
+      help="MLPerf's part-*-of-* and eval.txt, a dump *-pages-articles*.xml, plain or .bz2, or "
+      'whatever `prepare c4` takes',
     ),
   ],
   vocab: Annotated[
-    str, typer.Option(help="WordPiece vocabulary of BERT's layout, such as MLPerf's vocab.txt")
+    str,
+    typer.Option(
+      help="WordPiece vocabulary of BERT's layout: MLPerf's vocab.txt, or one made by "
+      '`vocab --kind=wordpiece`'
+    ),
   ],
   out: _Out = None,
   validation_fraction: _Fraction = 0.01,

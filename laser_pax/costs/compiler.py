@@ -120,8 +120,8 @@ def trace(
     is_eval: Whether the step is one of an evaluation.
   """
   start = time.time()
-  task_p = experiment.task()
-  mesh = device_mesh(task_p.model.ici_mesh_shape, task_p.model.dcn_mesh_shape, chips)
+  task_p, layout = experiment.task(), experiment.layout()
+  mesh = device_mesh(layout.ici_mesh_shape, layout.dcn_mesh_shape, chips)
   task = pax_fiddle.instantiate(task_p)
   partitioner = partitioning.PjitPartitioner(
     init_is_eval=False, reshard_inputs=True, task=task, device_mesh=mesh

@@ -14,7 +14,8 @@ A batch has B rows per host, of T tokens each, in these fields:
 
 As PAX does with these records: the first [SEP] is taken out, so that A and B are one document. In
 training the stored masks are dropped and new ones drawn each time, and documents share rows. In
-evaluation the stored masks stay, and each document has its row.
+evaluation the stored masks stay, and each document has its row. Where rows are shorter than
+records, a document becomes several.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def train_input(
   Args:
     folder: Folder of the records.
     batch_size: B, the rows per host.
-    seq_len: T, the tokens per row, at most 512.
+    seq_len: T, the tokens per row, at most 512. A longer document becomes several.
     vocab_size: V, from which random tokens are drawn.
     seed: Seed of the order of files and records, and of the masks.
   """
@@ -93,7 +94,7 @@ def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
   Args:
     folder: Folder of the records.
     batch_size: B, the rows per host.
-    seq_len: T, the tokens per row. A longer document is cut.
+    seq_len: T, the tokens per row, at most 512. A longer document becomes several.
   """
   return inputs.eval_input(
     masked_task(folder),
@@ -142,7 +143,10 @@ def masked_task(folder: str) -> str:
       name,
       task_cls=text_lm.EpochTask,
       source=_Records({'train': f'{folder}/part-*-of-*', 'eval': f'{folder}/{EVAL_FILE}'}, _RECORD),
-      preprocessors=[functools.partial(tf.data.Dataset.map, map_func=restore_tokens)],
+      preprocessors=[
+        lambda ds: ds.map(restore_tokens, num_parallel_calls=tf.data.AUTOTUNE),
+        split_documents,
+      ],
       output_features=dict.fromkeys(_FEATURES, feature),
       shuffle_buffer_size=text_lm.SHUFFLE_ROWS,
     )
@@ -168,6 +172,24 @@ def restore_tokens(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   is_kept = (record['input_mask'] > 0) & ~(is_first_end & (labels == wordpiece.SEP))
   kept = {'labels': labels, 'masked_ids': masked, 'masked_pos': is_masked}
   return {name: tf.boolean_mask(x, is_kept) for name, x in kept.items()}
+
+
+def split_documents(ds: tf.data.Dataset, sequence_length: Mapping[str, int]) -> tf.data.Dataset:
+  """Cuts documents that are longer than a row into several, each as long as a row.
+
+  Args:
+    ds: What `restore_tokens` returns.
+    sequence_length: T by feature, as seqio gives it. Rows of 512 hold every document.
+  """
+  length = sequence_length['labels']
+  if length >= TOKENS:
+    return ds
+
+  def cut(tokens: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+    starts = tf.data.Dataset.range(0, tf.size(tokens['labels'], tf.int64), length)
+    return starts.map(lambda i: {name: x[i : i + length] for name, x in tokens.items()})
+
+  return ds.flat_map(cut)
 
 
 def remask(
@@ -226,7 +248,9 @@ class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
         num_parallel_calls=tf.data.AUTOTUNE,
       )
     # seqio takes every 0 for padding, also those of masked_pos: one more keeps them.
-    ds = ds.map(lambda x: {name: 1 + x[name] for name in _FEATURES})
+    ds = ds.map(
+      lambda x: {name: 1 + x[name] for name in _FEATURES}, num_parallel_calls=tf.data.AUTOTUNE
+    )
     ds = self._pack_or_pad(ds, task_feature_lengths)
     return ds.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -284,21 +308,20 @@ def check_records(folder: str, vocab_size: int, command: str) -> None:
     )
 
 
-def accuracy_by_frequency(folder: str, seq_len: int) -> float:
+def accuracy_by_frequency(folder: str) -> float:
   """Returns the accuracy of repeating what is read, and for [MASK] the commonest token.
 
   A tenth of the tokens to predict stay as they were, so that repeating is right there.
 
   Args:
     folder: Folder of the records.
-    seq_len: T, the tokens per row. Later ones do not count.
   """
   records = tf.data.TFRecordDataset(f'{folder}/{EVAL_FILE}')
   parse = functools.partial(tf.io.parse_single_example, features=_RECORD)
   repeated, total, hidden = 0, 0, collections.Counter()
   for row in records.map(parse).map(restore_tokens).as_numpy_iterator():
-    chosen = row['masked_pos'][:seq_len] == 1
-    labels, read = row['labels'][:seq_len][chosen], row['masked_ids'][:seq_len][chosen]
+    chosen = row['masked_pos'] == 1
+    labels, read = row['labels'][chosen], row['masked_ids'][chosen]
     total += len(labels)
     repeated += (labels == read).sum()
     hidden.update(labels[read == wordpiece.MASK].tolist())

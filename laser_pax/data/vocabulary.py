@@ -47,14 +47,11 @@ def train_vocabulary(
     UserError: `out` exists or cannot be written, or the texts hold too few distinct pieces.
   """
   check_new_file(out)
-  chosen = first_sentences(texts, sentences)
-  first = next(chosen, None)
-  if first is None:
-    raise UserError('there is no text to train a vocabulary on: all documents are empty')
+  chosen = check_any(first_sentences(texts, sentences))
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=itertools.chain([first], chosen),
+      sentence_iterator=chosen,
       model_writer=model,
       model_type='unigram',
       vocab_size=size,
@@ -111,6 +108,18 @@ def check_new_file(out: Path) -> None:
   if out.exists():
     raise UserError(f'{out}: exists already and is never overwritten; name another file')
   folders.make_folder(out.parent)
+
+
+def check_any(sentences: Iterable[str]) -> Iterator[str]:
+  """Returns the sentences, of which there must be one.
+
+  Raises:
+    UserError: There is none.
+  """
+  sentences = iter(sentences)
+  for first in sentences:
+    return itertools.chain([first], sentences)
+  raise UserError('there is no text to train a vocabulary on: all documents are empty')
 
 
 def first_sentences(texts: Iterable[str], count: int) -> Iterator[str]:

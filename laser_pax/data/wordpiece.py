@@ -98,7 +98,7 @@ def make_vocab(texts: Iterable[str], out: Path, *, size: int) -> None:
     UserError: `out` exists or cannot be written, there is no text, or the size is too small.
   """
   vocabulary.check_new_file(out)
-  pieces = train_vocab(texts, size)
+  pieces = train_vocab(vocabulary.check_any(texts), size)
   partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
   partial.write_text('\n'.join(pieces) + '\n', 'utf-8')
   vocabulary.check_new_file(out)  # Another process may have made the file meanwhile.

@@ -17,9 +17,11 @@ from etils import epath
 from paxml import base_experiment, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
-from laser_pax import folders
+from laser_pax import folders, pax_fixes
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, checks, jobs, layouts, overrides, slices, training
+
+pax_fixes.apply()  # Also for experiments that do not import laser_pax.configs.
 
 # These packages read the capital attributes of their own classes.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
@@ -256,6 +258,17 @@ class Experiment(base_experiment.BaseExperiment, Family):
     """Returns the shapes of this process's share of a batch, without opening the data."""
     specs = self.input_specs(self.GLOBAL_BATCH_SIZE // jax.process_count())
     return pax_fiddle.Config(BatchSpecs, specs=specs)
+
+  def set_intervals(self, task_p: Task) -> None:
+    """Sets, for a family's `task`, how often PAX saves and evaluates, and that data resume."""
+    train = task_p.train
+    train.save_interval_steps = self.CHECKPOINT_EVERY_N_STEPS
+    train.save_max_to_keep = self.CHECKPOINT_MAX_TO_KEEP
+    train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS
+    train.eval_interval_steps = self.EVAL_INTERVAL_STEPS
+    train.enable_input_checkpointing = True
+    # Otherwise PAX evaluates a training batch too, and nothing reads the result.
+    train.eval_skip_train = True
 
   def train_programs(self) -> list[training.TrainProgram]:
     """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""

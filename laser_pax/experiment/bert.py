@@ -15,6 +15,9 @@ class BertMLM(TextTransformer):
   """A bidirectional Transformer that predicts masked tokens, and nothing else.
 
   DATA_DIR may also be a folder of MLPerf's own records: part-00000-of-00500 and so on, eval_10k.
+
+  Attributes:
+    MAX_TIMESCALE: The slowest of the sinusoids of positions turns by one radian in so many tokens.
   """
 
   MODEL_CLASS = models.BertModel
@@ -26,6 +29,7 @@ class BertMLM(TextTransformer):
   DATASET = WIKIPEDIA
   VOCAB_SIZE = 30_522  # MLPerf's vocabulary
   SEQ_LEN = 512  # MLPerf's records
+  MAX_TIMESCALE = 10_000  # PAX's default
 
   def task(self) -> base.Task:
     """Returns the task: PAX's BertModel with AdamW and this experiment's schedule.
@@ -35,6 +39,15 @@ class BertMLM(TextTransformer):
     """
     task_p = super().task()
     task_p.model.mask_token_id = wordpiece.MASK
+    lm = task_p.model.lm_tpl
+    lm.position_emb_tpl.max_timescale = self.MAX_TIMESCALE
+    stack = lm.stacked_transformer_tpl
+    block = stack.block if self.USE_REPEATED_LAYER else stack
+    attention = block.transformer_layer_params_tpl.tr_atten_tpl
+    # Otherwise PAX starts these matrices at a seventh of Xavier's size and less. A masked model
+    # learns little before its attention does, so it begins later (docs/bert.md) [ours].
+    for projection in (attention.proj_tpl, attention.combined_qkv_proj_tpl):
+      projection.explicit_fan_in_fan_out_axes = True
     return task_p
 
   def folder(self) -> str:
@@ -82,7 +95,7 @@ class BertMLM(TextTransformer):
 
   def chance(self) -> base.Chance:
     """Returns the accuracy of repeating what is read, and for [MASK] the commonest token."""
-    accuracy = text_mlm.accuracy_by_frequency(self.folder(), self.SEQ_LEN)
+    accuracy = text_mlm.accuracy_by_frequency(self.folder())
     return base.Chance('by frequency', accuracy)
 
   def check_data(self) -> None:

@@ -96,10 +96,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
       warmup_steps=self.WARMUP_STEPS,
       num_train_steps=self.NUM_TRAIN_STEPS,
     )
-    # A resumed run continues with the next batch.
-    task_p.train.enable_input_checkpointing = True
-    # Otherwise PAX evaluates one training batch at each evaluation, and nothing reads the result.
-    task_p.train.eval_skip_train = True
+    self.set_intervals(task_p)
     return task_p
 
   def _set_layers(self, lm: pax_fiddle.Config, layout: layouts.Layout) -> None:

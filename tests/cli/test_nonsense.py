@@ -116,6 +116,10 @@ vocab --data=<NONE> --out=<DIR>/x
 vocab --data=<DIR> --out=<DIR>/x
 vocab --data=<MODEL> --out=<DIR>/x
 vocab --data=<DENIED> --out=<DIR>/x
+vocab --data=<TEXTS> --out=<DIR>/x --kind=x
+vocab --data=<TEXTS> --out=<DIR>/x --kind=wordpiece --size=104
+vocab --data=<TEXTS> --out=<DIR>/x --kind=wordpiece --character-coverage=0.9
+vocab --data=<TEXTS> --out=<MODEL> --kind=wordpiece
 vocab --data=<TEXTS> --out=<DIR>/x --size=x
 vocab --data=<TEXTS> --out=<DIR>/x --size=-1
 vocab --data=<TEXTS> --out=<DIR>/x --size=0

@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import time
 import tracemalloc
 from xml.sax import saxutils
 
@@ -91,6 +92,7 @@ def test_a_dump_is_known_by_its_name(tmp_path, name, is_dump):
     ),
     ('[http://a.b a site] and [http://c.d] and [//e.f g].', 'a site and and g.'),
     ('[[File:x.jpg|thumb|A [[view]] of [http://x.y it]]]\nText.', 'Text.'),
+    ('[[File:x.jpg|a [sic] [[view]]]]Text [[One|one [1]]].', 'Text one [1].'),
     ('Text.\n[[Category:Cities]]\n[[fr:Paris]]', 'Text.'),
     ('== History ==\nText.\n=== More ===', 'Text.'),
     ("'''bold''' and ''italic'' and '''''both'''''", 'bold and italic and both'),
@@ -104,6 +106,15 @@ def test_a_dump_is_known_by_its_name(tmp_path, name, is_dump):
 )
 def test_markup_becomes_prose(markup, text):
   assert mediawiki.plain_text(markup) == text
+
+
+@pytest.mark.parametrize(
+  'mark', ['[[', '{{', '<ref>', '[[a|', '(', '{|\n', '[[a [b ', '<!--', "''"]
+)
+def test_markup_that_never_closes_takes_no_long_time(mark):
+  start = time.process_time()
+  mediawiki.plain_text(mark * 20_000)
+  assert time.process_time() - start < 2
 
 
 def test_memory_is_that_of_a_page(tmp_path):

@@ -76,6 +76,25 @@ def test_evaluation_has_each_document_once_with_the_stored_masks(folder):
   assert weights == sum(x['masked_pos'].numpy().sum() for x in expected)
 
 
+def test_rows_shorter_than_documents_hold_all_of_them(folder):
+  batches = text_mlm.eval_input(folder, batch_size=8, seq_len=8).Instantiate()
+  rows = []
+  for batch in iter(batches.get_next_padded, None):
+    for i in np.flatnonzero(batch.eval_sample_weights):
+      real = batch.paddings[i] == 0
+      rows.append([batch[x][i][real] for x in ('labels', 'masked_ids', 'masked_pos')])
+    if not batch.eval_sample_weights[-1]:
+      break
+  documents = [text_mlm.restore_tokens(record) for record in small_records.read(folder, 'eval_10k')]
+  for place, name in enumerate(('labels', 'masked_ids', 'masked_pos')):
+    whole = np.concatenate([document[name] for document in documents])
+    np.testing.assert_array_equal(np.concatenate([row[place] for row in rows]), whole)
+  assert max(len(row[0]) for row in rows) == 8
+  stream = text_mlm.train_input(folder, batch_size=4, seq_len=8, vocab_size=300, seed=0)
+  batch = stream.Instantiate().get_next()
+  assert batch.labels.shape == (4, 8) and (batch.paddings.sum(1) == 0).any()
+
+
 def test_a_restored_stream_goes_on_with_the_next_batch(folder, tmp_path):
   stream = train(folder, input_checkpointing_enabled=True)
   for _ in range(3):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_pax.data import sample, text_mlm, wordpiece
@@ -19,6 +19,7 @@ sentence = st.lists(tokens, min_size=1, max_size=60)
 document = st.lists(sentence, min_size=1, max_size=25)
 
 
+@settings(deadline=None)
 @given(st.lists(document, min_size=1, max_size=4), st.integers(0, 2**32))
 def test_a_document_is_cut_into_rows(drawn, seed):
   """Without random texts, rows would hold every token once and in order."""
@@ -46,6 +47,7 @@ def test_half_of_the_second_texts_are_random_and_a_tenth_of_the_rows_short():
   assert max(lengths) == wikipedia.TOKENS - 3
 
 
+@settings(deadline=None)
 @given(st.lists(tokens, min_size=1, max_size=300), st.lists(tokens, min_size=1, max_size=209))
 def test_a_record_holds_the_row_and_its_masks(first, second):
   row = wikipedia.Row(first, second, True)
@@ -145,6 +147,20 @@ def test_mlperfs_files_become_records(mlperf, tmp_path):
   assert contents(prepare(mlperf, tmp_path / 'again')) == contents(final)
   other = contents(prepare(mlperf, tmp_path / 'other', seed=1))
   assert other['part-00000-of-00002'] != contents(final)['part-00000-of-00002']
+
+
+def test_a_large_file_becomes_several_shards(mlperf, tmp_path, monkeypatch):
+  """So a dump of gigabytes needs no more memory than a shard."""
+  monkeypatch.setattr(wikipedia, 'SHARD_CHARS', 1500)  # Two of six documents.
+  final = prepare(mlperf, tmp_path / 'out')
+  report = json.loads((final / 'report.json').read_text())
+  assert report['documents'] == {'in': 18, 'blank': 0, 'train': 12, 'eval': 6}
+  assert [shard['documents'] for shard in report['splits']['train']] == [2] * 6
+  names = sorted(p.name for p in final.glob('part-*'))
+  assert names == [f'part-{i:05d}-of-00006' for i in range(6)]
+  counts = [sum(1 for _ in tf.data.TFRecordDataset(str(final / name))) for name in names]
+  assert counts == [shard['records'] for shard in report['splits']['train']]
+  assert contents(prepare(mlperf, tmp_path / 'again')) == contents(final)
 
 
 def test_stopped_and_started_again_it_writes_the_same(mlperf, tmp_path, monkeypatch):

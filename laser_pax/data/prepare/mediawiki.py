@@ -25,15 +25,14 @@ _DUMP = re.compile(r'.*pages-articles.*\.xml(-p\d+p\d+)?(\.bz2)?', re.IGNORECASE
 _FILE, _CATEGORY = '6', '14'
 _NAMES_WITHOUT_TEXT = frozenset({'file', 'image', 'category'})
 
-_COMMENT = re.compile(r'<!--.*?-->', re.DOTALL)
+_COMMENT = re.compile(r'<!--.*?(?:-->|\Z)', re.DOTALL)
 # What stands between these tags is no prose.
 _BLOCKS = 'ref|math|chem|gallery|timeline|score|syntaxhighlight|source|imagemap|hiero|graph'
-_EMPTY_BLOCK = re.compile(rf'<({_BLOCKS})\b[^<>]*/>', re.IGNORECASE)
-_BLOCK = re.compile(rf'<({_BLOCKS})\b[^<>]*>.*?</\1\s*>', re.IGNORECASE | re.DOTALL)
+_BLOCK_TAG = re.compile(rf'<(/?)({_BLOCKS})\b[^<>]*?(/?)>', re.IGNORECASE)
 # Where templates and tables begin and end. A table's marks begin their lines.
 _BRACKETS = re.compile(r'\{\{|\}\}|^[ :]*\{\||^\s*\|\}(?!\})', re.MULTILINE)
 _EXTERNAL_LINK = re.compile(r'(?<!\[)\[(?:https?:|ftp:)?//[^\s\[\]]+ *([^\[\]]*)\]')
-_LINK = re.compile(r'\[\[([^\[\]]*)\]\]')
+_LINK = re.compile(r'\[\[((?:[^\[\]]|\[(?!\[)|\](?!\]))*)\]\]')  # No link is in it.
 _LANGUAGE = re.compile(r'[a-z]{2,3}(-[a-z]+)*:')
 _BREAK = re.compile(r'<(br|p|div|li|tr)\b[^<>]*>', re.IGNORECASE)
 _TAG = re.compile(r'</?[a-zA-Z][^<>]*>')
@@ -122,9 +121,7 @@ def plain_text(markup: str, names_without_text: frozenset[str] = _NAMES_WITHOUT_
     markup: MediaWiki's markup.
     names_without_text: Names, in lower case, of the namespaces of files and categories.
   """
-  text = _COMMENT.sub('', markup)
-  text = _BLOCK.sub('', _EMPTY_BLOCK.sub('', text))
-  text = _without_brackets(text)
+  text = _without_brackets(_without_blocks(_COMMENT.sub('', markup)))
   text = _EXTERNAL_LINK.sub(r'\1', text)
 
   def label(match: re.Match[str]) -> str:
@@ -141,6 +138,33 @@ def plain_text(markup: str, names_without_text: frozenset[str] = _NAMES_WITHOUT_
   return '\n'.join(line for line in lines if line)
 
 
+def _without_blocks(text: str) -> str:
+  """Removes what stands between tags that hold no prose, such as `<ref>`, in one pass."""
+  spans: list[tuple[int, int]] = []
+  name, start = '', 0  # Of the tag that is open.
+  for match in _BLOCK_TAG.finditer(text):
+    is_end, is_empty, tag = bool(match[1]), bool(match[3]), match[2].lower()
+    if name:
+      if is_end and tag == name:
+        spans.append((start, match.end()))
+        name = ''
+    elif is_empty:
+      spans.append(match.span())
+    elif not is_end:
+      name, start = tag, match.start()
+  return _cut(text, spans)
+
+
+def _cut(text: str, spans: list[tuple[int, int]]) -> str:
+  """Returns the text without spans, of which some lie in others."""
+  kept, end = [], 0
+  for first, last in sorted(spans):
+    if first >= end:
+      kept.append(text[end:first])
+    end = max(end, last)
+  return ''.join([*kept, text[end:]])
+
+
 def _without_brackets(text: str) -> str:
   """Removes templates and tables, one within another. What is opened and never closed stays."""
   opened: list[tuple[str, int]] = []
@@ -155,12 +179,7 @@ def _without_brackets(text: str) -> str:
     if place is not None:
       spans.append((opened[place][1], match.end()))
       del opened[place:]
-  kept, end = [], 0
-  for first, last in sorted(spans):
-    if first >= end:
-      kept.append(text[end:first])
-    end = max(end, last)
-  return ''.join([*kept, text[end:]])
+  return _cut(text, spans)
 
 
 def _label(link: str, names_without_text: frozenset[str]) -> str:

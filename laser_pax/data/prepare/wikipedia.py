@@ -55,7 +55,6 @@ def prepare(
   validation_fraction: float = 0.01,
   copies: int = 10,
   seed: int = 12_345,
-  tokens: int = TOKENS,
   progress: Progress | None = None,
 ) -> Path:
   """Writes `data_dir/wikipedia/mlperf/1.0.0`: records to train on, to evaluate on, and vocab.txt.
@@ -72,7 +71,6 @@ def prepare(
       begins with `eval`.
     copies: How often a document comes, each time with other masks.
     seed: Seed of lengths, pairs and masks.
-    tokens: Tokens of a row, at most 512. A record has 512 places all the same.
     progress: Progress bar, which counts bytes of the sources.
 
   Returns:
@@ -87,7 +85,7 @@ def prepare(
   tokenizer = wordpiece.Tokenizer(vocab)
   progress = progress or Progress(disable=True)
   conversion = _Conversion(
-    WIKIPEDIA, final, sources, validation_fraction, progress, tokenizer, copies, seed, tokens
+    WIKIPEDIA, final, sources, validation_fraction, progress, tokenizer, copies, seed
   )
   conversion.run()
   return final
@@ -139,31 +137,27 @@ class Row(NamedTuple):
 
 
 def make_rows(
-  document: list[list[int]],
-  others: list[list[list[int]]],
-  rng: random.Random,
-  tokens: int = TOKENS,
+  document: list[list[int]], others: list[list[list[int]]], rng: random.Random
 ) -> Iterator[Row]:
   """Cuts a document into rows of A and B.
 
   Sentences are gathered until a row is full, or nothing is left. A random number of them is A. In
   half of the cases B is what follows; in the other half it is from a random document, and the
-  sentences that follow A come again in the next row. In 90% of documents a row is full at three
-  tokens less than it has, else at a random number from 2 on. What is too long is cut at a random
-  end, token by token.
+  sentences that follow A come again in the next row. In 90% of documents a row is full at 509
+  tokens, else at a random number from 2 on. What is too long is cut at a random end, token by
+  token.
 
   Args:
     document: Its sentences, tokens each.
     others: Documents for B. It may contain the document itself.
     rng: Source of randomness.
-    tokens: Tokens of a row, [CLS] and both [SEP] included.
 
   Yields:
     Rows, each with at least one token in A and in B.
 
   Source: RECIPES of MLPerf's BERT, with our own code.
   """
-  most = tokens - 3
+  most = TOKENS - 3
   target = rng.randint(2, most) if rng.random() < _SHORT_SHARE else most
   chunk: list[list[int]] = []
   place = 0
@@ -250,10 +244,10 @@ def _padded(numbers: list[int], length: int) -> list[int]:
 class _Conversion(parts.Conversion):
   """A document becomes several records."""
 
-  def __init__(self, dataset, final, sources, fraction, progress, tokenizer, copies, seed, tokens):
-    settings = f'{copies} {seed} {tokens} {tokenizer.digest}'
+  def __init__(self, dataset, final, sources, fraction, progress, tokenizer, copies, seed):
+    settings = f'{copies} {seed} {tokenizer.digest}'
     super().__init__(dataset, final, sources, fraction, progress, settings)
-    self.tokenizer, self.copies, self.seed, self.tokens = tokenizer, copies, seed, tokens
+    self.tokenizer, self.copies, self.seed = tokenizer, copies, seed
 
   def is_validation(self, file: Path) -> bool:
     return super().is_validation(file) or file.name.lower().startswith('eval')
@@ -330,7 +324,7 @@ class _Records:
     size, records = 0, []
     for _ in range(conversion.copies):
       for document in gathered.documents:
-        for row in make_rows(document, gathered.documents, rng, conversion.tokens):
+        for row in make_rows(document, gathered.documents, rng):
           records.append(_serialized(make_record(row, conversion.tokenizer.size, rng)))
     rng.shuffle(records)
     with tf.io.TFRecordWriter(str(conversion.work / name)) as writer:
