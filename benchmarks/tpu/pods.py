@@ -28,7 +28,11 @@ _GIB = 2**30
 # Those whose slice the paper names, and its largest. The 234M differs little from the 300M.
 DECODERS = [(f'C4Standard{size}', f'C4Laser{size}') for size in ('300M', '1B', '2B', '7B')]
 # The pairs that the page shows, standard attention first.
-PAIRS = [*DECODERS, ('WikipediaStandardBert2B', 'WikipediaLaserBert2B')]
+PAIRS = [
+  *DECODERS,
+  ('WikipediaStandardBert2B', 'WikipediaLaserBert2B'),
+  ('ImageNetStandardViTS16', 'ImageNetLaserViTS16'),
+]
 
 
 def write_pods() -> int:

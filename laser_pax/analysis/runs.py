@@ -33,7 +33,9 @@ class Run:
     return self.evaluations[max(self.evaluations)]
 
 
-def read_run(name: str, job_log_dir: pathlib.Path, label: str = 'loss') -> Run:
+def read_run(
+  name: str, job_log_dir: pathlib.Path, label: str = 'loss', split: str | None = None
+) -> Run:
   """Reads a run from its progress.jsonl.
 
   A resumed run may have several records of one step. The last of them counts.
@@ -42,6 +44,7 @@ def read_run(name: str, job_log_dir: pathlib.Path, label: str = 'loss') -> Run:
     name: Name to show.
     job_log_dir: Folder of the run.
     label: Label of the metric in the records.
+    split: The evaluation input to read; None if there is one alone.
 
   Raises:
     UserError: The folder has no progress.jsonl, or the file has no evaluation.
@@ -66,7 +69,7 @@ def read_run(name: str, job_log_dir: pathlib.Path, label: str = 'loss') -> Run:
       rate = next(v for k, v in record.items() if k.endswith('_per_second'))
       if rate is not None:
         rates.append(rate)
-    else:
+    elif split in (None, record['split']):
       evaluations[record['step']] = record[label]
   if not evaluations or not rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')

@@ -1,4 +1,4 @@
-"""`python -m laser_pax quickstart`: trains LASER and standard attention on real text."""
+"""`python -m laser_pax quickstart`: trains LASER and standard attention on real data."""
 
 import os
 import subprocess
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _PAIRS = {
   'text': ('C4StandardTiny', 'C4LaserTiny'),
   'bert': ('WikipediaStandardBertTiny', 'WikipediaLaserBertTiny'),
+  'vision': ('ImageNetStandardViTTiny', 'ImageNetLaserViTTiny'),
 }
 _KINDS = ('standard', 'LASER')
 
@@ -37,9 +38,9 @@ def quickstart(
 ) -> None:
   """Trains a Tiny pair, standard attention and then LASER, and compares them.
 
-  Both start from the same weights and have the same schedule. Both see the same batches of the
-  State of the Union addresses. A run that is complete is not trained again. On two cores the text
-  takes ten minutes.
+  Both start from the same weights and have the same schedule. Both see the same batches: of the
+  State of the Union addresses, or of clip art. A run that is complete is not trained again. On two
+  cores the text takes ten minutes.
   """
   if family not in _PAIRS:
     raise UserError(f'--family={family}: expected one of {", ".join(_PAIRS)}')
@@ -58,8 +59,10 @@ def quickstart(
     if code:
       raise UserError(f'{name} ended with code {code}: give the same command again to go on')
   experiment = experiments.load(twins['LASER'])().on()
-  label, chance = experiment.METRIC.label, experiment.chance()
-  finished = [runs.read_run(kind, folder / name, label) for kind, name in twins.items()]
+  metric, label, chance = experiment.METRIC, experiment.METRIC.label, experiment.chance()
+  finished = [
+    runs.read_run(kind, folder / name, label, metric.split) for kind, name in twins.items()
+  ]
   picture = folder / ('quickstart.png' if family == 'text' else f'quickstart_{family}.png')
   runs.plot_runs(finished, label, chance, picture)
   console.rule('result')

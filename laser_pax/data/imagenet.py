@@ -28,6 +28,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from praxis import base_input, pax_fiddle, py_utils
 
+from laser_pax import pax_fixes
 from laser_pax.data import images, inputs, sources
 from laser_pax.data.datasets import DatasetSpec
 from laser_pax.errors import UserError
@@ -178,7 +179,8 @@ class _ImageInput(base_input.BaseInput):
   def get_next(self) -> py_utils.NestedMap:
     """Returns this host's rows of the next global batch."""
     if self._iterator is None:
-      self._iterator = self._dataset().as_numpy_iterator()
+      with pax_fixes.without_autograph():  # The functions need none, and start faster.
+        self._iterator = self._dataset().as_numpy_iterator()
     return py_utils.NestedMap(next(self._iterator))
 
   def reset(self) -> None:

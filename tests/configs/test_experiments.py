@@ -14,16 +14,21 @@ from praxis import base_hyperparams
 
 from laser_pax import configs
 from laser_pax.cli import experiments
-from laser_pax.configs import bert, c4
+from laser_pax.configs import bert, c4, imagenet
 from laser_pax.costs import facts
 from laser_pax.experiment.bert import BertMLM
 from laser_pax.experiment.decoder import DecoderLM
+from laser_pax.experiment.vit import ImageNetViT
 from tests.support import goldens
 
 NAMES = list(experiments.registered())
 PAIRS = [(name, name.replace('Standard', 'Laser')) for name in NAMES if 'Standard' in name]
 # The golden of one experiment a family is a full text. Other goldens are differences from it.
-FULL = {DecoderLM: 'C4Standard300M', BertMLM: 'WikipediaStandardBert2B'}
+FULL = {
+  DecoderLM: 'C4Standard300M',
+  BertMLM: 'WikipediaStandardBert2B',
+  ImageNetViT: 'ImageNetStandardViTS16',
+}
 
 
 _compute_facts = facts.facts  # A test puts another in its place.
@@ -71,7 +76,7 @@ def test_no_golden_is_left_over():
   assert {file.stem for file in files} == set(NAMES)
 
 
-@pytest.mark.parametrize('name', ['C4Laser300M', 'WikipediaLaserBert2B'])
+@pytest.mark.parametrize('name', ['C4Laser300M', 'WikipediaLaserBert2B', 'ImageNetLaserViTS16'])
 def test_a_pairs_difference_is_three_lines(name):
   file, text = _golden(name)
   assert [line[0] for line in text.splitlines()] == ['-', '+', '+'], file
@@ -82,7 +87,7 @@ def test_is_registered_under_the_name_of_the_package(name):
   assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
 
 
-@pytest.mark.parametrize('module', [bert, c4])
+@pytest.mark.parametrize('module', [bert, c4, imagenet])
 def test_the_commands_stand_once_and_name_experiments(module):
   named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', module.__doc__)
   assert len(named) == 2 and set(named) <= set(NAMES)
@@ -96,7 +101,7 @@ def test_docstring_gives_the_facts(name):
   scale = {'M': 1e6, 'B': 1e9}
   number, unit = re.search(r'([\d.]+)([MB]) parameters', doc).groups()
   assert float(number) * scale[unit] == pytest.approx(f.parameters, rel=0.01)
-  number, unit = re.search(r'([\d.]+)([MB]) tokens', doc).groups()
+  number, unit = re.search(rf'([\d.]+)([MB]) {getattr(configs, name).UNIT}', doc).groups()
   assert float(number) * scale[unit] == pytest.approx(f.units, rel=0.01)
   assert f'{f.devices} chips' in doc or (f.devices == 1 and 'one device' in doc)
 

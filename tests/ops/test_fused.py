@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from laser_pax.ops import devices, fused, fused_attention, laser, laser_oracle, laser_oracle_vjp
+from laser_pax.ops import (
+  by_heads,
+  devices,
+  fused,
+  fused_attention,
+  laser,
+  laser_oracle,
+  laser_oracle_vjp,
+)
 
 B, N = 2, 2
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.02}
@@ -149,3 +157,23 @@ def test_what_does_not_fit_is_refused(change, words):
   arrays = dict(zip(('query', 'key', 'value'), draw(128, 128), strict=False))
   with pytest.raises(ValueError, match=words):
     fused_attention(**{**arrays, **change}, is_causal=True)
+
+
+@pytest.mark.parametrize('center', [0.0, 30.0])
+@pytest.mark.parametrize('scale', [0.02, 20.0], ids=['narrow', 'wide'])
+def test_padding_outside_of_laser_changes_nothing(center, scale, interpreted_kernels):
+  """Zeros in place of repeated keys would make columns about 30 wide, and their range another."""
+  query, key, value, cotangent = draw(20, 8)
+  value = center + scale * value
+  kernel = functools.partial(fused.fused_attention_by_heads, is_causal=False)
+  laser_attention = by_heads.laser_by_heads(kernel)
+  seen = jnp.asarray(np.arange(20) < 17, jnp.int32)[None].repeat(B, 0)
+  for ids in ((), (jnp.ones_like(seen), seen)):
+    results = []
+    for function in (fused.padded_to_lanes(laser_attention), laser_attention):
+      attention = by_heads.heads_swapped(function)
+      attend = lambda *qkv, f=attention, ids=ids: f(*qkv, *ids)  # noqa: E731
+      results.append(forward_and_backward(attend, query, key, value, cotangent))
+    for x, reference in zip(*results, strict=True):
+      assert x.shape == reference.shape
+      assert rms_error(x, reference) < 1e-5

@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +92,7 @@ def prepare(
     written = []
     for spec, own in _by_dataset(images).items():
       written.append(finals[spec.name])
-      conversion = _Conversion(spec, finals[spec.name], own, _names(images, spec))
+      conversion = _Conversion(spec, finals[spec.name], own, _names(images))
       conversion.run(sources, left_out, lambda size: progress.advance(task, size))
       left_out = []
     for archive in unpacked.iterdir():
@@ -131,29 +130,30 @@ def _expected(split: str) -> str:
   )
 
 
-def _names(images: Iterable[Image], spec: DatasetSpec) -> list[str]:
+def _names(images: Iterable[Image]) -> list[str]:
   """Returns the names of the classes, in the order of their numbers.
 
-  Classes of ImageNet-v2 are numbers already; they are those of ImageNet in that order.
+  Test images may have the numbers for names, as ImageNet-v2 has.
 
   Raises:
     UserError: There are fewer than two, or test images have others.
   """
   trained = {image.label for image in images if image.split != 'test'}
   tested = {image.label for image in images if image.split == 'test'}
-  own = (trained or tested) if spec is IMAGENET else tested
-  numbered = all(re.fullmatch(r'\d+', name) for name in own)
-  names = sorted(own, key=(lambda name: int(name)) if numbered else os.fsencode)
-  if numbered and spec is IMAGENET_V2:
-    return [str(number) for number in range(int(names[-1]) + 1)]
-  if len(trained or tested) < 2:
-    raise UserError(f'expected images of at least two classes, got {", ".join(names) or "none"}')
-  if trained and not tested <= trained:
+  own = trained or tested
+  if len(own) < 2:
+    raise UserError(f'expected images of at least two classes, got {", ".join(own) or "none"}')
+  is_numbered = all(map(str.isdecimal, own))
+  if is_numbered and not trained:
+    return [str(number) for number in range(max(map(int, own)) + 1)]
+  names = sorted(own, key=int if is_numbered else os.fsencode)
+  known = {*names, *map(str, range(len(names)))}
+  if tested - known:
     raise UserError(
-      f'test images have classes that others lack, such as {min(tested - trained)}: give '
-      'their folders the names of the classes, or their numbers'
+      f'test images have classes that others lack, such as {min(tested - known)}: give their '
+      'folders the names of the classes, or their numbers'
     )
-  return sorted(trained, key=os.fsencode) if trained else names
+  return names
 
 
 def _divided(images: list[Image], every: int) -> tuple[list[Image], list[LeftOut]]:
@@ -289,7 +289,7 @@ class _Conversion:
     def of_bytes(value: bytes) -> tf.train.Feature:
       return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    label = int(image.label) if image.label not in self.labels else self.labels[image.label]
+    label = self.labels[image.label] if image.label in self.labels else int(image.label)
     feature = {
       'image': of_bytes(jpeg),
       'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
