@@ -87,7 +87,8 @@ def facts(experiment: Experiment) -> Facts:
     )
   )
   variables = _variables(metadata.var_weight_hparams)
-  parameters = sum(math.prod(v.shape) for v in variables)
+  trained = [v for v in variables if not v.name.startswith(f'{base_layer.NON_TRAINABLE}.')]
+  parameters = sum(math.prod(v.shape) for v in trained)
   model_flops = experiment.model_flops(parameters)
   return Facts(
     name=type(experiment).__name__,

@@ -11,9 +11,9 @@ from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
 from laser_pax.experiment import base, checks
+from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
-from laser_pax.experiment.optimizers import set_nadamw
 from laser_pax.layers import log_mel, speech, use_fused
 
 
@@ -93,7 +93,7 @@ class ConformerSizes:
     return -(-log_mel.BINS // 2**halvings)
 
 
-class LibriSpeechConformer(base.Experiment):
+class LibriSpeechConformer(AlgoPerf):
   """A Conformer of AlgoPerf's shape, trained by NAdamW with the CTC loss.
 
   Its attention is bidirectional, and does not see padded frames. On a TPU a fused kernel computes
@@ -116,10 +116,6 @@ class LibriSpeechConformer(base.Experiment):
     BATCH_NORM_DECAY: Decay of the moving statistics of the batch norm.
     TIME_MASKS: Time masks of SpecAugment, each of at most 5% of an utterance's frames.
     FREQUENCY_MASKS: Frequency masks of SpecAugment, each of at most 26 of 80 bins.
-    NUM_TRAIN_STEPS: Steps of the training. The learning rate reaches zero at the last.
-    WARMUP_STEPS: Steps of linear warm-up.
-    LEARNING_RATE: Peak of the learning rate.
-    WEIGHT_DECAY: Decoupled weight decay of all weights.
   """
 
   METRIC = base.Metric(
@@ -159,8 +155,6 @@ class LibriSpeechConformer(base.Experiment):
   WEIGHT_DECAY = 0.27590534177690645
   ADAM_BETA1 = 0.8231189937738506
   ADAM_BETA2 = 0.8774571227688758
-  ADAM_EPSILON = 1e-8
-  CLIP_GRADIENT_NORM_TO_VALUE = 0.0
 
   def ici_mesh_shape(self) -> list[int]:
     """Returns the mesh within a slice: each chip is a replica."""
@@ -189,29 +183,9 @@ class LibriSpeechConformer(base.Experiment):
       None,
     ]
     use_fused(task_p.model)
-    set_nadamw(
-      task_p,
-      learning_rate=self.LEARNING_RATE,
-      weight_decay=self.WEIGHT_DECAY,
-      beta1=self.ADAM_BETA1,
-      beta2=self.ADAM_BETA2,
-      epsilon=self.ADAM_EPSILON,
-      clip_gradient_norm=self.CLIP_GRADIENT_NORM_TO_VALUE,
-      warmup_steps=self.WARMUP_STEPS,
-      num_train_steps=self.NUM_TRAIN_STEPS,
-    )
+    self.set_optimizer(task_p)
     self.set_intervals(task_p)
     return task_p
-
-  def set_intervals(self, task_p: base.Task) -> None:
-    """Sets how often PAX saves, evaluates and summarises, and that data resume."""
-    train = task_p.train
-    train.save_interval_steps = self.CHECKPOINT_EVERY_N_STEPS
-    train.save_max_to_keep = self.CHECKPOINT_MAX_TO_KEEP
-    train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS
-    train.eval_interval_steps = self.EVAL_INTERVAL_STEPS
-    train.enable_input_checkpointing = True
-    train.eval_skip_train = True
 
   def _model(self) -> pax_fiddle.Config:
     model = pax_fiddle.Config(
@@ -336,15 +310,7 @@ class LibriSpeechConformer(base.Experiment):
         f'SpecAugment of {self.TIME_MASKS} time and {self.FREQUENCY_MASKS} frequency masks, '
         f'dropout {self.DROPOUT_PROB}, of the input {self.INPUT_DROPOUT_PROB}'
       ),
-      'optimiser': (
-        f'NAdamW, betas {self.ADAM_BETA1} and {self.ADAM_BETA2}, epsilon {self.ADAM_EPSILON}, '
-        f'weight decay {self.WEIGHT_DECAY} of all weights, gradients clipped to '
-        f'{self.CLIP_GRADIENT_NORM_TO_VALUE or "nothing"}'
-      ),
-      'learning rate': (
-        f'0 to {self.LEARNING_RATE} in {self.WARMUP_STEPS:,} steps, then by a cosine to 0 at step '
-        f'{self.NUM_TRAIN_STEPS:,}'
-      ),
+      **self.describe_optimizer(),
     }
 
   def chance(self) -> base.Chance:
@@ -359,11 +325,10 @@ class LibriSpeechConformer(base.Experiment):
     """
     sizes = ('NUM_LAYERS', 'MODEL_DIMS', 'HIDDEN_DIMS', 'NUM_HEADS', 'KERNEL_SIZE', 'MAX_LABELS')
     checks.check_at_least(self, 1, (*sizes, 'VOCAB_SIZE', 'MAX_SECONDS'))
-    names = ('WEIGHT_DECAY', 'CLIP_GRADIENT_NORM_TO_VALUE', 'DROPOUT_PROB', 'INPUT_DROPOUT_PROB')
-    checks.check_at_least(self, 0, (*names, 'TIME_MASKS', 'FREQUENCY_MASKS', 'BATCH_NORM_DECAY'))
-    checks.check_adam(self.LEARNING_RATE, self.ADAM_BETA1, self.ADAM_BETA2, self.ADAM_EPSILON)
+    shares = ('DROPOUT_PROB', 'INPUT_DROPOUT_PROB', 'BATCH_NORM_DECAY')
+    checks.check_at_least(self, 0, (*shares, 'TIME_MASKS', 'FREQUENCY_MASKS'))
     checks.check_heads(self.MODEL_DIMS, self.NUM_HEADS, self.MODEL_DIMS // self.NUM_HEADS)
-    checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
+    self.check_optimizer()
     if self.HIDDEN_DIMS % self.MODEL_DIMS:
       raise UserError(
         f'HIDDEN_DIMS = {self.HIDDEN_DIMS} must be a multiple of MODEL_DIMS = {self.MODEL_DIMS}: '

@@ -17,6 +17,7 @@ from laser_pax.cli import experiments
 from laser_pax.configs import bert, c4, imagenet
 from laser_pax.costs import facts
 from laser_pax.experiment.bert import BertMLM
+from laser_pax.experiment.conformer import LibriSpeechConformer
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.vit import ImageNetViT
 from tests.support import goldens
@@ -28,6 +29,7 @@ FULL = {
   DecoderLM: 'C4Standard300M',
   BertMLM: 'WikipediaStandardBert2B',
   ImageNetViT: 'ImageNetStandardViTS16',
+  LibriSpeechConformer: 'LibriSpeechStandardConformer',
 }
 
 
