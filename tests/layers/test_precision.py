@@ -52,7 +52,7 @@ def head_and_gradients(cls, dtype, query, key, value, cotangent, seen):
   )
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
-  if issubclass(cls, layers.FusedMixin):
+  if issubclass(cls, layers.FusedMixin) and len(seen) > 1:
     mask = layers.Segments(jnp.ones((1, len(query)), jnp.int32), is_causal=True)
 
   def attend(*arrays):
@@ -118,6 +118,14 @@ def test_by_blocks_of_queries(dtype, scale):
   """What a decoder of the experiments runs on a CPU, beside Praxis's standard attention."""
   laser = layers.LaserFusedDotProductAttention
   check(dtype, [(draw(1, 512, 64, scale, dtype), causal(512), laser)])
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', SCALES)
+def test_all_patches_of_an_image(dtype, scale):
+  """What ViT-S/16 runs on a CPU: 196 keys, all of which each query sees."""
+  laser = layers.LaserFusedDotProductAttention
+  check(dtype, [(draw(1, 196, 64, scale, dtype), np.ones((1, 196), bool), laser)])
 
 
 @DTYPES
