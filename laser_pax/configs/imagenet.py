@@ -23,7 +23,7 @@ from laser_pax.experiment.vit import ImageNetViT
 class ImageNetStandardViTTiny(ImageNetViT):
   """Standard attention at a size for laptops, on the sample [ours].
 
-  0.57M parameters, 0.032M images, one device.
+  0.57M parameters, 0.0192M images, one device.
   """
 
   IMAGE_SIZE = 64
@@ -36,14 +36,14 @@ class ImageNetStandardViTTiny(ImageNetViT):
   # The fastest on a CPU, where writing and reading kept activations takes time.
   CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_ONLY
 
-  GLOBAL_BATCH_SIZE = 64
-  NUM_TRAIN_STEPS = 500
-  WARMUP_STEPS = 50
-  LEARNING_RATE = 3e-3
+  GLOBAL_BATCH_SIZE = 32
+  NUM_TRAIN_STEPS = 600
+  WARMUP_STEPS = 60
+  LEARNING_RATE = 2e-3
   TRAIN_EVAL_IMAGES = 256
   SUMMARY_INTERVAL_STEPS = 10
   EVAL_INTERVAL_STEPS = 100
-  CHECKPOINT_EVERY_N_STEPS = 250
+  CHECKPOINT_EVERY_N_STEPS = 100
 
   def folder(self) -> str:
     """Returns the folder of the sample's images, unless the user names other data.
@@ -60,7 +60,7 @@ class ImageNetStandardViTTiny(ImageNetViT):
 class ImageNetLaserViTTiny(LaserMixin, ImageNetStandardViTTiny):
   """LASER at a size for laptops, on the sample [ours].
 
-  0.57M parameters, 0.032M images, one device.
+  0.57M parameters, 0.0192M images, one device.
   """
 
 
