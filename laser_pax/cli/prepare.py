@@ -103,6 +103,31 @@ def prepare_imagenet(
   _prepare(imagenet.prepare, paths, out, validation_fraction=validation_fraction)
 
 
+@app.command('librispeech')
+def prepare_librispeech(
+  paths: Annotated[
+    list[str],
+    typer.Argument(
+      metavar='SOURCES...',
+      help="LibriSpeech's archives, or folders SUBSET/SPEAKER/CHAPTER of its files",
+    ),
+  ],
+  out: _Out = None,
+) -> None:
+  """Writes librispeech/default/2.1.1, a split for each subset. It resumes, and never overwrites.
+
+  The archives are train-clean-100.tar.gz (6.3 GB, 28,539 utterances), train-clean-360.tar.gz (23
+  GB, 104,014), train-other-500.tar.gz (30 GB, 148,688), dev-clean.tar.gz (2,703), dev-other.tar.gz
+  (2,864), test-clean.tar.gz (2,620) and test-other.tar.gz (2,939). Their utterances are counted.
+  """
+  from laser_pax.data import sources
+  from laser_pax.data.prepare import librispeech
+
+  data_dir = _prepare(librispeech.prepare, paths, out)
+  command = sources.vocab_command(data_dir, f'{data_dir}/vocab-1024.model', 1_024)
+  typer.echo(f'next: {command} --dataset librispeech --character-coverage 1')
+
+
 def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **options) -> str:
   """Prepares a data set with a bar, says what became of the sources, and returns its folder."""
   from laser_pax.cli import bars

@@ -23,6 +23,7 @@ _PAIRS = {
   'text': ('C4StandardTiny', 'C4LaserTiny'),
   'bert': ('WikipediaStandardBertTiny', 'WikipediaLaserBertTiny'),
   'vision': ('ImageNetStandardViTTiny', 'ImageNetLaserViTTiny'),
+  'speech': ('LibriSpeechStandardConformerTiny', 'LibriSpeechLaserConformerTiny'),
 }
 _KINDS = ('standard', 'LASER')
 
@@ -39,8 +40,8 @@ def quickstart(
   """Trains a Tiny pair, standard attention and then LASER, and compares them.
 
   Both start from the same weights and have the same schedule. Both see the same batches: of the
-  State of the Union addresses, or of clip art. A run that is complete is not trained again. On two
-  cores the text takes ten minutes.
+  State of the Union addresses, of clip art, or of spoken prompts, which are fetched. A run that is
+  complete is not trained again. On two cores the text takes ten minutes.
   """
   if family not in _PAIRS:
     raise UserError(f'--family={family}: expected one of {", ".join(_PAIRS)}')

@@ -25,12 +25,16 @@ _SIZES = {Kind.SENTENCEPIECE: 32_000, Kind.WORDPIECE: 30_522}
 def vocab(
   data: Annotated[
     str,
-    typer.Option(help='data folder made by `prepare c4`, source file, or folder of source files'),
+    typer.Option(help='data folder made by `prepare`, source file, or folder of source files'),
   ],
   out: Annotated[str, typer.Option(help='the file to write; never overwritten')],
   kind: Annotated[
     Kind, typer.Option(help='sentencepiece for C4, wordpiece, in lower case, for BERT')
   ] = Kind.SENTENCEPIECE,
+  dataset: Annotated[
+    str | None,
+    typer.Option(help='which data set of the folder, such as librispeech [default: the only one]'),
+  ] = None,
   size: Annotated[
     int | None,
     typer.Option(
@@ -67,7 +71,7 @@ def vocab(
   if kind == Kind.WORDPIECE and character_coverage is not None:
     raise UserError('--character-coverage is of sentencepiece alone: leave it out')
   vocabulary.check_new_file(file)
-  texts = _texts(folders.resolve_local(data))
+  texts = _texts(folders.resolve_local(data), dataset)
   if kind == Kind.WORDPIECE:
     wordpiece.make_vocab(vocabulary.first_sentences(texts, sentences), file, size=pieces)
   else:
@@ -78,15 +82,24 @@ def vocab(
   typer.echo(f'{file}: {pieces:,} pieces')
 
 
-def _texts(folder: Path) -> Iterator[str]:
-  """Yields the documents of a prepared data set of text, or of source files."""
+def _texts(folder: Path, name: str | None) -> Iterator[str]:
+  """Returns the documents of a prepared data set with text, or of source files.
+
+  Raises:
+    UserError: The folder has several such data sets, or not the one that is named.
+  """
   from laser_pax.data import datasets, records
   from laser_pax.data.prepare import files, wikipedia
 
-  for dataset in datasets.specs():
-    if dataset.is_text() and (folder / dataset.folder).exists():
-      yield from records.read_texts(folder, dataset, dataset.splits[0])
-      return
-  for file in files.find_sources([folder], is_source=wikipedia.is_source).taken:
-    for document in wikipedia.read_source(file):
-      yield document.text
+  prepared = [
+    spec for spec in datasets.specs() if spec.is_text() and (folder / spec.folder).exists()
+  ]
+  if name is not None or len(prepared) > 1:
+    names = ', '.join(spec.name for spec in prepared) or 'no data set with text'
+    prepared = [spec for spec in prepared if spec.name == name]
+    if not prepared:
+      raise UserError(f'{folder} holds {names}: name one of them with --dataset, got {name}')
+  if prepared:
+    return records.read_texts(folder, prepared[0], prepared[0].splits[0])
+  sources = files.find_sources([folder], is_source=wikipedia.is_source).taken
+  return (document.text for file in sources for document in wikipedia.read_source(file))
