@@ -69,7 +69,7 @@ def read_run(
       rate = next(v for k, v in record.items() if k.endswith('_per_second'))
       if rate is not None:
         rates.append(rate)
-    elif split in (None, record['split']):
+    elif split in (None, record.get('split')):
       evaluations[record['step']] = record[label]
   if not evaluations or not rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')

@@ -88,6 +88,12 @@ prepare c4 <FILE> --nope
 prepare c4 <DIR>/.
 prepare c4 <DENIED> --out <DIR>
 prepare c4 <TEXTS>/nothing.pdf
+prepare imagenet
+prepare imagenet <NONE>
+prepare imagenet <DIR>
+prepare imagenet <FILE>
+prepare imagenet <TEXTS>
+prepare imagenet <DIR> --validation-fraction=7
 prepare c4 ~nobody-has-this-name/x
 prepare c4 gs://bucket/c4
 prepare c4 <TEXTS> --out

@@ -167,7 +167,10 @@ def test_the_data_sets_are_train_train_eval_test_and_validation(tmp_path):
   with pytest.raises(UserError, match='NUM_CLASSES = 3'):
     experiment.check_data()
   assert experiment.chance() == ('commonest class', pytest.approx(1 / 3))
-  batch, specs = experiment.datasets()[0].Instantiate().get_next(), experiment.input_specs(64)
+  batch, specs = (
+    experiment.datasets()[0].Instantiate().get_next(),
+    experiment.input_specs(experiment.GLOBAL_BATCH_SIZE),
+  )
   assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in specs.items()}
 
 

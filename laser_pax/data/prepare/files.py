@@ -69,6 +69,7 @@ def find_sources(
   paths: Sequence[str | Path],
   own: Path | None = None,
   is_source: Callable[[Path], bool] = _has_suffix,
+  known: Sequence[str] = SUFFIXES,
 ) -> Sources:
   """Finds the source files among `paths` and, recursively, in the folders among them.
 
@@ -81,29 +82,26 @@ def find_sources(
     own: Folder that is being written. Files and folders beside it whose names begin with its name
       are passed over.
     is_source: Whether a file's name is that of a source.
+    known: Suffixes to name to the user.
 
   Raises:
     UserError: A path does not exist, is a file of another kind, is empty or cannot be read, or is a
       folder without sources. Or a link leads nowhere.
   """
   if not paths:
-    raise UserError(f'no source given: name files ({_known()}) or folders of them')
-  search = _Search(own, is_source)
+    raise UserError(f'no source given: name files ({", ".join(known)}) or folders of them')
+  search = _Search(own, is_source, ', '.join(known))
   named = sorted(set(map(folders.resolve_local, paths)), key=os.fsencode)
   for path in named:  # In this order, so that the order of the words decides nothing.
     search.add(path)
   return search.result()
 
 
-def _known() -> str:
-  return ', '.join(SUFFIXES)
-
-
 class _Search:
   """The files that were found so far."""
 
-  def __init__(self, own: Path | None, is_source: Callable[[Path], bool]):
-    self.own, self.is_source = own, is_source
+  def __init__(self, own: Path | None, is_source: Callable[[Path], bool], known: str):
+    self.own, self.is_source, self.known = own, is_source, known
     self.found: list[Path] = []
     self.left_out: list[LeftOut] = []
     self._folders: set[tuple[int, int]] = set()
@@ -117,10 +115,10 @@ class _Search:
       if len(self.found) == found_before and not self._is_all_known(path):
         raise UserError(
           f'{folders.shown(path)}: no source file in this folder; expected files named '
-          f'*{{{_known()}}}'
+          f'*{{{self.known}}}'
         )
     elif not stat.S_ISREG(status.st_mode) or not self.is_source(path):
-      raise UserError(f'{folders.shown(path)}: not a source file; expected one of {_known()}')
+      raise UserError(f'{folders.shown(path)}: not a source file; expected one of {self.known}')
     else:
       self.found.append(path)
 

@@ -75,7 +75,8 @@ def prepare(
     raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')
   finals = {spec.name: parts.dataset_folder(spec, data_dir) for spec in (IMAGENET, IMAGENET_V2)}
   final = finals[IMAGENET.name]
-  sources = files.find_sources(source_paths, final, image_files.is_source)
+  known = (*image_files.PICTURES, *image_files.ARCHIVES)
+  sources = files.find_sources(source_paths, final, image_files.is_source, known)
   is_test_alone = all(path.name.startswith('imagenetv2') for path in sources.taken)
   parts.check_new(finals[IMAGENET_V2.name if is_test_alone else IMAGENET.name])
   folders.make_folder(final.parent)
