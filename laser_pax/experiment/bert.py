@@ -7,7 +7,7 @@ from praxis.layers import models
 from laser_pax.data import sources, text_mlm, wordpiece
 from laser_pax.data.datasets import WIKIPEDIA
 from laser_pax.errors import UserError
-from laser_pax.experiment import base
+from laser_pax.experiment import base, checks
 from laser_pax.experiment.text import TextTransformer
 
 
@@ -97,6 +97,15 @@ class BertMLM(TextTransformer):
     """Returns the accuracy of repeating what is read, and for [MASK] the commonest token."""
     accuracy = text_mlm.accuracy_by_frequency(self.folder())
     return base.Chance('by frequency', accuracy)
+
+  def check(self) -> None:
+    """Checks the sizes against each other.
+
+    Raises:
+      UserError: They do not fit, or MAX_TIMESCALE is below 1; the message has the fix.
+    """
+    super().check()
+    checks.check_at_least(self, 1, ('MAX_TIMESCALE',))
 
   def check_data(self) -> None:
     """Checks that the records exist and are whole, and that their vocabulary fits VOCAB_SIZE.

@@ -46,18 +46,26 @@ def test_neighbours_and_padding_change_nothing(cls, platform, request):
   other.masked_ids = jnp.where(packed.segment_ids == 1, 105, packed.masked_ids)
   other.masked_ids = jnp.where(packed.segment_ids == 0, 7, other.masked_ids)
   with base_layer.JaxContext.new_context(hparams=base_layer.JaxContext.HParams(do_eval=True)):
-    variables = task.model.init(jax.random.PRNGKey(0), packed)
-    # Values are small at the start; LASER must differ from the mean of what it sees.
-    variables = jax.tree.map(lambda x: 3 * x, variables)
+    first = task.model.init(jax.random.PRNGKey(0), packed)
 
     @jax.jit
-    def losses(batch):
+    def losses(variables, batch):
       predictions = task.model.apply(variables, batch, method=task.model.compute_predictions)
-      return predictions.per_example_xent
+      return predictions.per_example_xent[0]
 
-    whole, own, changed = (np.asarray(losses(b)[0]) for b in (packed, alone, other))
+    def all_losses(attention):
+      variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * (attention if 'self_attention' in str(path) else 3), first
+      )
+      return [np.asarray(losses(variables, batch)) for batch in (packed, alone, other)]
+
+    # LASER's shift of a column is 0 where values are small beside 1. Otherwise it depends on the
+    # least of the whole row, and a neighbour may change how a result is rounded.
+    wide_whole, _, wide_changed = all_losses(attention=3)
+    whole, own, changed = all_losses(attention=0.4)
   np.testing.assert_allclose(whole[40:100], own[:60], rtol=2e-4, atol=2e-4)
   np.testing.assert_array_equal(whole[40:100], changed[40:100])
+  np.testing.assert_allclose(wide_whole[40:100], wide_changed[40:100], rtol=1e-5)
   assert np.abs(whole[:40] - changed[:40]).max() > 0.1
   assert devices.platform() == platform
 
