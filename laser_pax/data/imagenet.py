@@ -18,25 +18,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from etils import epath
-from praxis import base_input, pax_fiddle, py_utils
+from praxis import pax_fiddle, py_utils
 
-from laser_pax import pax_fixes
-from laser_pax.data import images, inputs, sources
+from laser_pax.data import images, inputs, sources, streams
 from laser_pax.data.datasets import DatasetSpec
 from laser_pax.errors import UserError
 
 # The next record is drawn from a buffer of this many batches.
 SHUFFLED_BATCHES = 16
-# So many files are read in turn.
-_FILES_AT_ONCE = 16
 
 _RECORD = {
   'image': tf.io.FixedLenFeature([], tf.string),
@@ -91,7 +86,7 @@ def train_input(
     ImageTrainInput,
     name='train',
     folder=f'{data_dir}/{dataset.folder}',
-    split='train',
+    splits=('train',),
     batch_size=batch_size,
     size=size,
     num_classes=num_classes,
@@ -130,7 +125,7 @@ def eval_input(
     ImageEvalInput,
     name=name,
     folder=f'{data_dir}/{dataset.folder}',
-    split=split,
+    splits=(split,),
     batch_size=batch_size,
     size=size,
     num_classes=num_classes,
@@ -140,63 +135,16 @@ def eval_input(
   )
 
 
-class Records(NamedTuple):
-  """The files of a split.
-
-  Attributes:
-    files: TFRecord files, in order.
-    count: Number of their records.
-  """
-
-  files: list[str]
-  count: int
-
-
-def find_records(folder: str, split: str) -> Records:
-  """Returns the files of a split by TFDS's own description of the data set."""
-  info = tfds.builder_from_directory(folder).info.splits[split]
-  return Records([str(path) for path in info.filepaths], info.num_examples)
-
-
-class _ImageInput(base_input.BaseInput):
+class _ImageInput(streams.RecordInput):
   """What both inputs share.
 
   Attributes:
-    folder: Folder of the data set.
-    split: Its split.
     size: S, height and width of an image.
     num_classes: C.
   """
 
-  folder: str = ''
-  split: str = ''
   size: int = 0
   num_classes: int = 0
-  _iterator: Iterator[Mapping[str, Any]] | None = dataclasses.field(
-    init=False, repr=False, default=None
-  )
-
-  def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch."""
-    if self._iterator is None:
-      with pax_fixes.without_autograph():  # The functions need none, and start faster.
-        self._iterator = self._dataset().as_numpy_iterator()
-    return py_utils.NestedMap(next(self._iterator))
-
-  def reset(self) -> None:
-    """Goes back to the first batch."""
-    super().reset()
-    self._iterator = None
-
-  def _dataset(self) -> tf.data.Dataset:
-    """Returns the batches from the current position on."""
-    raise NotImplementedError
-
-  def _first_row(self) -> int:
-    return self.infeed_host_index * self.batch_size
-
-  def _global_batch(self) -> int:
-    return self.num_infeed_hosts * self.batch_size
 
   def _one_hot(self, label: tf.Tensor) -> tf.Tensor:
     return tf.one_hot(label, self.num_classes)
@@ -219,12 +167,12 @@ class ImageTrainInput(inputs.OnePosition, _ImageInput):
   def get_next(self) -> py_utils.NestedMap:
     """Returns this host's rows of the next global batch."""
     batch = super().get_next()
-    self._rows += self._global_batch()
+    self._rows += self._share().whole
     return batch
 
   def skip_to(self, step: int) -> None:
     """Moves to the batch of a step, whose rows are known without reading the others."""
-    self._rows, self._iterator = step * self._global_batch(), None
+    self._rows, self._iterator = step * self._share().whole, None
 
   def _get_state_internal(self) -> bytes:
     return json.dumps({'rows': self._rows}).encode()
@@ -233,17 +181,16 @@ class ImageTrainInput(inputs.OnePosition, _ImageInput):
     self._rows, self._iterator = json.loads(state)['rows'], None
 
   def _dataset(self) -> tf.data.Dataset:
-    whole, first, start = self._global_batch(), self._first_row(), self._rows
+    share, start = self._share(), self._rows
     # Mixup's partner of a row is the row before it; that of the first row is the last one.
-    partner = (first - 1) % whole
-    is_whole = whole == self.batch_size
+    partner = (share.first - 1) % share.whole
+    is_whole = share.hosts == 1
 
     def is_own(row: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
-      place = (row - start) % whole
-      return (place >= first) & (place < first + self.batch_size) | (place == partner)
+      return share.owns(row - start) | ((row - start) % share.whole == partner)
 
-    records = find_records(self.folder, self.split)
-    rows = shuffled(records, self.input_random_seed, SHUFFLED_BATCHES * whole, start)
+    buffer = SHUFFLED_BATCHES * share.whole
+    rows = streams.shuffled(self._records(), self.input_random_seed, buffer, start)
     rows = tf.data.Dataset.zip(tf.data.Dataset.counter(tf.cast(start, tf.int64)), rows)
     if not is_whole:
       rows = rows.filter(is_own)
@@ -264,7 +211,7 @@ class ImageTrainInput(inputs.OnePosition, _ImageInput):
 
   def _mix(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Mixes each row with the one before it, and drops the row that was only a partner."""
-    first, whole = self._first_row(), self._global_batch()
+    first = self._share().first
     start = batch['row'][0] - (first - 1 if first else 0)
     seed = tf.stack([start, tf.constant(self.input_random_seed, tf.int64)])
     weight = images.mixup_weight(seed, self.mixup_alpha) if self.mixup_alpha else None
@@ -277,7 +224,6 @@ class ImageTrainInput(inputs.OnePosition, _ImageInput):
       mix = own if weight is None else weight * own + (1 - weight) * partner
       return tf.ensure_shape(mix, [self.batch_size, *x.shape[1:]])
 
-    assert whole >= self.batch_size
     return {name: mixed(batch[name]) for name in ('image', 'label_probs')}
 
 
@@ -291,15 +237,8 @@ class ImageEvalInput(_ImageInput):
   limit: int | None = None
 
   def _dataset(self) -> tf.data.Dataset:
-    whole, first = self._global_batch(), self._first_row()
-    records = find_records(self.folder, self.split)
-    count = min(records.count, self.limit or records.count)
-    rows = tf.data.TFRecordDataset(records.files).take(count)
-    rows = rows.concatenate(tf.data.Dataset.from_tensors('').repeat(-count % whole)).enumerate()
-    own = rows.filter(
-      lambda row, _: (row % whole >= first) & (row % whole < first + self.batch_size)
-    )
-    own = own.map(lambda _, record: self._row(record), num_parallel_calls=tf.data.AUTOTUNE)
+    own = streams.in_order(self._records(), self._share(), self.limit)
+    own = own.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)
     return own.batch(self.batch_size, drop_remainder=True).prefetch(2)
 
   def _row(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -313,38 +252,8 @@ class ImageEvalInput(_ImageInput):
     def filler() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
       return tf.zeros(shape), tf.zeros([self.num_classes]), tf.zeros([])
 
-    image, label_probs, weight = tf.cond(record == '', filler, real)
+    image, label_probs, weight = tf.cond(record == streams.FILLER, filler, real)
     return {'image': tf.ensure_shape(image, shape), 'label_probs': label_probs, 'weight': weight}
-
-
-def shuffled(records: Records, seed: int, buffer: int, start: int) -> tf.data.Dataset:
-  """Returns the records of all epochs from a row on, in an order that the seed decides.
-
-  Each epoch has its own order of files, and its own draws from the buffer. To begin inside of an
-  epoch, its earlier records are read and dropped.
-
-  Args:
-    records: Files and number of their records.
-    seed: The seed.
-    buffer: Size of the buffer from which the next record is drawn.
-    start: Number of the first row, counted over all epochs.
-  """
-  files = tf.constant(records.files)
-
-  def epoch(number: tf.Tensor) -> tf.data.Dataset:
-    seeds = tf.stack([tf.constant(seed, tf.int64), number])
-    order = tf.random.experimental.stateless_shuffle(files, seeds)
-    rows = tf.data.Dataset.from_tensor_slices(order).interleave(
-      tf.data.TFRecordDataset,
-      cycle_length=min(_FILES_AT_ONCE, len(records.files)),
-      num_parallel_calls=tf.data.AUTOTUNE,
-      deterministic=True,
-    )
-    draw = tf.random.stateless_uniform([], seeds, 0, 2**62, tf.int64)
-    return rows.shuffle(buffer, seed=draw, reshuffle_each_iteration=False)
-
-  first, skipped = divmod(start, records.count)
-  return tf.data.Dataset.counter(tf.cast(first, tf.int64)).flat_map(epoch).skip(skipped)
 
 
 def find_data_dir(dataset: DatasetSpec, attribute: str | None) -> str:
@@ -387,7 +296,7 @@ def check_data(dataset: DatasetSpec, data_dir: str, num_classes: int) -> None:
 
 def commonest_share(dataset: DatasetSpec, data_dir: str, split: str) -> float:
   """Returns the share of a split's images that are of its commonest class."""
-  records = find_records(f'{data_dir}/{dataset.folder}', split)
+  records = streams.find_records(f'{data_dir}/{dataset.folder}', [split])
   label = {'label': _RECORD['label']}
   rows = tf.data.TFRecordDataset(records.files).map(
     lambda record: tf.io.parse_single_example(record, label)['label']

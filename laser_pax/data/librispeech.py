@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ import sentencepiece
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
-from praxis import base_input, pax_fiddle, py_utils
+from praxis import pax_fiddle, py_utils
 
 from laser_pax.data import inputs, streams, vocabulary
 
@@ -61,36 +61,18 @@ def batch_specs(batch_size: int, samples: int, labels: int) -> py_utils.NestedMa
   )
 
 
-class _SpeechInput(base_input.BaseInput):
+class _SpeechInput(streams.RecordInput):
   """What both inputs share.
 
   Attributes:
-    folder: Folder of the data set.
-    splits: Its splits to read, one after another.
     vocab: SentencePiece model of T5's layout.
     samples: S, the samples of a row.
     labels: L, the labels of a row.
   """
 
-  folder: str = ''
-  splits: Sequence[str] = ()
   vocab: str = ''
   samples: int = 0
   labels: int = 0
-  _iterator: Iterator[Mapping[str, Any]] | None = dataclasses.field(
-    init=False, repr=False, default=None
-  )
-
-  def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch."""
-    if self._iterator is None:
-      self._iterator = self._dataset().as_numpy_iterator()
-    return py_utils.NestedMap(next(self._iterator))
-
-  def reset(self) -> None:
-    """Goes back to the first batch."""
-    super().reset()
-    self._iterator = None
 
   def ids_to_strings(
     self, ids: np.ndarray, lengths: np.ndarray, key: str | None = None
@@ -100,16 +82,6 @@ class _SpeechInput(base_input.BaseInput):
     processor = _processor(self.vocab)
     rows = (row[:length].tolist() for row, length in zip(ids, lengths, strict=True))
     return [processor.decode([i for i in row if i != vocabulary.EOS_ID]) for row in rows]
-
-  def _dataset(self) -> tf.data.Dataset:
-    """Returns the batches from the current position on."""
-    raise NotImplementedError
-
-  def _share(self) -> streams.Share:
-    return streams.Share(self.batch_size, self.infeed_host_index, self.num_infeed_hosts)
-
-  def _records(self) -> streams.Records:
-    return streams.find_records(self.folder, self.splits)
 
   def _utterance(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the padded fields of a record, and whether it counts: `is_kept`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from praxis import base_input, py_utils
+
+from laser_pax import pax_fixes
 
 # So many files are read in turn.
 _FILES_AT_ONCE = 16
@@ -53,6 +57,43 @@ class Share(NamedTuple):
     """Returns whether a row, counted from the begin of a global batch, is this host's."""
     place = row % self.whole
     return (place >= self.first) & (place < self.first + self.rows)
+
+
+class RecordInput(base_input.BaseInput):
+  """A PAX input over records of TFDS. A subclass says what a host's batches are.
+
+  Attributes:
+    folder: Folder of the data set.
+    splits: Its splits to read.
+  """
+
+  folder: str = ''
+  splits: Sequence[str] = ()
+  _iterator: Iterator[Mapping[str, Any]] | None = dataclasses.field(
+    init=False, repr=False, default=None
+  )
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns this host's rows of the next global batch."""
+    if self._iterator is None:
+      with pax_fixes.without_autograph():  # The functions need none, and start faster.
+        self._iterator = self._dataset().as_numpy_iterator()
+    return py_utils.NestedMap(next(self._iterator))
+
+  def reset(self) -> None:
+    """Goes back to the first batch."""
+    super().reset()
+    self._iterator = None
+
+  def _dataset(self) -> tf.data.Dataset:
+    """Returns the batches from the current position on."""
+    raise NotImplementedError
+
+  def _share(self) -> Share:
+    return Share(self.batch_size, self.infeed_host_index, self.num_infeed_hosts)
+
+  def _records(self) -> Records:
+    return find_records(self.folder, self.splits)
 
 
 def find_records(folder: str, splits: Sequence[str]) -> Records:

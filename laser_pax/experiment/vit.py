@@ -9,7 +9,7 @@ from praxis.layers import activations, normalizations, poolings, vits
 from laser_pax.data import imagenet
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
 from laser_pax.experiment import base, checks, layouts, transformer
-from laser_pax.experiment.optimizers import set_nadamw
+from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.layers import use_fused, use_rows_einsum
 from laser_pax.layers.vision import ImageClassifier, NormalBias, SinCosPositions
 
@@ -17,7 +17,7 @@ from laser_pax.layers.vision import ImageClassifier, NormalBias, SinCosPositions
 _CUT_NORMAL_STD = 0.87962566103423978
 
 
-class ImageNetViT(base.Experiment):
+class ImageNetViT(AlgoPerf):
   """A Vision Transformer of AlgoPerf's shape, trained by NAdamW on images and their classes.
 
   Positions are fixed, blocks are pre-norm, and the mean over patches goes through a tanh layer to
@@ -39,10 +39,6 @@ class ImageNetViT(base.Experiment):
     RAND_AUGMENT_OPS: Operations of RandAugment on each image. 0 switches it off.
     RAND_AUGMENT_MAGNITUDE: Their strength.
     TRAIN_EVAL_IMAGES: Training images that are also evaluated on, without augmentation.
-    NUM_TRAIN_STEPS: Steps of the training. The learning rate reaches zero at the last.
-    WARMUP_STEPS: Steps of linear warm-up.
-    LEARNING_RATE: Peak of the learning rate.
-    WEIGHT_DECAY: Decoupled weight decay of all weights.
   """
 
   METRIC = base.Metric(
@@ -80,8 +76,6 @@ class ImageNetViT(base.Experiment):
   WEIGHT_DECAY = 0.08135402759553023
   ADAM_BETA1 = 0.8895758153482813
   ADAM_BETA2 = 0.9978504782314613
-  ADAM_EPSILON = 1e-8
-  CLIP_GRADIENT_NORM_TO_VALUE = 0.0
 
   def task(self) -> base.Task:
     """Returns the task: the model with NAdamW and this experiment's schedule.
@@ -108,29 +102,9 @@ class ImageNetViT(base.Experiment):
     _shard(task_p, layout)
     use_rows_einsum(network.transformer_layers_tpl)
     use_fused(task_p.model)
-    set_nadamw(
-      task_p,
-      learning_rate=self.LEARNING_RATE,
-      weight_decay=self.WEIGHT_DECAY,
-      beta1=self.ADAM_BETA1,
-      beta2=self.ADAM_BETA2,
-      epsilon=self.ADAM_EPSILON,
-      clip_gradient_norm=self.CLIP_GRADIENT_NORM_TO_VALUE,
-      warmup_steps=self.WARMUP_STEPS,
-      num_train_steps=self.NUM_TRAIN_STEPS,
-    )
+    self.set_optimizer(task_p)
     self.set_intervals(task_p)
     return task_p
-
-  def set_intervals(self, task_p: base.Task) -> None:
-    """Sets how often PAX saves, evaluates and summarises, and that data resume."""
-    train = task_p.train
-    train.save_interval_steps = self.CHECKPOINT_EVERY_N_STEPS
-    train.save_max_to_keep = self.CHECKPOINT_MAX_TO_KEEP
-    train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS
-    train.eval_interval_steps = self.EVAL_INTERVAL_STEPS
-    train.enable_input_checkpointing = True
-    train.eval_skip_train = True
 
   def _network(self, layout: layouts.Layout) -> pax_fiddle.Config:
     """Returns patches and positions, the layers, and the mean over patches."""
@@ -300,15 +274,7 @@ class ImageNetViT(base.Experiment):
         f'{self.RAND_AUGMENT_MAGNITUDE}, mixup {self.MIXUP_ALPHA}, label smoothing '
         f'{self.LABEL_SMOOTHING}, dropout {self.DROPOUT_PROB}'
       ),
-      'optimiser': (
-        f'NAdamW, betas {self.ADAM_BETA1} and {self.ADAM_BETA2}, epsilon {self.ADAM_EPSILON}, '
-        f'weight decay {self.WEIGHT_DECAY} of all weights, gradients clipped to '
-        f'{self.CLIP_GRADIENT_NORM_TO_VALUE or "nothing"}'
-      ),
-      'learning rate': (
-        f'0 to {self.LEARNING_RATE} in {self.WARMUP_STEPS:,} steps, then by a cosine to 0 at step '
-        f'{self.NUM_TRAIN_STEPS:,}'
-      ),
+      **self.describe_optimizer(),
     }
 
   def chance(self) -> base.Chance:
@@ -324,14 +290,13 @@ class ImageNetViT(base.Experiment):
     """
     sizes = ('NUM_LAYERS', 'MODEL_DIMS', 'HIDDEN_DIMS', 'NUM_HEADS', 'IMAGE_SIZE', 'PATCH_SIZE')
     checks.check_at_least(self, 1, (*sizes, 'NUM_CLASSES', 'TRAIN_EVAL_IMAGES'))
-    parts = ('WEIGHT_DECAY', 'CLIP_GRADIENT_NORM_TO_VALUE', 'DROPOUT_PROB', 'LABEL_SMOOTHING')
+    parts = ('DROPOUT_PROB', 'LABEL_SMOOTHING')
     checks.check_at_least(self, 0, (*parts, 'MIXUP_ALPHA', 'RAND_AUGMENT_OPS'))
     checks.check_at_least(self, 0, ('RAND_AUGMENT_MAGNITUDE',))
     checks.check_patches(self.IMAGE_SIZE, self.PATCH_SIZE)
     checks.check_positions(self.MODEL_DIMS)
     checks.check_heads(self.MODEL_DIMS, self.NUM_HEADS, self.MODEL_DIMS // self.NUM_HEADS)
-    checks.check_adam(self.LEARNING_RATE, self.ADAM_BETA1, self.ADAM_BETA2, self.ADAM_EPSILON)
-    checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
+    self.check_optimizer()
     dims = {'MODEL_DIMS': self.MODEL_DIMS, 'NUM_HEADS': self.NUM_HEADS}
     self.check_layout(dims | {'HIDDEN_DIMS': self.HIDDEN_DIMS})
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from laser_pax.data import imagenet, images
+from laser_pax.data import imagenet, images, streams
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2
 from laser_pax.errors import UserError
 from tests.support import small_images
@@ -72,14 +72,14 @@ def test_a_batch_has_the_same_rows_on_any_number_of_hosts(data_dir, hosts, batch
 
 
 def test_each_epoch_has_every_image_once_in_another_order(data_dir):
-  records = imagenet.find_records(f'{data_dir}/{IMAGENET.folder}', 'train')
+  records = streams.find_records(f'{data_dir}/{IMAGENET.folder}', ['train'])
   assert records.count == 30
-  rows = list(imagenet.shuffled(records, 0, 8, 0).take(90).as_numpy_iterator())
+  rows = list(streams.shuffled(records, 0, 8, 0).take(90).as_numpy_iterator())
   epochs = [rows[i : i + 30] for i in (0, 30, 60)]
   assert all(set(epoch) == set(epochs[0]) and len(set(epoch)) == 30 for epoch in epochs)
   assert epochs[0] != epochs[1] != epochs[2]
-  assert list(imagenet.shuffled(records, 0, 8, 47).take(43).as_numpy_iterator()) == rows[47:]
-  assert list(imagenet.shuffled(records, 1, 8, 0).take(30).as_numpy_iterator()) != epochs[0]
+  assert list(streams.shuffled(records, 0, 8, 47).take(43).as_numpy_iterator()) == rows[47:]
+  assert list(streams.shuffled(records, 1, 8, 0).take(30).as_numpy_iterator()) != epochs[0]
 
 
 def test_mixup_is_one_weight_a_batch_with_the_row_before(data_dir):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from laser_pax.data import imagenet as inputs
+from laser_pax.data import streams
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2
 from laser_pax.data.prepare import image_files, imagenet, pictures, reports
 from laser_pax.data.prepare.image_files import Expected
@@ -20,7 +21,7 @@ WNIDS = ('n01440764', 'n01443537', 'n01484850')
 
 def records(data_dir, split, spec=IMAGENET):
   """Returns the records of a split by their files' names."""
-  found = inputs.find_records(f'{data_dir}/{spec.folder}', split)
+  found = streams.find_records(f'{data_dir}/{spec.folder}', [split])
   parse = {**inputs._RECORD, 'file_name': tf.io.FixedLenFeature([], tf.string)}
   rows = [tf.io.parse_single_example(r, parse) for r in tf.data.TFRecordDataset(found.files)]
   return {r['file_name'].numpy().decode(): (r['image'].numpy(), int(r['label'])) for r in rows}

@@ -18,16 +18,14 @@ import gzip
 import io
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from laser_pax import folders
-from laser_pax.data.prepare import files
+from laser_pax.data.prepare import archives, files
 from laser_pax.errors import UserError
 
-ARCHIVES = ('.tar', '.tar.gz', '.tgz')
 PICTURES = ('.jpg', '.jpeg', '.png')
 DEVKIT = 'ILSVRC2012_devkit_t12.tar.gz'
 LABELS = 'imagenet2012_validation_labels.txt'
@@ -88,7 +86,7 @@ class Image:
 def is_source(path: Path) -> bool:
   """Whether a file's name is that of a source."""
   name = path.name.lower()
-  return name.endswith((*ARCHIVES, *PICTURES)) or path.name == LABELS
+  return name.endswith((*archives.SUFFIXES, *PICTURES)) or path.name == LABELS
 
 
 def find_images(sources: files.Sources, unpacked: Path) -> list[Image]:
@@ -112,37 +110,21 @@ def find_images(sources: files.Sources, unpacked: Path) -> list[Image]:
 
 
 def _images_of(path: Path, unpacked: Path) -> Iterator[Image]:
-  if not path.name.lower().endswith(ARCHIVES):
+  if not path.name.lower().endswith(archives.SUFFIXES):
     # The three last parts of a file's name: its split's folder, its class's, and its own.
     yield _image(PurePosixPath(*path.parts[-3:]), path, 0, path.stat().st_size)
     return
   _check_size(path)
   try:
-    plain = _unzipped(path, unpacked)
-    with plain.open('rb') as file:
-      yield from _members(file, plain, 0, PurePosixPath(_stem(path)))
+    plain = archives.unzipped(path, unpacked)
+    for member in archives.members(plain):
+      if member.name.lower().endswith(PICTURES):
+        place = PurePosixPath(archives.stem(path)) / member.name
+        yield _image(place, plain, member.offset, member.size)
   except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as e:
     raise UserError(
       f'{folders.shown(path)}: a damaged archive, or not whole ({e}); fetch it again'
     ) from e
-
-
-def _members(file: io.BufferedIOBase, path: Path, start: int, name: PurePosixPath):
-  """Yields the images of an archive, and of archives in it, from its headers alone."""
-  length = path.stat().st_size
-  with tarfile.open(fileobj=file, mode='r:') as archive:
-    for member in archive:
-      inner = PurePosixPath(member.name)
-      if not member.isfile() or any(part.startswith('.') for part in inner.parts[-1:]):
-        continue
-      offset = start + member.offset_data
-      if offset + member.size > length:
-        raise EOFError(f'{member.name} is cut')
-      if inner.suffix.lower() == '.tar':
-        content = archive.extractfile(member)
-        yield from _members(content, path, offset, PurePosixPath(inner.stem))
-      elif inner.suffix.lower() in PICTURES:
-        yield _image(name / inner, path, offset, member.size)
 
 
 def _image(place: PurePosixPath, file: Path, offset: int, size: int) -> Image:
@@ -157,23 +139,6 @@ def _image(place: PurePosixPath, file: Path, offset: int, size: int) -> Image:
   else:
     name = f'{label}/{name}'
   return Image(split=split, label=label, name=name, file=file, offset=offset, size=size)
-
-
-def _stem(path: Path) -> str:
-  return re.sub(r'(\.tar|\.tar\.gz|\.tgz)$', '', path.name, flags=re.IGNORECASE)
-
-
-def _unzipped(path: Path, folder: Path) -> Path:
-  """Returns an archive that can be read at any place; a gzipped one is unpacked once."""
-  if path.name.lower().endswith('.tar'):
-    return path
-  plain = folder / f'{_stem(path)}.tar'
-  if not plain.exists():
-    partial = plain.with_suffix('.partial')
-    with gzip.open(path, 'rb') as source, partial.open('wb') as target:
-      shutil.copyfileobj(source, target, 2**20)
-    partial.replace(plain)
-  return plain
 
 
 def _check_size(path: Path) -> None:

@@ -1,14 +1,11 @@
 """Converts images into TFDS data sets of the layouts imagenet2012/5.1.0 and imagenet_v2.
 
-First all images are listed (image_files.py), and divided into shards: by a hash of their names, so
-that each shard has all classes. Then the shards are written, one after another. A shard's counts
-are written after it, and mark it as finished: a run that was killed goes on after it.
+All images are listed first (image_files.py), and then written shard by shard (shards.py).
 """
 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -20,12 +17,9 @@ from rich.progress import Progress
 
 from laser_pax import folders
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
-from laser_pax.data.prepare import files, image_files, parts, pictures, reports
+from laser_pax.data.prepare import archives, files, image_files, parts, pictures, shards
 from laser_pax.data.prepare.image_files import Image
 from laser_pax.errors import UserError
-
-# A shard has about so many bytes of images, and a split at most so many shards, as in TFDS.
-SHARD_BYTES, MOST_SHARDS = 2**27, 1_024
 
 COPY, LEAK = 'a copy of another image', 'a copy of an image to evaluate on'
 
@@ -75,7 +69,7 @@ def prepare(
     raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')
   finals = {spec.name: parts.dataset_folder(spec, data_dir) for spec in (IMAGENET, IMAGENET_V2)}
   final = finals[IMAGENET.name]
-  known = (*image_files.PICTURES, *image_files.ARCHIVES)
+  known = (*image_files.PICTURES, *archives.SUFFIXES)
   sources = files.find_sources(source_paths, final, image_files.is_source, known)
   is_test_alone = all(path.name.startswith('imagenetv2') for path in sources.taken)
   parts.check_new(finals[IMAGENET_V2.name if is_test_alone else IMAGENET.name])
@@ -83,9 +77,8 @@ def prepare(
   with (
     parts.writing_to(final.parent),
     folders.locked(final.with_name(f'{final.name}.lock')),
+    archives.unpacking_beside(final) as unpacked,
   ):
-    unpacked = final.with_name(f'{final.name}.unpacked')
-    unpacked.mkdir(exist_ok=True)
     images = image_files.find_images(sources, unpacked)
     images, left_out = _divided(images, round(1 / validation_fraction))
     progress = progress or Progress(disable=True)
@@ -96,9 +89,6 @@ def prepare(
       conversion = _Conversion(spec, finals[spec.name], own, _names(images))
       conversion.run(sources, left_out, lambda size: progress.advance(task, size))
       left_out = []
-    for archive in unpacked.iterdir():
-      archive.unlink()
-    unpacked.rmdir()
   return written[0]
 
 
@@ -208,81 +198,31 @@ def _in_split(image: Image, split: str) -> Image:
   return dataclasses.replace(image, split=split)
 
 
-class _Conversion:
-  """The shards of one data set.
+class _Conversion(shards.Conversion):
+  """An image is a record."""
 
-  Args:
-    spec: The data set.
-    final: Its folder.
-    images: Its images, with their splits.
-    names: Names of its classes, in order.
-  """
+  UNIT = 'images'
+  SHARD_BYTES = 2**27
 
   def __init__(self, spec: DatasetSpec, final: Path, images: Sequence[Image], names: list[str]):
-    self.spec, self.final = spec, final
     self.labels = {name: number for number, name in enumerate(names)}
-    parts.check_new(final)
-    self.shards = [shard for split in spec.splits for shard in _shards(split, images)]
-    self.work = final.with_name(f'{final.name}.incomplete-{self._key(names)}')
+    super().__init__(spec, final, images, repr(names))
 
-  def _key(self, names: list[str]) -> str:
-    """Returns what names the work folder: other sources never reuse this unfinished work."""
-    key = hashlib.sha256(repr(names).encode())
-    used = set()
-    for split, images in self.shards:
-      for image in images:
-        key.update(repr((split, image)).encode())
-        used.add(image.file)
-    for file in sorted(used):
-      key.update(repr(file.stat().st_mtime_ns).encode())
-    return key.hexdigest()[:8]
+  def convert(self, item: Image) -> shards.Converted:
+    picture = pictures.as_jpeg(item.read())
+    record = None if picture.jpeg is None else self._record(item, picture.jpeg)
+    return shards.Converted(record, picture.note)
 
-  def run(self, sources: files.Sources, left_out: list[LeftOut], advance: Any) -> None:
-    """Writes what is not written yet, and then finishes the data set.
+  def features(self) -> Any:
+    import tensorflow_datasets as tfds
 
-    Args:
-      sources: What the search found.
-      left_out: Images that were left out before.
-      advance: Function that takes the bytes that were read.
-    """
-    self.work.mkdir(exist_ok=True)
-    counts = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for number, (split, images) in enumerate(self.shards):
-        file = self.work / f'part-{number:05d}.json'
-        count = parts.read_json(file)
-        if not count or not self._is_whole(count):
-          count = self._write(number, split, images, pool)
-          parts.write_json(file, count)
-        counts.append(count)
-        advance(sum(image.size for image in images))
-    self._finish(counts, sources, left_out)
-
-  def _is_whole(self, count: dict[str, Any]) -> bool:
-    file = self.work / count['file']
-    return file.exists() and file.stat().st_size == count['file_bytes']
-
-  def _write(
-    self, number: int, split: str, images: Sequence[Image], pool: concurrent.futures.Executor
-  ) -> dict[str, Any]:
-    """Writes one shard, and returns its counts and what became of its images."""
-    import tensorflow as tf
-
-    count: dict[str, Any] = {'file': f'part-{number:05d}.tfrecord', 'split': split}
-    changed, skipped, size, records = [], [], 0, 0
-    with tf.io.TFRecordWriter(str(self.work / count['file'])) as writer:
-      looked_at = pool.map(lambda image: pictures.as_jpeg(image.read()), images)
-      for image, picture in zip(images, looked_at, strict=True):
-        if picture.note:
-          (skipped if picture.jpeg is None else changed).append([image.name, picture.note])
-        if picture.jpeg is None:
-          continue
-        record = self._record(image, picture.jpeg)
-        writer.write(record)
-        size, records = size + len(record), records + 1
-    file_bytes = parts.sync(self.work / count['file'])
-    fields = {'images': records, 'bytes': size, 'file_bytes': file_bytes}
-    return count | fields | {'changed': changed, 'skipped': skipped}
+    return tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(encoding_format='jpeg'),
+        'label': tfds.features.ClassLabel(names=list(self.labels)),
+        'file_name': tfds.features.Text(),
+      }
+    )
 
   def _record(self, image: Image, jpeg: bytes) -> bytes:
     import tensorflow as tf
@@ -298,53 +238,3 @@ class _Conversion:
     }
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
-
-  def _finish(
-    self, counts: list[dict[str, Any]], sources: files.Sources, left_out: list[LeftOut]
-  ) -> None:
-    """Names the shards, writes TFDS's description and the report, and names the folder."""
-    import tensorflow_datasets as tfds
-
-    splits = []
-    for split in self.spec.splits:
-      own = [count for count in counts if count['split'] == split]
-      for number, count in enumerate(own):
-        name = f'{self.spec.name}-{split}.tfrecord-{number:05d}-of-{len(own):05d}'
-        if (self.work / count['file']).exists():
-          (self.work / count['file']).replace(self.work / name)
-      lengths = [count['images'] for count in own]
-      if not sum(lengths):
-        raise UserError(f'no image of the split {split} can be read; fetch them again')
-      size = sum(count['bytes'] for count in own)
-      splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
-    features = tfds.features.FeaturesDict(
-      {
-        'image': tfds.features.Image(encoding_format='jpeg'),
-        'label': tfds.features.ClassLabel(names=list(self.labels)),
-        'file_name': tfds.features.Text(),
-      }
-    )
-    tfds.folder_dataset.write_metadata(
-      data_dir=self.work,
-      features=features,
-      filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      split_infos=splits,
-      version=self.spec.version,
-      check_data=False,
-    )
-    features.save_metadata(str(self.work))
-    report = reports.report_images(self.spec, sources, counts, left_out)
-    parts.write_json(self.work / reports.FILE, report)
-    for left_over in self.work.glob('part-*.json'):
-      left_over.unlink()
-    self.work.rename(self.final)
-
-
-def _shards(split: str, images: Iterable[Image]) -> list[tuple[str, list[Image]]]:
-  """Returns the images of a split in shards of about equal number, by a hash of their names."""
-  own = [image for image in images if image.split == split]
-  own.sort(key=lambda image: hashlib.sha256(image_files.sort_key(image)).digest())
-  total = sum(image.size for image in own)
-  count = max(1, min(MOST_SHARDS, -(-total // SHARD_BYTES), len(own)))
-  cuts = [len(own) * number // count for number in range(count + 1)]
-  return [(split, own[begin:end]) for begin, end in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -91,7 +91,7 @@ def prepare(
       transcript, a folder has no subset's name, or the folder cannot be written.
   """
   final = parts.dataset_folder(LIBRISPEECH, data_dir)
-  sources = files.find_sources(source_paths, final, is_source)
+  sources = files.find_sources(source_paths, final, is_source, (*archives.SUFFIXES, TRANSCRIPTS))
   parts.check_new(final)
   with (
     parts.writing_to(final.parent),
