@@ -52,12 +52,10 @@ def _attentions(experiment: 'Experiment') -> str:
   """Returns the names of the attention classes in the resolved model."""
   from fiddle import daglish
 
-  names = {
-    value.__fn_or_cls__.__name__
-    for value, _ in daglish.iterate(experiment.task().model)
-    if 'Attention' in getattr(getattr(value, '__fn_or_cls__', None), '__name__', '')
-    and 'Projection' not in value.__fn_or_cls__.__name__
-  }
+  from laser_pax.layers import swap
+
+  nodes = (node for node, _ in daglish.iterate(experiment.task().model))
+  names = {cls.__name__ for cls in map(swap.attention_class, nodes) if cls is not None}
   return ', '.join(sorted(names))
 
 

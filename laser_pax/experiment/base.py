@@ -267,8 +267,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
     train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS
     train.eval_interval_steps = self.EVAL_INTERVAL_STEPS
     train.enable_input_checkpointing = True
-    # Otherwise PAX evaluates a training batch too, and nothing reads the result.
-    train.eval_skip_train = True
+    train.eval_skip_train = True  # Nothing reads an evaluation of a training batch.
 
   def train_programs(self) -> list[training.TrainProgram]:
     """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
@@ -379,8 +378,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
       return
     flag = flags.FLAGS['job_log_dir']
     # PAX's modes disagree about relative names, and none expands `~`. All read this flag later.
-    flag.value = epath.Path(folders.resolve(flag.value))
-    folder = flag.value
+    folder = flag.value = epath.Path(folders.resolve(flag.value))
     jobs.check_experiment(folder, self.job_mark())
     jobs.write_mark(folder, self.job_mark())
     checkpoints.list_files_of_each()

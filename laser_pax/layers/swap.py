@@ -142,7 +142,7 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
 
 def _attentions(config: fiddle.Buildable) -> list[tuple[fiddle.Buildable, daglish.Path, type]]:
   """Returns every attention in a config: the node, its path, and its class."""
-  nodes = [(node, path, _attention_class(node)) for node, path in daglish.iterate(config)]
+  nodes = [(node, path, attention_class(node)) for node, path in daglish.iterate(config)]
   attentions_in_config = [x for x in nodes if x[2] is not None]
   if not attentions_in_config:
     raise UserError(
@@ -152,7 +152,7 @@ def _attentions(config: fiddle.Buildable) -> list[tuple[fiddle.Buildable, daglis
   return attentions_in_config
 
 
-def _attention_class(node) -> type | None:
+def attention_class(node) -> type | None:
   """Returns the attention class that the node builds, or None if it builds something else."""
   if not isinstance(node, fiddle.Buildable):
     return None

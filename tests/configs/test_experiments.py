@@ -14,7 +14,7 @@ from praxis import base_hyperparams
 
 from laser_pax import configs
 from laser_pax.cli import experiments
-from laser_pax.configs import bert, c4, imagenet
+from laser_pax.configs import bert, c4, imagenet, librispeech
 from laser_pax.costs import facts
 from laser_pax.experiment.bert import BertMLM
 from laser_pax.experiment.conformer import LibriSpeechConformer
@@ -78,7 +78,10 @@ def test_no_golden_is_left_over():
   assert {file.stem for file in files} == set(NAMES)
 
 
-@pytest.mark.parametrize('name', ['C4Laser300M', 'WikipediaLaserBert2B', 'ImageNetLaserViTS16'])
+@pytest.mark.parametrize(
+  'name',
+  ['C4Laser300M', 'WikipediaLaserBert2B', 'ImageNetLaserViTS16', 'LibriSpeechLaserConformer'],
+)
 def test_a_pairs_difference_is_three_lines(name):
   file, text = _golden(name)
   assert [line[0] for line in text.splitlines()] == ['-', '+', '+'], file
@@ -89,7 +92,7 @@ def test_is_registered_under_the_name_of_the_package(name):
   assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
 
 
-@pytest.mark.parametrize('module', [bert, c4, imagenet])
+@pytest.mark.parametrize('module', [bert, c4, imagenet, librispeech])
 def test_the_commands_stand_once_and_name_experiments(module):
   named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', module.__doc__)
   assert len(named) == 2 and set(named) <= set(NAMES)
@@ -130,7 +133,7 @@ def test_a_pair_differs_in_its_attention_alone(standard, laser):
   differences = _differences(standard.task(), laser.task())
   assert differences, 'LASER must change the attention'
   for path in differences:
-    assert path.endswith(('tr_atten_tpl:class', 'tr_atten_tpl.numerics')), path
+    assert path.endswith(('_atten_tpl:class', '_atten_tpl.numerics')), path
   capitals = [n for n in dir(standard) if n.isupper()]
   assert sorted([*capitals, 'NUMERICS']) == [n for n in dir(laser) if n.isupper()]
   for name in capitals:

@@ -231,7 +231,7 @@ def contents(data_dir):
 @pytest.mark.parametrize('stop_at', [1, 3])
 def test_a_run_that_was_stopped_goes_on_after_its_last_shard(tmp_path, monkeypatch, stop_at):
   folder = write_folders(tmp_path / 'pictures', 20)
-  monkeypatch.setattr(imagenet, 'SHARD_BYTES', 12_000)
+  monkeypatch.setattr(imagenet._Conversion, 'SHARD_BYTES', 12_000)
   imagenet.prepare([folder], tmp_path / 'whole')
   write, written = imagenet._Conversion._write, []
 
