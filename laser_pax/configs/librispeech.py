@@ -22,7 +22,7 @@ from laser_pax.experiment.laser import LaserMixin
 class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   """Standard attention at a size for laptops, on spoken prompts [ours].
 
-  0.32M parameters, 5.98M frames, one device.
+  0.32M parameters, 4.78M frames, one device.
   """
 
   TRAIN_SPLITS = ('train_clean100',)
@@ -40,8 +40,8 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   FREQUENCY_MASKS = 1
 
   GLOBAL_BATCH_SIZE = 8
-  NUM_TRAIN_STEPS = 1_500
-  WARMUP_STEPS = 150
+  NUM_TRAIN_STEPS = 1_200
+  WARMUP_STEPS = 120
   LEARNING_RATE = 5e-3
   WEIGHT_DECAY = 0.1
   ADAM_BETA1 = 0.9
@@ -67,7 +67,7 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
 class LibriSpeechLaserConformerTiny(LaserMixin, LibriSpeechStandardConformerTiny):
   """LASER at a size for laptops, on spoken prompts [ours].
 
-  0.32M parameters, 5.98M frames, one device.
+  0.32M parameters, 4.78M frames, one device.
   """
 
 
