@@ -78,7 +78,7 @@ class LibriSpeechLaserConformerTiny(LaserMixin, LibriSpeechStandardConformerTiny
 class LibriSpeechStandardConformer(LibriSpeechConformer):
   """Standard attention, Conformer [paper]. Word error rate 8.32% [digest].
 
-  32.32M parameters, 30.7B frames, 4 chips [ours].
+  32.32M parameters, 30.7B frames, 16 chips [ours].
   """
 
   NUM_LAYERS = 4
@@ -88,12 +88,12 @@ class LibriSpeechStandardConformer(LibriSpeechConformer):
 
   GLOBAL_BATCH_SIZE = 256
   NUM_TRAIN_STEPS = 60_000
-  POD = 'v5p-4chips'  # [ours]
+  POD = 'v5p-16chips'  # [ours]
 
 
 @experiment_registry.register
 class LibriSpeechLaserConformer(LaserMixin, LibriSpeechStandardConformer):
   """LASER, Conformer [paper]. Word error rate 8.08% [digest].
 
-  32.32M parameters, 30.7B frames, 4 chips [ours].
+  32.32M parameters, 30.7B frames, 16 chips [ours].
   """

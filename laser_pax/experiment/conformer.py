@@ -10,7 +10,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks
+from laser_pax.experiment import base, checks, layouts
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
@@ -140,9 +140,9 @@ class LibriSpeechConformer(AlgoPerf):
   KERNEL_SIZE = 5
   VOCAB_SIZE = 1_024
   FPROP_DTYPE = jnp.float32
-  # Blocks are no loop, and keep all activations.
-  USE_REPEATED_LAYER = False
   CHECKPOINT_POLICY = Policy.SAVE_EVERYTHING
+  # The statistics of the batch norm are those of the whole batch.
+  MICRO_BATCHES = 1
 
   DROPOUT_PROB = 0.1
   INPUT_DROPOUT_PROB = 0.1
@@ -169,7 +169,7 @@ class LibriSpeechConformer(AlgoPerf):
     self.check()
     layout = self.layout()
     task_p = pax_fiddle.Config(tasks_lib.SingleTask, name='conformer_task')
-    task_p.model = self._model()
+    task_p.model = self._model(layout)
     axes = ('replica', 'data', 'mdl')
     task_p.model.ici_mesh_shape = list(layout.ici_mesh_shape)
     task_p.model.dcn_mesh_shape = list(layout.dcn_mesh_shape)
@@ -187,7 +187,7 @@ class LibriSpeechConformer(AlgoPerf):
     self.set_intervals(task_p)
     return task_p
 
-  def _model(self) -> pax_fiddle.Config:
+  def _model(self, layout: layouts.Layout) -> pax_fiddle.Config:
     model = pax_fiddle.Config(
       speech.CtcModel,
       name='conformer',
@@ -198,6 +198,7 @@ class LibriSpeechConformer(AlgoPerf):
     model.augmenter_tpl.time_mask_count = self.TIME_MASKS
     model.augmenter_tpl.freq_mask_count = self.FREQUENCY_MASKS
     model.encoder_tpl.num_layers = self.NUM_LAYERS
+    model.encoder_tpl.checkpoint_policy = layout.checkpoint_policy
     model.encoder_tpl.input_dropout_prob = self.INPUT_DROPOUT_PROB
     model.encoder_tpl.block_tpl = speech.conformer_block(
       num_heads=self.NUM_HEADS,
@@ -338,6 +339,11 @@ class LibriSpeechConformer(AlgoPerf):
       raise UserError(
         f'the mesh {self.mesh()} divides weights, and these lie whole on each chip: set '
         'ICI_MESH_SHAPE to None, or to [chips, 1, 1]'
+      )
+    if not self.USE_REPEATED_LAYER or self.MICRO_BATCHES != 1:
+      raise UserError(
+        'a Conformer needs USE_REPEATED_LAYER = True and MICRO_BATCHES = 1: its blocks are a loop, '
+        'and its batch norm is over the whole batch; take more chips where memory is short'
       )
     self.check_layout({})
 

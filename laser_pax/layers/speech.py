@@ -21,6 +21,7 @@ from praxis.layers import (
   embedding_softmax,
   linears,
   normalizations,
+  repeats,
   spectrum_augmenter,
   stochastics,
 )
@@ -30,6 +31,7 @@ from laser_pax.layers import log_mel
 JTensor = pytypes.JTensor
 NestedMap = py_utils.NestedMap
 LayerTpl = pax_fiddle.Config[base_layer.BaseLayer]
+AutodiffCheckpointType = repeats.AutodiffCheckpointType
 
 # The label that says nothing. It is the padding of a vocabulary of T5's layout.
 BLANK = 0
@@ -95,7 +97,8 @@ class ConformerEncoder(base_layer.BaseLayer):
     subsampling_tpl: Template of the convolutions before the blocks.
     position_tpl: Template of the positions: sines and cosines of 1 to 10,000 frames.
     dropout_tpl: Template of the dropout.
-    block_tpl: Template of one block.
+    block_tpl: Template of one block. The blocks run in a loop, which is compiled once for all.
+    checkpoint_policy: The activations that blocks keep for the backward pass.
   """
 
   model_dims: int = 0
@@ -105,6 +108,7 @@ class ConformerEncoder(base_layer.BaseLayer):
   position_tpl: LayerTpl = base_layer.template_field(embedding_softmax.PositionalEmbedding)
   dropout_tpl: LayerTpl = base_layer.template_field(stochastics.Dropout)
   block_tpl: LayerTpl = base_layer.template_field(conformers.Conformer)
+  checkpoint_policy: AutodiffCheckpointType = AutodiffCheckpointType.SAVE_EVERYTHING
 
   def setup(self) -> None:
     """Creates the children."""
@@ -113,8 +117,13 @@ class ConformerEncoder(base_layer.BaseLayer):
     self.create_child('position', self.position_tpl.clone().set(embedding_dims=dims))
     dropout = self.dropout_tpl.clone().set(keep_prob=1 - self.input_dropout_prob)
     self.create_child('dropout', dropout)
-    block = self.block_tpl.clone().set(input_dims=dims, model_dims=dims)
-    self.create_children('blocks', [block.clone() for _ in range(self.num_layers)])
+    blocks = pax_fiddle.Config(
+      repeats.Repeat,
+      sub_tpl=self.block_tpl.clone().set(input_dims=dims, model_dims=dims),
+      x_times=self.num_layers,
+      checkpoint_policy=self.checkpoint_policy,
+    )
+    self.create_child('blocks', blocks)
 
   def __call__(self, inputs: JTensor, paddings: JTensor) -> tuple[JTensor, JTensor]:
     """Returns the encoded frames [B, T / 4, D] and their paddings [B, T / 4].
@@ -125,9 +134,7 @@ class ConformerEncoder(base_layer.BaseLayer):
     """
     x, paddings = self.subsampling(inputs, paddings)
     x = self.dropout(x + self.position(x.shape[1]))
-    for block in self.blocks:
-      x = block(x, paddings)
-    return x, paddings
+    return self.blocks(x, paddings), paddings
 
 
 def conformer_block(
@@ -171,9 +178,7 @@ def conformer_block(
 class CtcModel(base_model.BaseModel):
   """A model of speech with the CTC loss, which decodes greedily.
 
-  A batch has `speech`, int16 [B, S], samples at 16 kHz; `num_samples`, int32 [B]; `labels`, int32
-  [B, L]; `label_paddings`, float32 [B, L]; and in an evaluation `weight`,
-  float32 [B].
+  data/librispeech.py lists the fields of a batch.
 
   Attributes:
     vocab_size: V, the number of labels, the blank included.

@@ -98,9 +98,8 @@ def _replace_wide(
   """
 
   def visit(carry):
-    is_ready, results = carry
     # The compiler would otherwise take the levels of a single entry before the loop, always.
-    is_ready, given_now = jax.lax.optimization_barrier((is_ready, given))
+    (is_ready, results), given_now = jax.lax.optimization_barrier((carry, given))
     entry = jnp.unravel_index(jnp.argmin(is_ready), is_ready.shape)  # The first that is not.
 
     def put(result, x):

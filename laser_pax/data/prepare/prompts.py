@@ -2,8 +2,9 @@
 
 The Debian packages asterisk-core-sounds-en-wav (audio, 8 kHz) and asterisk-core-sounds-en (texts)
 have them, by Allison Smith, under CC BY-SA 3.0. They are fetched by `apt-get download`, which needs
-no rights. The audio is resampled to 16 kHz. Texts become upper case, and numbers words. Every tenth
-prompt, from the sixth on, is of dev-clean, and the others are of train-clean-100.
+no rights. The audio is resampled to 16 kHz. Texts become upper case, numbers words, and a text that
+was there before is left out. Every tenth prompt, from the sixth on, is of dev-clean, and the others
+are of train-clean-100.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ def _write(root: Path, out: Path) -> None:
   text_file = next(root.glob('**/core-sounds-en.txt.gz'))
   audio = next(root.glob('**/en_US_f_Allison'))
   lines: dict[str, list[str]] = {'train-clean-100': [], 'dev-clean': []}
-  number = 0
+  number, seen = 0, set()
   for line in gzip.decompress(text_file.read_bytes()).decode().splitlines():
     name, _, text = line.partition(':')
     text = plain(text)
     file = audio / f'{name}.wav'
-    if not text or not file.exists():
+    if not text or text in seen or not file.exists():
       continue
+    seen.add(text)
     subset = 'dev-clean' if number % _EVERY == _FIRST else 'train-clean-100'
     key = f'1-1-{number:04d}'
     samples, rate = soundfile.read(file)

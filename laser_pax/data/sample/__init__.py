@@ -99,7 +99,7 @@ def prepare_speech(vocab_size: int) -> sources.Source:
   from laser_pax.data import records
   from laser_pax.data.prepare import librispeech, prompts
 
-  data_dir = folders.cache_dir() / 'prompts-1'
+  data_dir = folders.cache_dir() / 'prompts-2'
   vocab = data_dir / f'vocab-{vocab_size}.model'
   if not vocab.exists():
     folders.make_folder(data_dir)
