@@ -121,11 +121,12 @@ def prepare_librispeech(
   (2,864), test-clean.tar.gz (2,620) and test-other.tar.gz (2,939). Their utterances are counted.
   """
   from laser_pax.data import sources
+  from laser_pax.data.datasets import LIBRISPEECH
   from laser_pax.data.prepare import librispeech
 
   data_dir = _prepare(librispeech.prepare, paths, out)
-  command = sources.vocab_command(data_dir, f'{data_dir}/vocab-1024.model', 1_024)
-  typer.echo(f'next: {command} --dataset librispeech --character-coverage 1')
+  vocab = f'{data_dir}/vocab-1024.model'
+  typer.echo(f'next: {sources.vocab_command(data_dir, vocab, 1_024, LIBRISPEECH)}')
 
 
 def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **options) -> str:

@@ -17,6 +17,7 @@ class DatasetSpec:
     prepared_by: The name that `prepare` takes; None stands for `name`.
     patterns: Patterns of the files of each split. The default is TFDS's.
     may_be_bare: Whether the data folder may be the data set's own folder.
+    vocab_options: Options of `vocab` that this data set wants.
   """
 
   name: str
@@ -27,6 +28,7 @@ class DatasetSpec:
   prepared_by: str | None = None
   patterns: tuple[str, ...] = ()
   may_be_bare: bool = False
+  vocab_options: str = ''
 
   @property
   def tfds_name(self) -> str:
@@ -122,4 +124,5 @@ LIBRISPEECH = DatasetSpec(
     'test_other',
   ),
   features=('speech', 'text', 'speaker_id', 'chapter_id', 'id'),
+  vocab_options='--dataset librispeech --character-coverage 1',
 )

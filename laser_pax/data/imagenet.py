@@ -277,14 +277,14 @@ def is_prepared(dataset: DatasetSpec, data_dir: str) -> bool:
 
 
 def check_data(dataset: DatasetSpec, data_dir: str, num_classes: int) -> None:
-  """Checks that images have as many classes as the model.
+  """Checks that records are whole, and have as many classes as the model.
 
   Raises:
-    UserError: They have not, or their classes are not known.
+    UserError: They have not, their classes are not known, or a file is cut short.
   """
   file = epath.Path(data_dir) / dataset.folder / LABELS_FILE
   try:
-    classes = len(file.read_text().split())
+    classes = len(file.read_text().splitlines())
   except OSError as e:
     raise UserError(f'{file}: cannot be read; prepare the data again') from e
   if classes != num_classes:
@@ -292,6 +292,8 @@ def check_data(dataset: DatasetSpec, data_dir: str, num_classes: int) -> None:
       f'{file.parent} has images of {classes} classes, but the model has NUM_CLASSES = '
       f'{num_classes}: set NUM_CLASSES = {classes}, or name other data'
     )
+  remedy = f'copy it again, or make it with: {dataset.prepare_command(data_dir)}'
+  streams.check_files(str(file.parent), dataset.splits, _RECORD, remedy)
 
 
 def commonest_share(dataset: DatasetSpec, data_dir: str, split: str) -> float:

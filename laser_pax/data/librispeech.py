@@ -34,10 +34,15 @@ import tensorflow_datasets as tfds
 from etils import epath
 from praxis import pax_fiddle, py_utils
 
-from laser_pax.data import inputs, streams, vocabulary
+from laser_pax.data import inputs, streams, tfrecords, vocabulary
+from laser_pax.errors import UserError
 
 # The next record is drawn from a buffer of this many batches.
 SHUFFLED_BATCHES = 2
+
+_RATE = 16_000  # samples a second
+# So many records of a split are looked at before a training.
+_CHECKED = 100
 
 _RECORD = {
   'speech': tf.io.VarLenFeature(tf.int64),
@@ -198,6 +203,36 @@ def has_splits(folder: str, splits: Sequence[str]) -> bool:
     splits: Names of splits.
   """
   return set(splits) <= set(tfds.builder_from_directory(folder).info.splits)
+
+
+def check_data(folder: str, splits: Sequence[str], samples: int, labels: int, command: str) -> None:
+  """Checks that records are whole, and that a row has room for some of them.
+
+  Args:
+    folder: Folder of the data set.
+    splits: Splits that are read.
+    samples: S, the samples of a row.
+    labels: L, the labels of a row.
+    command: The command that makes the data.
+
+  Raises:
+    UserError: A file is cut short, or all of the first utterances are too long.
+  """
+  text = {'text': _RECORD['text']}
+  streams.check_files(folder, splits, text, f'copy it again, or make it with: {command}')
+  for split in splits:
+    path = streams.find_records(folder, [split]).files[0]
+    records = [tf.train.Example.FromString(x) for x in tfrecords.first_records(path, _CHECKED)]
+    features = [record.features.feature for record in records]
+    if not any(
+      0 < len(f['speech'].int64_list.value) <= samples
+      and len(f['text'].bytes_list.value[0].decode()) <= labels
+      for f in features
+    ):
+      raise UserError(
+        f'{path}: none of the first {len(records)} utterances has at most MAX_SECONDS = '
+        f'{samples / _RATE:g} and MAX_LABELS = {labels} characters: raise them'
+      )
 
 
 def _padded(x: tf.Tensor, length: int) -> tf.Tensor:

@@ -69,9 +69,9 @@ def find_source(
   if model is None:
     raise UserError(
       f'no vocabulary: neither the attribute VOCAB nor {VOCAB_VARIABLE} names a SentencePiece '
-      f'model; make one with: {vocab_command(data.path, "vocab.model", vocab_size)}'
+      f'model; make one with: {vocab_command(data.path, "vocab.model", vocab_size, dataset)}'
     )
-  _check_vocab(model, data.path, vocab_size)
+  _check_vocab(model, data.path, vocab_size, dataset)
   return Source(data.path, model.path)
 
 
@@ -146,10 +146,18 @@ def default_data_dir() -> str:
   return str(folders.cache_dir() / 'data')
 
 
-def vocab_command(data_dir: str, vocab: str, size: int) -> str:
-  """Returns the command that trains a vocabulary on the data in `data_dir`."""
+def vocab_command(data_dir: str, vocab: str, size: int, dataset: DatasetSpec | None = None) -> str:
+  """Returns the command that trains a vocabulary on the data in `data_dir`.
+
+  Args:
+    data_dir: The data folder.
+    vocab: The file to write.
+    size: V, the number of pieces.
+    dataset: The data set, where it wants options of its own.
+  """
   data_dir, vocab = shlex.quote(data_dir), shlex.quote(vocab)
-  return f'python -m laser_pax vocab --data {data_dir} --out {vocab} --size {size}'
+  command = f'python -m laser_pax vocab --data {data_dir} --out {vocab} --size {size}'
+  return f'{command} {dataset.vocab_options}' if dataset and dataset.vocab_options else command
 
 
 def _name_data(attribute: str | None) -> Named | None:
@@ -173,16 +181,18 @@ def _first(*candidates: Named) -> Named | None:
   return None
 
 
-def _check_vocab(model: Named, data_dir: str, vocab_size: int) -> None:
+def _check_vocab(
+  model: Named, data_dir: str, vocab_size: int, dataset: DatasetSpec | None = None
+) -> None:
   if not epath.Path(model.path).exists():
     raise UserError(
       f'no vocabulary: looked for a SentencePiece model at {model.path} (named by '
-      f'{model.named_by}); make it with: {vocab_command(data_dir, model.path, vocab_size)}'
+      f'{model.named_by}); make it with: {vocab_command(data_dir, model.path, vocab_size, dataset)}'
     )
   size = vocabulary.vocabulary_size(model.path)
   if size != vocab_size:
     raise UserError(
       f'{model.path} (named by {model.named_by}) has {size} pieces, but the model has VOCAB_SIZE = '
       f'{vocab_size}: set VOCAB_SIZE = {size}, or make another vocabulary with: '
-      f'{vocab_command(data_dir, "OTHER.model", vocab_size)}'
+      f'{vocab_command(data_dir, "OTHER.model", vocab_size, dataset)}'
     )

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from praxis import base_input, py_utils
 
 from laser_pax import pax_fixes
+from laser_pax.data import tfrecords
 
 # So many files are read in turn.
 _FILES_AT_ONCE = 16
@@ -106,6 +107,27 @@ def find_records(folder: str, splits: Sequence[str]) -> Records:
   infos = [tfds.builder_from_directory(folder).info.splits[split] for split in splits]
   files = [str(path) for info in infos for path in info.filepaths]
   return Records(files, sum(info.num_examples for info in infos))
+
+
+def check_files(
+  folder: str, splits: Sequence[str], features: Mapping[str, tf.io.FixedLenFeature], remedy: str
+) -> None:
+  """Checks that all files of some splits are whole, and the layout of each split's first record.
+
+  Args:
+    folder: Folder of the data set.
+    splits: Names of splits.
+    features: What is read, by key.
+    remedy: What to do about a broken file.
+
+  Raises:
+    UserError: A file is cut short, or has another layout.
+  """
+  for split in splits:
+    paths = find_records(folder, [split]).files
+    tfrecords.check_whole(paths, remedy)
+    for record in tfrecords.first_records(paths[0], 1):
+      tfrecords.check_layout(paths[0], record, features, remedy)
 
 
 def in_order(records: Records, share: Share, limit: int | None = None) -> tf.data.Dataset:

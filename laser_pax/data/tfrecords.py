@@ -19,7 +19,7 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 _HEADER, _FOOTER = 12, 4
-# The last record is looked for in so many bytes at the end, then in sixteen times as many.
+# The last record is looked for in so many bytes at the end, then in four times as many, and so on.
 _TAIL_BYTES = 2**16
 _THREADS = 16  # Files in a bucket are asked at once.
 
@@ -43,7 +43,7 @@ def is_whole(path: epath.PathLike) -> bool:
       return True
     if tail_bytes == size:
       return False
-    tail_bytes = min(size, 16 * tail_bytes)
+    tail_bytes = min(size, 4 * tail_bytes)
   return True
 
 

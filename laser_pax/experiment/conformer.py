@@ -348,9 +348,16 @@ class LibriSpeechConformer(AlgoPerf):
     self.check_layout({})
 
   def check_data(self) -> None:
-    """Checks that data and vocabulary exist and fit the model.
+    """Checks that data and vocabulary exist, are whole, and fit the model.
 
     Raises:
       UserError: They do not; the message has the fix.
     """
-    self.source()
+    rows = self._rows()
+    librispeech.check_data(
+      rows['folder'],
+      (*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS),
+      rows['samples'],
+      rows['labels'],
+      self.DATASET.prepare_command(self.source().data_dir),
+    )

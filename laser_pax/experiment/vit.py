@@ -301,12 +301,15 @@ class ImageNetViT(AlgoPerf):
     self.check_layout(dims | {'HIDDEN_DIMS': self.HIDDEN_DIMS})
 
   def check_data(self) -> None:
-    """Checks that the images exist, and have as many classes as the model.
+    """Checks that the images exist, are whole, and have as many classes as the model.
 
     Raises:
       UserError: They do not; the message has the fix.
     """
-    imagenet.check_data(self.DATASET, self.folder(), self.NUM_CLASSES)
+    data_dir = self.folder()
+    imagenet.check_data(self.DATASET, data_dir, self.NUM_CLASSES)
+    if imagenet.is_prepared(self.TEST_DATASET, data_dir):
+      imagenet.check_data(self.TEST_DATASET, data_dir, self.NUM_CLASSES)
 
 
 def _shard(task_p: base.Task, layout: layouts.Layout) -> None:

@@ -115,6 +115,16 @@ def test_what_is_broken_is_left_out_by_name(source, tmp_path):
   } | {split: 0 for split in LIBRISPEECH.splits if split not in ('train_clean100', 'dev_clean')}
 
 
+def test_an_archive_beside_its_folder_gives_each_utterance_once(source, tmp_path):
+  archive = tmp_path / 'mine.tar'
+  with tarfile.open(archive, 'w') as tar:
+    tar.add(source, 'LibriSpeech')
+  _, report = prepared([archive, source], tmp_path / 'data')
+  assert report['documents']['in'] == 20
+  reasons = [row['reason'] for row in report['left_out']]
+  assert reasons.count(librispeech.AGAIN) == 10
+
+
 def cut_archive(source):
   archive = source.parent / 'train-clean-100.tar.gz'
   with tarfile.open(archive, 'w:gz') as tar:

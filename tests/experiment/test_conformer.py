@@ -1,6 +1,7 @@
 """The Conformer experiments: AlgoPerf's counts, what is refused, and what is never seen."""
 
 import math
+import shutil
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_each_chip_has_all_weights(pod):
     ({'HIDDEN_DIMS': 700}, 'must be a multiple of MODEL_DIMS = 512: set it to 2048'),
     ({'NUM_HEADS': 7}, 'MODEL_DIMS'),
     ({'MAX_LABELS': 0}, 'MAX_LABELS must be at least 1'),
+    ({'MICRO_BATCHES': 2}, 'batch norm is over the whole batch'),
     ({'WARMUP_STEPS': 60_000}, 'WARMUP_STEPS'),
   ],
 )
@@ -76,10 +78,28 @@ def test_data_and_vocabulary_are_checked(tmp_path):
     experiment.check_data()
   experiment.VOCAB_SIZE = small_speech.VOCAB_SIZE
   experiment.check_data()
+  experiment.MAX_SECONDS = 0.1
+  with pytest.raises(UserError, match='none of the first 5 utterances has at most MAX_SECONDS'):
+    experiment.check_data()
+  experiment.MAX_SECONDS = 20.0
   names = [config.name for config in experiment.datasets()]
   assert names == ['train', 'validation']  # There is no split to test on.
   experiment.DATA_DIR = str(tmp_path)
   with pytest.raises(UserError, match='make it with: python -m laser_pax prepare librispeech'):
+    experiment.check_data()
+
+
+def test_a_file_that_was_cut_is_refused(tmp_path):
+  data_dir, vocab = small_speech.prepared()
+  data_dir = shutil.copytree(data_dir, tmp_path / 'data')
+  experiment = configs.LibriSpeechLaserConformerTiny().on()
+  experiment.DATA_DIR, experiment.VOCAB = str(data_dir), vocab
+  experiment.VOCAB_SIZE = small_speech.VOCAB_SIZE
+  experiment.MAX_LABELS = 256
+  experiment.check_data()
+  (file,) = data_dir.glob('librispeech/default/2.1.1/librispeech-dev_clean.tfrecord*')
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(UserError, match='dev_clean.tfrecord.*: cut short'):
     experiment.check_data()
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
+
+from laser_pax import folders
+from laser_pax.errors import UserError
 
 SUFFIXES = ('.tar', '.tar.gz', '.tgz')
 
@@ -39,22 +44,38 @@ def unpacking_beside(final: Path) -> Iterator[Path]:
   folder = final.with_name(f'{final.name}.unpacked')
   folder.mkdir(exist_ok=True)
   yield folder
-  for archive in folder.iterdir():
-    archive.unlink()
-  folder.rmdir()
+  shutil.rmtree(folder)
 
 
-def unzipped(path: Path, folder: Path) -> Path:
-  """Returns an archive that is not gzipped: itself, or what it is unpacked to, once, in a folder.
+def read(path: Path, folder: Path) -> Iterator[tuple[Path, Member]]:
+  """Yields the files of an archive, each with the plain archive in which it lies.
 
   Args:
-    path: The archive.
+    path: The archive. If it is gzipped, it is unpacked, once.
     folder: Folder to unpack to.
+
+  Raises:
+    UserError: The archive is damaged or cut.
   """
+  try:
+    plain = _unzipped(path, folder)
+    for member in members(plain):
+      yield plain, member
+  except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as e:
+    raise UserError(
+      f'{folders.shown(path)}: a damaged archive, or not whole ({e}); fetch it again'
+    ) from e
+
+
+def _unzipped(path: Path, folder: Path) -> Path:
   if path.name.lower().endswith('.tar'):
     return path
-  plain = folder / f'{stem(path)}.tar'
+  # Another archive of the same name, and one that was fetched again, has another folder.
+  status = path.stat()
+  key = f'{path} {status.st_size} {status.st_mtime_ns}'.encode()
+  plain = folder / hashlib.sha256(key).hexdigest()[:8] / f'{stem(path)}.tar'
   if not plain.exists():
+    plain.parent.mkdir(exist_ok=True)
     partial = plain.with_suffix('.partial')
     with gzip.open(path, 'rb') as source, partial.open('wb') as target:
       shutil.copyfileobj(source, target, 2**20)

@@ -14,7 +14,6 @@ unpacked, but for those that are gzipped.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import io
 import os
 import re
@@ -115,16 +114,10 @@ def _images_of(path: Path, unpacked: Path) -> Iterator[Image]:
     yield _image(PurePosixPath(*path.parts[-3:]), path, 0, path.stat().st_size)
     return
   _check_size(path)
-  try:
-    plain = archives.unzipped(path, unpacked)
-    for member in archives.members(plain):
-      if member.name.lower().endswith(PICTURES):
-        place = PurePosixPath(archives.stem(path)) / member.name
-        yield _image(place, plain, member.offset, member.size)
-  except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as e:
-    raise UserError(
-      f'{folders.shown(path)}: a damaged archive, or not whole ({e}); fetch it again'
-    ) from e
+  for plain, member in archives.read(path, unpacked):
+    if member.name.lower().endswith(PICTURES):
+      place = PurePosixPath(archives.stem(path)) / member.name
+      yield _image(place, plain, member.offset, member.size)
 
 
 def _image(place: PurePosixPath, file: Path, offset: int, size: int) -> Image:
@@ -132,7 +125,9 @@ def _image(place: PurePosixPath, file: Path, offset: int, size: int) -> Image:
   split, label, name = None, place.parts[-2] if len(place.parts) > 1 else '', place.name
   for part in place.parts[:-2]:
     split = _SPLITS.get(part.lower(), 'test' if part.startswith('imagenetv2') else split)
-  if match := _VALIDATION_IMAGE.fullmatch(place.name):
+  has_class = len(place.parts) > 2 and place.parts[-3].lower() in _SPLITS
+  match = _VALIDATION_IMAGE.fullmatch(place.name)
+  if match and not has_class and not re.fullmatch(r'n\d{8}', label):
     split, label = 'validation', match[1]
   elif re.fullmatch(r'n\d{8}_\d+\.JPEG', name):
     split = split or 'train'

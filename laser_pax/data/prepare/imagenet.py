@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from laser_pax import folders
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
-from laser_pax.data.prepare import archives, files, image_files, parts, pictures, shards
+from laser_pax.data.prepare import archives, files, image_files, parts, pictures, reports, shards
 from laser_pax.data.prepare.image_files import Image
 from laser_pax.errors import UserError
 
@@ -71,8 +71,9 @@ def prepare(
   final = finals[IMAGENET.name]
   known = (*image_files.PICTURES, *archives.SUFFIXES)
   sources = files.find_sources(source_paths, final, image_files.is_source, known)
-  is_test_alone = all(path.name.startswith('imagenetv2') for path in sources.taken)
-  parts.check_new(finals[IMAGENET_V2.name if is_test_alone else IMAGENET.name])
+  for finished in finals.values():
+    if finished.exists() and not _is_made_of(finished, sources):
+      parts.check_new(finished)
   folders.make_folder(final.parent)
   with (
     parts.writing_to(final.parent),
@@ -83,13 +84,21 @@ def prepare(
     images, left_out = _divided(images, round(1 / validation_fraction))
     progress = progress or Progress(disable=True)
     task = progress.add_task('preparing', total=sum(image.size for image in images))
-    written = []
-    for spec, own in _by_dataset(images).items():
-      written.append(finals[spec.name])
-      conversion = _Conversion(spec, finals[spec.name], own, _names(images))
-      conversion.run(sources, left_out, lambda size: progress.advance(task, size))
+    given = _by_dataset(images)
+    if all(finals[spec.name].exists() for spec in given):
+      parts.check_new(finals[next(iter(given)).name])
+    for spec, own in given.items():
+      if not finals[spec.name].exists():  # Else a run that was stopped has finished it.
+        conversion = _Conversion(spec, finals[spec.name], own, _names(images))
+        conversion.run(sources, left_out, lambda size: progress.advance(task, size))
       left_out = []
-  return written[0]
+  return finals[next(iter(given)).name]
+
+
+def _is_made_of(final: Path, sources: files.Sources) -> bool:
+  """Returns whether a finished data set was made of the same files."""
+  report = parts.read_json(final / reports.FILE)
+  return report.get('sources') == [{'path': folders.shown(path)} for path in sources.taken]
 
 
 def _by_dataset(images: Sequence[Image]) -> dict[DatasetSpec, list[Image]]:
@@ -152,8 +161,8 @@ def _divided(images: list[Image], every: int) -> tuple[list[Image], list[LeftOut
 
   Archives of ImageNet are taken as they are.
   """
-  given = {image.file.name for image in images}
-  if given <= image_files.EXPECTED.keys():
+  given = {archives.stem(image.file) for image in images}
+  if given <= {archives.stem(Path(name)) for name in image_files.EXPECTED}:
     return images, []
   images = sorted(images, key=image_files.sort_key)
   hashes = [hashlib.sha256(image.read()).hexdigest() for image in images]

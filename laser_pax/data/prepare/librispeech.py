@@ -15,11 +15,9 @@ Sources are LibriSpeech's archives, and folders that have what is in them:
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import io
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,6 +45,7 @@ SUBSETS = {
 }
 
 NO_AUDIO, NO_TRANSCRIPT = 'a transcript without audio', 'audio without a transcript'
+AGAIN = 'an utterance that another source has too'
 DAMAGED, NO_SAMPLE = 'damaged audio', 'audio without a sample'
 
 
@@ -131,7 +130,12 @@ def find_utterances(
     utterances += own
     left_out += own_left_out
   own, own_left_out = _joined(loose)
-  return utterances + own, left_out + own_left_out
+  left_out += own_left_out
+  kept: dict[tuple[str, str], Utterance] = {}
+  for utterance in utterances + own:
+    if kept.setdefault((utterance.split, utterance.name), utterance) is not utterance:
+      left_out.append((utterance.name, AGAIN))
+  return list(kept.values()), left_out
 
 
 def _is_archive(path: Path) -> bool:
@@ -163,15 +167,9 @@ def _of_file(path: Path) -> _File:
 
 def _members(path: Path, unpacked: Path) -> Iterator[_File]:
   """Yields the transcripts and the audio of an archive, from its headers alone."""
-  try:
-    plain = archives.unzipped(path, unpacked)
-    for member in archives.members(plain):
-      if member.name.lower().endswith((*AUDIO, TRANSCRIPTS)):
-        yield _File(PurePosixPath(member.name), plain, member.offset, member.size)
-  except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as e:
-    raise UserError(
-      f'{folders.shown(path)}: a damaged archive, or not whole ({e}); fetch it again'
-    ) from e
+  for plain, member in archives.read(path, unpacked):
+    if member.name.lower().endswith((*AUDIO, TRANSCRIPTS)):
+      yield _File(PurePosixPath(member.name), plain, member.offset, member.size)
 
 
 def _joined(found: Sequence[_File]) -> tuple[list[Utterance], list[tuple[str, str]]]:
