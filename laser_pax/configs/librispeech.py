@@ -22,7 +22,7 @@ from laser_pax.experiment.laser import LaserMixin
 class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   """Standard attention at a size for laptops, on spoken prompts [ours].
 
-  0.32M parameters, 4.78M frames, one device.
+  0.315M parameters, 4.78M frames, one device.
   """
 
   TRAIN_SPLITS = ('train_clean100',)
@@ -67,7 +67,7 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
 class LibriSpeechLaserConformerTiny(LaserMixin, LibriSpeechStandardConformerTiny):
   """LASER at a size for laptops, on spoken prompts [ours].
 
-  0.32M parameters, 4.78M frames, one device.
+  0.315M parameters, 4.78M frames, one device.
   """
 
 

@@ -1,5 +1,6 @@
 """Every registered experiment, and each pair."""
 
+import dataclasses
 import difflib
 import functools
 import math
@@ -111,6 +112,12 @@ def test_docstring_gives_the_facts(name):
   assert f'{f.devices} chips' in doc or (f.devices == 1 and 'one device' in doc)
 
 
+def _has_factory(config: fiddle.Buildable, name: str) -> bool:
+  """Returns whether a field's default is made anew each time: fiddle does not give its value."""
+  fields = getattr(fiddle.get_callable(config), '__dataclass_fields__', {})
+  return name in fields and fields[name].default_factory is not dataclasses.MISSING
+
+
 def _differences(a, b, path='') -> list[str]:
   """Returns the paths of the classes or values that two configs do not share."""
   if isinstance(a, fiddle.Buildable) and isinstance(b, fiddle.Buildable):
@@ -118,7 +125,8 @@ def _differences(a, b, path='') -> list[str]:
     names, other_names = (set(fiddle.ordered_arguments(x, include_defaults=True)) for x in (a, b))
     paths += [f'{path}.{name}' for name in names ^ other_names]
     for name in names & other_names:
-      paths += _differences(getattr(a, name), getattr(b, name), f'{path}.{name}')
+      if name in {**a.__arguments__, **b.__arguments__} or not _has_factory(a, name):
+        paths += _differences(getattr(a, name), getattr(b, name), f'{path}.{name}')
     return paths
   if daglish.is_traversable_type(type(a)) and type(a) is type(b):
     left, right = (daglish.find_node_traverser(type(x)).flatten(x) for x in (a, b))
