@@ -1,5 +1,7 @@
 """Batches of images: crops, mixup, order, resumption, hosts, and rows that only fill."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -212,6 +214,20 @@ def test_tfds_reads_what_prepare_wrote(data_dir):
     assert record['image'].shape == (20, 24, 3)
     name = record['file_name'].numpy().decode()
     assert name.split('/')[0] == small_images.CLASSES[int(record['label'])]
+
+
+def test_a_file_that_was_cut_is_told(data_dir, tmp_path):
+  copy = shutil.copytree(data_dir, tmp_path / 'data')
+  (file,) = (copy / IMAGENET.folder).glob('*-train.tfrecord*')
+  file.write_bytes(file.read_bytes()[:-10])
+  with pytest.raises(UserError, match='train.tfrecord.*: cut short'):
+    imagenet.check_data(IMAGENET, str(copy), 3)
+
+
+def test_a_class_may_have_a_name_of_two_words(data_dir, tmp_path):
+  copy = shutil.copytree(data_dir, tmp_path / 'data')
+  (copy / IMAGENET.folder / imagenet.LABELS_FILE).write_text('hot dog\ncat\nold dog\n')
+  imagenet.check_data(IMAGENET, str(copy), 3)
 
 
 def test_wrong_classes_and_missing_data_are_told(data_dir, tmp_path):

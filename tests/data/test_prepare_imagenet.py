@@ -51,6 +51,7 @@ def archives(tmp_path, monkeypatch):
     inner[f'{wnid}.tar'] = tar(tmp_path / 'inner.tar', images).read_bytes()
   train = tar(folder / 'ILSVRC2012_img_train.tar', inner)
   val = {f'ILSVRC2012_val_{i:08d}.JPEG': jpeg(noise(100 + i)) for i in range(1, 6)}
+  val['ILSVRC2012_val_00000001.JPEG'] = jpeg(noise(0))  # ImageNet has such copies; they stay.
   validation = tar(folder / 'ILSVRC2012_img_val.tar', val)
   test = {
     f'imagenetv2-matched-frequency-format-val/{i}/{i}a.jpeg': jpeg(noise(i + 200)) for i in range(3)
@@ -89,6 +90,43 @@ def test_imagenets_archives(archives, tmp_path):
   lines = reports.lines(report(data))
   assert lines[0] == 'read 4 files, 17 images: 12 train, 5 validation'
   assert not list((data / IMAGENET.folder).parent.glob('*.unpacked'))
+
+
+def test_a_run_that_was_stopped_in_its_second_data_set_goes_on(archives, tmp_path, monkeypatch):
+  imagenet.prepare([archives], tmp_path / 'whole')
+  write, data = imagenet._Conversion._write, tmp_path / 'data'
+
+  def stopping(self, *args):
+    if self.spec is IMAGENET_V2:
+      raise KeyboardInterrupt
+    return write(self, *args)
+
+  monkeypatch.setattr(imagenet._Conversion, '_write', stopping)
+  with pytest.raises(KeyboardInterrupt):
+    imagenet.prepare([archives], data)
+  monkeypatch.setattr(imagenet._Conversion, '_write', write)
+  assert (data / IMAGENET.folder).exists() and not (data / IMAGENET_V2.folder).exists()
+  imagenet.prepare([archives], data)
+  for spec in (IMAGENET, IMAGENET_V2):
+    names = [{f.name for f in (x / spec.folder).iterdir()} for x in (data, tmp_path / 'whole')]
+    assert names[0] == names[1]
+  with pytest.raises(UserError, match='never overwritten'):
+    imagenet.prepare([archives], data)
+
+
+def test_unpacked_validation_images_have_the_classes_of_their_folders(tmp_path):
+  for split, names in {
+    'train': ('a.JPEG', 'b.JPEG'),
+    'val': ('ILSVRC2012_val_00000293.JPEG',),
+  }.items():
+    for c, wnid in enumerate(WNIDS):
+      folder = tmp_path / 'imagenet' / split / wnid
+      folder.mkdir(parents=True)
+      for i, name in enumerate(names):
+        (folder / name).write_bytes(jpeg(noise(50 * c + i + len(names))))
+  imagenet.prepare([tmp_path / 'imagenet'], tmp_path / 'data')
+  validation = records(tmp_path / 'data', 'validation')
+  assert sorted(label for _, label in validation.values()) == [0, 1, 2]
 
 
 def test_the_devkit_gives_the_labels(archives, tmp_path):

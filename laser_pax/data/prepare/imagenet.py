@@ -45,10 +45,10 @@ def prepare(
 ) -> Path:
   """Writes `data_dir/imagenet2012/5.1.0`; and of test images `imagenet_v2/matched-frequency/3.0.0`.
 
-  Sources are those of image_files.py. Class folders that no folder assigns to a split are divided:
-  images with the same content count once, and of each class every k-th, in the order of its
-  content's hash, goes to validation, where k = round(1 / fraction). Where folders name the splits,
-  training images that are also validation or test images are left out.
+  Sources are those of image_files.py. ImageNet's archives are taken as they are. Class folders that
+  no folder assigns to a split are divided: images with the same content count once. In the order of
+  content's hash, each k-th of a class goes to validation, where k = round(1 / fraction). Where
+  folders name the splits, training images that are also validation or test images are left out.
 
   The result depends on the sources and the fraction alone. Interruptions do not change it.
 
@@ -62,8 +62,8 @@ def prepare(
     The folder of the finished data set; that of ImageNet-v2 if there are test images alone.
 
   Raises:
-    UserError: A data set exists already, an archive is damaged or lacks images, there are no
-      labels, a split would be empty, or the folder cannot be written.
+    UserError: A data set exists already, or the folder cannot be written. An archive is damaged or
+      lacks images. There are no labels. Or a split would be empty.
   """
   if not 1e-9 <= validation_fraction <= 0.5:
     raise UserError(f'validation fraction {validation_fraction}: expected more than 0, at most 0.5')

@@ -86,8 +86,8 @@ def prepare(
     The folder of the finished data set.
 
   Raises:
-    UserError: The data set exists already, an archive is damaged or lacks utterances, a line has no
-      transcript, a folder has no subset's name, or the folder cannot be written.
+    UserError: The data set exists already, or the folder cannot be written. An archive is damaged,
+      or lacks utterances. A line has no transcript. Or a folder has no subset's name.
   """
   final = parts.dataset_folder(LIBRISPEECH, data_dir)
   sources = files.find_sources(source_paths, final, is_source, (*archives.SUFFIXES, TRANSCRIPTS))
