@@ -57,7 +57,7 @@ def head_and_gradients(cls, dtype, is_causal, query, key, value, cotangent, seen
   )
   layer = base_layer.instantiate(config)
   mask = jnp.where(seen, 0.0, LARGE_NEGATIVE)[None, None]
-  if issubclass(cls, layers.FusedMixin):
+  if issubclass(cls, layers.FusedMixin) and len(seen) > 1:
     mask = layers.Segments(segments[None], is_causal)
 
   def attend(*arrays):
@@ -180,9 +180,9 @@ def whole_row(length):
 
 
 def padded_row(length):
-  """Speech: no position sees padding. (In fused attention padding sees padding.)"""
+  """Speech: no position sees padding. The mask has one row for all."""
   segments = (np.arange(length) < length * 5 // 8).astype(np.int32)
-  return np.broadcast_to(segments > 0, (length, length)), segments
+  return segments[None] > 0, segments
 
 
 def packed_row(length):
@@ -197,7 +197,7 @@ def packed_row(length):
 FAMILIES = {
   'bert': (packed_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
   'vision': (whole_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
-  'speech': (padded_row, layers.LaserDotProductAttention),
+  'speech': (padded_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
 }
 
 
