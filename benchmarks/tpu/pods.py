@@ -32,7 +32,6 @@ PAIRS = [
   *DECODERS,
   ('WikipediaStandardBert2B', 'WikipediaLaserBert2B'),
   ('ImageNetStandardViTS16', 'ImageNetLaserViTS16'),
-  ('LibriSpeechStandardConformer', 'LibriSpeechLaserConformer'),
 ]
 
 

@@ -17,7 +17,7 @@ def test_a_slice_that_is_too_small_is_refused_with_slices_that_fit():
   with pytest.raises(reports.DoesNotFit) as e:
     reports.report(experiment)
   assert 'DOES NOT FIT v5e-4chips' in str(e.value)
-  assert 'v5e-64chips' in str(e.value) and 'v5p-4chips' in str(e.value)
+  assert 'v5e-16chips' in str(e.value) and 'v5p-4chips' in str(e.value)
 
 
 def test_reports_of_a_pair_on_this_machine(commands):

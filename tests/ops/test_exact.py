@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from laser_pax.ops import (
@@ -76,6 +76,7 @@ def draw_columns(rng, length, width, scale, change):
 
 
 @settings(max_examples=500, deadline=None)
+@example(1268, 32, 8, 'window', 'bfloat16', 1.0, 4.0, 'none')  # 0.77 of the bound.
 @given(
   seed=st.integers(0, 2**31 - 1),
   length=st.sampled_from([1, 5, 32]),
@@ -91,7 +92,11 @@ def draw_columns(rng, length, width, scale, change):
 def test_error_is_bounded_whatever_the_values(
   seed, length, width, mask, dtype, scale, spread, change
 ):
-  """|error of O| <= u (|O| + min(8, range of V)), u the unit of rounding; gradients alike."""
+  """|error of O| <= u (|O| + exp(r) - 1), r = min(R, log 2 (R + 1)), R = min(8, range of V).
+
+  u is the unit of rounding. c lies r above the lowest value. E is rounded by half a unit, and the
+  weights sum to 1 up to half a unit; log1p makes of each exp(c - O) at most. Gradients alike.
+  """
   rng = np.random.default_rng(seed)
   weights = jnp.asarray(probabilities(rng, masks(rng, mask, length), spread), dtype)
   values = jnp.asarray(draw_columns(rng, length, width, scale, change), dtype)
@@ -108,7 +113,8 @@ def test_error_is_bounded_whatever_the_values(
   exact_output = np.logaddexp.reduce(terms, axis=1)
   share = np.exp(terms - exact_output[:, None])  # [T, S, H], sums to 1 over S.
   unit, size = UNIT[dtype], np.minimum(8, v.max(0) - v.min(0))
-  assert (abs(output - exact_output) <= unit * (abs(exact_output) + size) + 1e-15).all()
+  above = np.expm1(np.minimum(size, np.log(2 * (size + 1))))
+  assert (abs(output - exact_output) <= unit * (abs(exact_output) + above) + 1e-15).all()
 
   relative = 8 * unit + 1e-5  # An exponent of 100 in float32 has the second.
   bound = relative * (share * abs(g)[:, None]).sum(0)

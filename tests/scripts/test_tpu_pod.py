@@ -213,7 +213,7 @@ def test_a_hosts_faults_are_shown_with_its_name(ready):
   shown = ready.pod('train', code=1)
   assert shown.count('WRONG') == 4
   error = shown.splitlines()[-1]
-  assert 'my-pod worker 0: no vocabulary' in error and '(and 3 more' in error
+  assert 'my-pod worker 0: no prepared data' in error and '(and 3 more' in error
   assert not list(ready.home(0).glob('laser_pax_jobs/*'))
 
 
