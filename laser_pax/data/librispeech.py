@@ -35,12 +35,12 @@ from etils import epath
 from praxis import pax_fiddle, py_utils
 
 from laser_pax.data import inputs, streams, tfrecords, vocabulary
+from laser_pax.data.prepare.librispeech import RATE
 from laser_pax.errors import UserError
 
 # The next record is drawn from a buffer of this many batches.
 SHUFFLED_BATCHES = 2
 
-_RATE = 16_000  # samples a second
 # So many records of a split are looked at before a training.
 _CHECKED = 100
 
@@ -231,7 +231,7 @@ def check_data(folder: str, splits: Sequence[str], samples: int, labels: int, co
     ):
       raise UserError(
         f'{path}: none of the first {len(records)} utterances has at most MAX_SECONDS = '
-        f'{samples / _RATE:g} and MAX_LABELS = {labels} characters: raise them'
+        f'{samples / RATE:g} and MAX_LABELS = {labels} characters: raise them'
       )
 
 

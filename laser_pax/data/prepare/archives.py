@@ -33,6 +33,13 @@ class Member(NamedTuple):
   size: int
 
 
+def read_at(path: Path, offset: int, size: int) -> bytes:
+  """Returns bytes of a file, such as those of a member of a plain archive."""
+  with path.open('rb') as file:
+    file.seek(offset)
+    return file.read(size)
+
+
 def stem(path: Path) -> str:
   """Returns the name of an archive without its suffix."""
   return re.sub(r'(\.tar|\.tar\.gz|\.tgz)$', '', path.name, flags=re.IGNORECASE)

@@ -77,9 +77,7 @@ class Image:
 
   def read(self) -> bytes:
     """Returns its bytes."""
-    with self.file.open('rb') as file:
-      file.seek(self.offset)
-      return file.read(self.size)
+    return archives.read_at(self.file, self.offset, self.size)
 
 
 def is_source(path: Path) -> bool:

@@ -151,11 +151,6 @@ class _File:
   offset: int
   size: int
 
-  def read(self) -> bytes:
-    with self.file.open('rb') as file:
-      file.seek(self.offset)
-      return file.read(self.size)
-
   @property
   def subset(self) -> str:
     return self.place.parts[-4] if len(self.place.parts) > 3 else ''
@@ -212,7 +207,8 @@ def _lines(transcripts: _File) -> Iterator[tuple[str, str]]:
   """Yields the name and the text of each line."""
   shown = folders.shown(transcripts.place)
   try:
-    lines = transcripts.read().decode('utf-8-sig').splitlines()
+    data = archives.read_at(transcripts.file, transcripts.offset, transcripts.size)
+    lines = data.decode('utf-8-sig').splitlines()
   except UnicodeDecodeError as e:
     raise UserError(f'{shown}: not UTF-8 text ({e.reason}); convert it to UTF-8') from e
   for number, line in enumerate(lines, 1):
@@ -244,9 +240,7 @@ class _Conversion(shards.Conversion):
   def convert(self, item: Utterance) -> shards.Converted:
     import soundfile
 
-    with item.file.open('rb') as file:
-      file.seek(item.offset)
-      data = file.read(item.size)
+    data = archives.read_at(item.file, item.offset, item.size)
     try:
       samples, rate = soundfile.read(io.BytesIO(data), dtype='int16')
     except (soundfile.LibsndfileError, EOFError):

@@ -12,6 +12,7 @@ sources.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from laser_pax import folders
@@ -35,11 +36,7 @@ def prepare_sample() -> sources.Source:
   """
   files = _texts()
   data_dir = _folder(files, 'sample')
-  if not (data_dir / C4.folder).exists():
-    folders.make_folder(data_dir)
-    with folders.locked(data_dir / 'sample.lock'):
-      if not (data_dir / C4.folder).exists():
-        c4.prepare(files, data_dir)
+  _once(data_dir / C4.folder, data_dir, lambda: c4.prepare(files, data_dir))
   return sources.Source(str(data_dir), str(VOCAB))
 
 
@@ -57,12 +54,9 @@ def prepare_records() -> str:
   from laser_pax.data.prepare import wikipedia
 
   data_dir = _folder([*_texts(), WORDPIECE], 'records')
-  if not (data_dir / WIKIPEDIA.folder).exists():
-    folders.make_folder(data_dir)
-    with folders.locked(data_dir / 'sample.lock'):
-      if not (data_dir / WIKIPEDIA.folder).exists():
-        wikipedia.prepare(_texts(), data_dir, vocab=WORDPIECE, copies=1)
-  return str(data_dir / WIKIPEDIA.folder)
+  folder = data_dir / WIKIPEDIA.folder
+  _once(folder, data_dir, lambda: wikipedia.prepare(_texts(), data_dir, vocab=WORDPIECE, copies=1))
+  return str(folder)
 
 
 def prepare_images() -> str:
@@ -77,11 +71,7 @@ def prepare_images() -> str:
   from laser_pax.data.prepare import imagenet
 
   data_dir = _folder([CLIP_ART], 'images')
-  if not (data_dir / IMAGENET.folder).exists():
-    folders.make_folder(data_dir)
-    with folders.locked(data_dir / 'sample.lock'):
-      if not (data_dir / IMAGENET.folder).exists():
-        imagenet.prepare([CLIP_ART], data_dir)
+  _once(data_dir / IMAGENET.folder, data_dir, lambda: imagenet.prepare([CLIP_ART], data_dir))
   return str(data_dir)
 
 
@@ -101,19 +91,27 @@ def prepare_speech(vocab_size: int) -> sources.Source:
 
   data_dir = folders.cache_dir() / 'prompts-2'
   vocab = data_dir / f'vocab-{vocab_size}.model'
-  if not vocab.exists():
+  source = data_dir / 'source'
+
+  def train_vocabulary() -> None:
+    texts = records.read_texts(data_dir, LIBRISPEECH, 'train_clean100')
+    vocabulary.train_vocabulary(
+      texts, vocab, size=vocab_size, sentences=10**6, character_coverage=1.0
+    )
+
+  _once(source, data_dir, lambda: prompts.fetch(source))
+  _once(data_dir / LIBRISPEECH.folder, data_dir, lambda: librispeech.prepare([source], data_dir))
+  _once(vocab, data_dir, train_vocabulary)
+  return sources.Source(str(data_dir), str(vocab))
+
+
+def _once(made: Path, data_dir: Path, make: Callable[[], object]) -> None:
+  """Makes what is not there. One of several processes does it, and the others wait."""
+  if not made.exists():
     folders.make_folder(data_dir)
     with folders.locked(data_dir / 'sample.lock'):
-      if not (data_dir / 'source').exists():
-        prompts.fetch(data_dir / 'source')
-      if not (data_dir / LIBRISPEECH.folder).exists():
-        librispeech.prepare([data_dir / 'source'], data_dir)
-      if not vocab.exists():
-        texts = records.read_texts(data_dir, LIBRISPEECH, 'train_clean100')
-        vocabulary.train_vocabulary(
-          texts, vocab, size=vocab_size, sentences=10**6, character_coverage=1.0
-        )
-  return sources.Source(str(data_dir), str(vocab))
+      if not made.exists():
+        make()
 
 
 def _texts() -> list[Path]:
