@@ -171,9 +171,7 @@ def _segments(mask: Mask, batch: int, length: int) -> tuple[JTensor | None, JTen
     return mask.segment_ids, None
   is_shown = mask[:, 0, 0] >= py_utils.get_large_negative_number(jnp.float32) / 2
   key_segments = jnp.broadcast_to(is_shown, (batch, is_shown.shape[1])).astype(jnp.int32)
-  # A constant in its place, in LASER's loop, breaks the TPU's compiler of jax 0.5.3.
-  segments = jax.lax.optimization_barrier(jnp.ones((batch, length), jnp.int32))
-  return segments, key_segments
+  return jnp.ones((batch, length), jnp.int32), key_segments
 
 
 class FusedDotProductAttention(FusedMixin, attentions.DotProductAttention):

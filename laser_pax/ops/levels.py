@@ -98,8 +98,10 @@ def _replace_wide(
   """
 
   def visit(carry):
-    # The compiler would otherwise take the levels of a single entry before the loop, always.
-    (is_ready, results), given_now = jax.lax.optimization_barrier((carry, given))
+    is_ready, results = carry
+    # The compiler would otherwise take the levels of a single entry before the loop, always. A
+    # barrier of the whole carry breaks the TPU's compiler where a constant enters the loop.
+    is_ready, given_now = jax.lax.optimization_barrier((is_ready, given))
     entry = jnp.unravel_index(jnp.argmin(is_ready), is_ready.shape)  # The first that is not.
 
     def put(result, x):
