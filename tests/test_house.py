@@ -19,8 +19,19 @@ ROOMS = {
   'experiment': {'', 'ops', 'layers', 'data'},
   'configs': {'', 'ops', 'layers', 'data', 'experiment'},
   'costs': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
+  'evaluation': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
   'analysis': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
-  'cli': {'', 'ops', 'layers', 'data', 'experiment', 'configs', 'costs', 'analysis'},
+  'cli': {
+    '',
+    'ops',
+    'layers',
+    'data',
+    'experiment',
+    'configs',
+    'costs',
+    'evaluation',
+    'analysis',
+  },
 }
 # The usual short names of these modules.
 ALIASES = {

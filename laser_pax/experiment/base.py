@@ -214,7 +214,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
   def pod(self) -> slices.Slice:
     """Returns the slice that `on` set; without one, the slice that this job runs on."""
-    return self._pod if self._pod is not None else _slice_of_this_job()
+    return self._pod if self._pod is not None else slices.of_this_job()
 
   def layout(self) -> layouts.Layout:
     """Returns mesh, policy and micro-batches. The rule chooses those that are None here."""
@@ -361,6 +361,10 @@ class Experiment(base_experiment.BaseExperiment, Family):
           f'{type(self).__name__} sets {name}, which nothing reads; did you mean {suggestions[0]}?'
         )
 
+  def vocabulary(self) -> str | None:
+    """Returns the file of the vocabulary, of which a job's folder gets a copy; None without one."""
+    return None
+
   def job_mark(self) -> str:
     """Returns the text that marks a job's folder as this run's."""
     changed = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
@@ -381,20 +385,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
     folder = flag.value = epath.Path(folders.resolve(flag.value))
     jobs.check_experiment(folder, self.job_mark())
     jobs.write_mark(folder, self.job_mark())
+    if vocabulary := self.vocabulary():
+      jobs.keep_vocabulary(folder, vocabulary)
     checkpoints.list_files_of_each()
     for line in checkpoints.set_aside(folder):
       logging.warning(line)
-
-
-def _slice_of_this_job() -> slices.Slice:
-  """Returns the slice of the devices that jax sees; it need not be one of configs/pods."""
-  devices = jax.devices()
-  coordinates = [device.coords for device in devices if getattr(device, 'coords', None)]
-  sizes = [str(max(axis) + 1) for axis in zip(*coordinates, strict=True)]
-  return slices.from_devices(
-    platform=devices[0].platform,
-    device_kind=devices[0].device_kind,
-    chips=len(devices),
-    slices=len({getattr(device, 'slice_index', 0) for device in devices}),
-    topology='x'.join(sizes) or None,
-  )

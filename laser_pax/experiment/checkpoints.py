@@ -81,6 +81,19 @@ def survey(job_log_dir: os.PathLike | str) -> Survey:
   return Survey(whole, faults)
 
 
+def steps(job_log_dir: os.PathLike | str) -> list[int]:
+  """Returns the steps of the finished checkpoints, whole or not, in order."""
+  return sorted(_checkpoints(job_log_dir))
+
+
+def fault(job_log_dir: os.PathLike | str, step: int) -> str | None:
+  """Returns what is wrong with a checkpoint, or None."""
+  folder = _checkpoints(job_log_dir).get(step)
+  if folder is None:
+    return 'there is none of this step'
+  return _missing_parts(folder) or _wrong_files(folder)
+
+
 def set_aside(job_log_dir: os.PathLike | str) -> list[str]:
   """Moves checkpoints that are not whole out of PAX's way. Each process of a job calls this.
 

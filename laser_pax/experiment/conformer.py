@@ -218,6 +218,10 @@ class LibriSpeechConformer(AlgoPerf):
     needed = dataclasses.replace(self.DATASET, splits=(*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS))
     return sources.find_source(needed, self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
+  def vocabulary(self) -> str:
+    """Returns the SentencePiece model."""
+    return self.source().vocab
+
   def datasets(self) -> base.Inputs:
     """Returns the inputs to train on, and to evaluate on: test, where it is there, and validation.
 

@@ -44,6 +44,10 @@ class DecoderLM(TextTransformer):
     """
     return sources.find_source(self.DATASET, self.DATA_DIR, self.VOCAB, self.VOCAB_SIZE)
 
+  def vocabulary(self) -> str:
+    """Returns the SentencePiece model."""
+    return self.source().vocab
+
   def datasets(self) -> base.Inputs:
     """Returns the inputs of the training split and of the whole validation split.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laser_pax import folders
 from laser_pax.errors import UserError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
   from etils import epath
 
 MARK = 'experiment.txt'
+# The copy of the vocabulary that a run trains with, in its folder.
+VOCABULARY = 'vocab.model'
 
 # A run ends with this exit code when SIGTERM stopped it and it saved a checkpoint. The same command
 # then continues it. The name of the code in sysexits.h is EX_TEMPFAIL.
@@ -29,6 +31,18 @@ SAVED_ON_DEMAND = 75
 # These overrides say where and how a step is computed. A run may continue with other values of
 # them, on other chips.
 _LAYOUT = ('POD', 'ICI_MESH_SHAPE', 'DCN_MESH_SHAPE', 'CHECKPOINT_POLICY', 'MICRO_BATCHES')
+
+
+class Run(NamedTuple):
+  """The run that a mark names.
+
+  Attributes:
+    experiment: Full name of the experiment.
+    overrides: Values of the attributes that were overridden, by name.
+  """
+
+  experiment: str
+  overrides: dict[str, Any]
 
 
 def mark_text(experiment: str, changed: Iterable[str]) -> str:
@@ -53,7 +67,7 @@ def check_run(folder: os.PathLike | str, mark: str) -> None:
     UserError: The folder holds checkpoints of another run.
   """
   owner = _owner(folder, mark)
-  if _facts(owner) != _facts(mark):
+  if _run(owner) != _run(mark):
     raise UserError(
       f'{folder} holds a run of {" ".join(owner.split())}, not of {" ".join(mark.split())}: name '
       f'another --job_log_dir; to continue from its checkpoints nevertheless, edit {_file(folder)}'
@@ -98,11 +112,46 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
   new.replace(file)
 
 
-def _facts(mark: str) -> tuple[str, dict[str, Any]]:
-  """Returns a mark's experiment, and its overrides by name. `1e-3` and `0.001` are one value."""
+def read_mark(folder: os.PathLike | str) -> Run | None:
+  """Returns the run that a folder's mark names, or None where there is no mark."""
+  file = _file(folder)
+  text = file.read_text().strip() if file.exists() else ''
+  return _run(text) if text else None
+
+
+def keep_vocabulary(folder: os.PathLike | str, vocabulary: os.PathLike | str) -> None:
+  """Copies the vocabulary of a run into its folder. Only the first of several processes does.
+
+  Args:
+    folder: Folder of the job.
+    vocabulary: File of the vocabulary.
+
+  Raises:
+    UserError: The folder holds checkpoints that were trained with another vocabulary.
+  """
+  import jax
+  from etils import epath
+
+  if jax.process_index() > 0:
+    return
+  kept, contents = _file(folder).with_name(VOCABULARY), epath.Path(vocabulary).read_bytes()
+  if kept.exists() and kept.read_bytes() == contents:
+    return
+  if kept.exists() and _has_checkpoints(folder):
+    raise UserError(
+      f'{kept} is the vocabulary of the checkpoints in {folder}, and {vocabulary} is another: name '
+      'that vocabulary, or another --job_log_dir'
+    )
+  new = kept.with_name(f'{VOCABULARY}.new')
+  new.write_bytes(contents)
+  new.replace(kept)
+
+
+def _run(mark: str) -> Run:
+  """Returns the run of a mark's text. `1e-3` and `0.001` are one value."""
   experiment, *changed = mark.splitlines()
   parts = (line.removeprefix('fdl.').partition('=') for line in changed)
-  return experiment, {name: overrides.read(value) for name, _, value in parts}
+  return Run(experiment, {name: overrides.read(value) for name, _, value in parts})
 
 
 def _file(folder: os.PathLike | str) -> epath.Path:

@@ -187,6 +187,22 @@ def from_devices(
   )
 
 
+def of_this_job() -> Slice:
+  """Returns the slice of the devices that jax sees; it need not be one of configs/pods."""
+  import jax
+
+  devices = jax.devices()
+  coordinates = [device.coords for device in devices if getattr(device, 'coords', None)]
+  sizes = [str(max(axis) + 1) for axis in zip(*coordinates, strict=True)]
+  return from_devices(
+    platform=devices[0].platform,
+    device_kind=devices[0].device_kind,
+    chips=len(devices),
+    slices=len({getattr(device, 'slice_index', 0) for device in devices}),
+    topology='x'.join(sizes) or None,
+  )
+
+
 def _trim_ones(topology: str | None) -> str:
   """Returns a topology without axes of one chip at its end: jax writes 8x8x1, Google 8x8."""
   return re.sub(r'(x1)+$', '', topology or '')
