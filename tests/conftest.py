@@ -1,6 +1,7 @@
 """Settings for all tests, made before any test imports jax or TensorFlow."""
 
 import gc
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -13,7 +14,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from laser_pax import pax_fixes
 
-pax_fixes.read_lambdas_fast()
+if importlib.util.find_spec('fiddle'):  # The tests of ops need jax alone.
+  pax_fixes.read_lambdas_fast()
 
 
 @pytest.fixture

@@ -1,34 +1,79 @@
-"""The devices that a function is traced for: their mesh, platform and shardings."""
+"""The devices that a function is traced for: their mesh, platform and shardings.
+
+What jax names differently from 0.5.3 to the newest stands here alone.
+"""
 
 import dataclasses
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.shard_map import shard_map
-from jax.interpreters import pxla
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 Axes = tuple[str, ...]
 
 
-def current_mesh() -> Mesh | None:
-  """Returns the mesh in context, if there is one."""
-  mesh = pxla.thread_resources.env.physical_mesh
+def current_mesh() -> Mesh | AbstractMesh | None:
+  """Returns the mesh in context, if there is one.
+
+  `with mesh:` puts a Mesh there. `with jax.set_mesh(mesh):` of later versions puts an AbstractMesh
+  there, which knows sizes and platform, but no devices.
+  """
+  resources = _thread_resources()
+  mesh = resources.env.physical_mesh if resources else None
+  if mesh is None or mesh.empty:
+    mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
-def platform(mesh: Mesh | None = None) -> str:
+@functools.cache
+def _thread_resources() -> Any:
+  """Returns what knows a mesh of `with mesh:`, or None where jax no longer has that.
+
+  jax 0.8.2 deprecated it together with `with mesh:`. jax has nothing else that tells. The warning
+  is for the user who writes `with mesh:`; jax gives it there.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)
+    try:
+      from jax.interpreters.pxla import thread_resources
+    except ImportError:
+      return None
+  return thread_resources
+
+
+def platform(mesh: Mesh | AbstractMesh | None = None) -> str:
   """Returns the platform that is compiled for: 'tpu', 'gpu' or 'cpu'.
 
   Args:
     mesh: The devices. None: those of the mesh in context, which may belong to another machine; and
-      without a mesh jax's own.
+      without a mesh, or where an abstract one does not tell, jax's own.
   """
   mesh = mesh or current_mesh()
-  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  if isinstance(mesh, Mesh):
+    return mesh.devices.flat[0].platform
+  device = getattr(mesh, 'abstract_device', None)  # jax 0.5.3 has none.
+  return getattr(device, 'platform', None) or jax.default_backend()
+
+
+def shard_map(
+  function: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+  """Returns a function of whole arrays that calls `function` on each device with its share.
+
+  jax does not check that the results are divided as out_specs says.
+  """
+  if hasattr(jax, 'shard_map'):
+    return jax.shard_map(
+      function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+  from jax.experimental import shard_map as before_jax_0_6
+
+  return before_jax_0_6.shard_map(function, mesh, in_specs, out_specs, check_rep=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +83,13 @@ class TokenSharding:
   Each device gathers W along D, computes its own tokens, and reduces W's gradient once.
 
   Attributes:
-    mesh: The devices.
+    mesh: The devices; abstract where `jax.set_mesh` has set the same mesh.
     tokens: For each leading axis of inputs, labels and weights, the mesh axes that divide it.
     dims: The mesh axes that divide D in W; all of them divide tokens too.
     words: The mesh axes that divide V in W and b; none of them divides tokens.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   tokens: tuple[Axes, ...]
   dims: Axes = ()
   words: Axes = ()
@@ -91,7 +136,7 @@ class TokenSharding:
 
   def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """Returns a function of whole arrays that calls `function` on each device with its share."""
-    return shard_map(function, self.mesh, in_specs, out_specs, check_rep=False)
+    return shard_map(function, self.mesh, in_specs, out_specs)
 
   def gather(self, w: jax.Array) -> jax.Array:
     """Gathers, on a device, all of D from the devices' shares of W."""

@@ -16,23 +16,19 @@ Shapes: B batch, T query length, S key length, N heads, H head size.
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import (
-  CausalMask,
-  FullMask,
-  MultiHeadMask,
-)
-from jax.experimental.shard_map import shard_map
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from laser_pax.ops import devices
 from laser_pax.ops.blocks import CHECKPOINT_NAME, AttentionSpec, attention_by_blocks
 from laser_pax.ops.by_heads import heads_swapped
 from laser_pax.ops.open_vjp import OpenVjp, vjp_without_output
+
+if TYPE_CHECKING:
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 Array = jax.Array
 Kernel = Literal['splash', 'cudnn', 'blocks']
@@ -122,7 +118,10 @@ def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
 
 
 def over_mesh(
-  attention_fn: Callable[..., Array], mesh: Mesh, batch_axes: object, head_axes: object
+  attention_fn: Callable[..., Array],
+  mesh: Mesh | AbstractMesh,
+  batch_axes: object,
+  head_axes: object,
 ) -> Callable[..., Array]:
   """Lets each device attend over its own batch entries and heads; no device sends anything.
 
@@ -145,10 +144,8 @@ def over_mesh(
   @functools.wraps(attention_fn)
   def attention(query: Array, key: Array, value: Array, *segments: Array | None) -> Array:
     specs = tuple(None if ids is None else rows for ids in segments)
-    # The kernel has no rule by which shard_map could check that its result is divided as said.
-    local = shard_map(
-      attention_fn, mesh, (heads, heads, heads, *specs), out_specs=heads, check_rep=False
-    )
+    # The kernel has no rule by which jax could check that its result is divided as said.
+    local = devices.shard_map(attention_fn, mesh, (heads, heads, heads, *specs), heads)
     return local(query, key, value, *segments)
 
   return attention
@@ -235,6 +232,9 @@ def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec
 
   A padded key belongs to a segment without queries. With a causal mask alone no query sees it.
   """
+  # Pallas takes longer to import than all of this package.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
   (n, t), s, h = query.shape[1:3], key.shape[2], value.shape[3]
   if segment_ids is None and not spec.is_causal and _padded(s) != s:
     batch = query.shape[0]
@@ -248,7 +248,7 @@ def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec
     )
   kernel = splash_attention_kernel.make_splash_mha(
     _splash_mask(_padded(t), _padded(s), n, spec.is_causal),
-    block_sizes=_splash_blocks(t, s),
+    block_sizes=splash_attention_kernel.BlockSizes(**_splash_blocks(t, s)),
     attn_logits_soft_cap=spec.logit_cap or None,
     head_shards=1,
     q_seq_shards=1,
@@ -260,7 +260,7 @@ def _splash(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpec
 
 @jax.custom_vjp
 def _call_compactly(
-  kernel: splash_attention_kernel.SplashAttentionKernel, query, key, value, segments
+  kernel: 'splash_attention_kernel.SplashAttentionKernel', query, key, value, segments
 ) -> Array:
   """Calls the kernel, and makes what is kept for the backward pass small at once.
 
@@ -296,25 +296,28 @@ def _at_once(tree):
   return jax.tree.unflatten(structure, leaves)
 
 
-def _splash_mask(t: int, s: int, heads: int, is_causal: bool) -> MultiHeadMask:
-  mask = CausalMask((t, s)) if is_causal else FullMask((t, s))
-  return MultiHeadMask([mask] * heads)
+def _splash_mask(t: int, s: int, heads: int, is_causal: bool):
+  """Returns the mask of all heads: causal, or one that hides nothing."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+  mask = splash_attention_mask.CausalMask if is_causal else splash_attention_mask.FullMask
+  return splash_attention_mask.MultiHeadMask([mask((t, s))] * heads)
 
 
-def _splash_blocks(t: int, s: int) -> splash_attention_kernel.BlockSizes:
+def _splash_blocks(t: int, s: int) -> dict[str, int]:
   """Returns the block sizes of the forward kernel and of the two backward kernels.
 
   jax's single backward kernel would write a gradient of the queries for each block of keys.
   """
   q, kv = block_size(t), block_size(s)
-  return splash_attention_kernel.BlockSizes(
-    block_q=q,
-    block_kv=kv,
-    block_q_dkv=q,
-    block_kv_dkv=kv,
-    block_q_dq=q,
-    block_kv_dq=kv,
-  )
+  return {
+    'block_q': q,
+    'block_kv': kv,
+    'block_q_dkv': q,
+    'block_kv_dkv': kv,
+    'block_q_dq': q,
+    'block_kv_dq': kv,
+  }
 
 
 def _filled(x: Array) -> Array:

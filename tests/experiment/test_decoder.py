@@ -10,7 +10,7 @@ import pytest
 from praxis import base_hyperparams, base_layer, py_utils
 
 from laser_pax import configs
-from tests.support.cases import compiled
+from tests.support.programs import compiled
 
 LENGTH = 12
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from laser_pax import ops
-from tests.support.cases import compiled
+from tests.support.programs import compiled, inner_jaxprs
 
 B, T, D, V = 3, 10, 16, 70
 
@@ -131,7 +131,7 @@ def shapes(jaxpr) -> set[tuple[int, ...]]:
   """The shapes of all that is computed."""
   found = {v.aval.shape for e in jaxpr.eqns for v in e.outvars}
   for equation in jaxpr.eqns:
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in inner_jaxprs(equation.params):
       found |= shapes(inner)
   return found
 
@@ -151,7 +151,7 @@ def products(jaxpr) -> int:
   total = sum(e.primitive.name == 'dot_general' for e in jaxpr.eqns)
   for e in jaxpr.eqns:
     times = e.params['length'] if e.primitive.name == 'scan' else 1
-    total += times * sum(products(inner) for inner in jax.core.jaxprs_in_params(e.params))
+    total += times * sum(products(inner) for inner in inner_jaxprs(e.params))
   return total
 
 

@@ -17,7 +17,7 @@ from laser_pax.ops import (
   levels,
   log_weighted_sum_exp,
 )
-from tests.support.cases import compiled
+from tests.support.programs import compiled
 
 UNIT = {'bfloat16': 2.0**-8, 'float32': 2.0**-22}  # Of rounding; float32's sums lose some bits.
 EQUATION = 'TS,SH->TH'

@@ -10,6 +10,7 @@ import numpy as np
 from praxis import base_layer, pax_fiddle, py_utils
 
 from laser_pax import layers
+from tests.support.programs import compiled as compiled
 
 B, T, S, N, H = 2, 10, 7, 4, 8  # S: keys of cross attention; of self attention, T.
 D = N * H
@@ -229,8 +230,3 @@ def rms_error(x, reference):
   """The root mean square of the error over that of the reference."""
   x, reference = np.asarray(x, np.float64), np.asarray(reference, np.float64)
   return np.sqrt(np.mean((x - reference) ** 2) / np.mean(reference**2))
-
-
-def compiled(function):
-  """Compiles for a single small run: quickly, rather than well."""
-  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})

@@ -5,16 +5,17 @@ import functools
 from collections.abc import Iterator
 from unittest import mock
 
-from laser_pax.ops import devices, fused
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+from laser_pax.ops import devices
 
 
 @contextlib.contextmanager
 def kernels() -> Iterator[mock.Mock]:
   """Interprets kernels in the `with` block. Yields what makes them, which counts its calls."""
-  splash = fused.splash_attention_kernel
-  interpreted = functools.partial(splash.make_splash_mha, interpret=True)
+  make_kernel = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
   with (
-    mock.patch.object(splash, 'make_splash_mha', side_effect=interpreted) as make,
+    mock.patch.object(splash_attention_kernel, 'make_splash_mha', side_effect=make_kernel) as make,
     mock.patch.object(devices, 'platform', lambda mesh=None: 'tpu'),
   ):
     yield make
