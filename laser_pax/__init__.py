@@ -1,12 +1,16 @@
 """LASER attention on PAX: `log(softmax(Q K^T) exp(V))` as layers, experiments and launchers.
 
-Importing this package is fast: each public name is loaded at its first use.
+Importing this package is fast: each public name is loaded at its first use. Names of
+`laser_pax.ops` need jax and numpy alone, the others PAX.
 """
 
 import importlib
 
 _HOMES = {
   'laser': 'laser_pax.ops',
+  'log_weighted_sum_exp': 'laser_pax.ops',
+  'laser_oracle': 'laser_pax.ops',
+  'fused_attention': 'laser_pax.ops',
   'use_laser': 'laser_pax.layers',
   'LaserDotProductAttention': 'laser_pax.layers',
   'LaserDotProductAttentionXL': 'laser_pax.layers',

@@ -13,7 +13,12 @@ fi
 
 # One resolution serves all four files, so that they agree. The lock names download addresses, so it
 # stays out of the repository.
-"$uv" lock --quiet --upgrade
+# PAX has a bound on Python. The project has none, because its mathematics needs jax alone.
+lock=$(mktemp -d)
+trap 'rm -rf "$lock"' EXIT
+sed 's/^requires-python = .*/requires-python = ">=3.11,<3.14"/' pyproject.toml >"$lock/pyproject.toml"
+cp README.md "$lock"
+"$uv" lock --quiet --upgrade --directory "$lock"
 
 export_to() {  # export_to FILE WHAT [uv export option...]
   local file=$1 what=$2
@@ -21,8 +26,8 @@ export_to() {  # export_to FILE WHAT [uv export option...]
   {
     echo "# For $what. Install with --no-deps: paxml's own pins cannot be met (docs/environment.md)."
     echo '# Written by scripts/requirements.sh from pyproject.toml; do not edit.'
-    "$uv" export --quiet --frozen --format requirements.txt --no-header --no-annotate \
-      --no-emit-project "$@"
+    "$uv" export --quiet --frozen --directory "$lock" --format requirements.txt --no-header \
+      --no-annotate --no-emit-project --extra pax "$@"
   } >"$file.new"
   mv "$file.new" "$file"
   echo "wrote $file"

@@ -63,6 +63,7 @@ def test_file_holds_names_versions_and_hashes_alone(file):
 def test_file_satisfies_pyproject(file, python):
   versions = _versions(file, python)
   direct = _unconditional(_PROJECT['project']['dependencies'])
+  direct += _unconditional(_PROJECT['project']['optional-dependencies']['pax'])
   direct += _unconditional(_PROJECT['tool']['uv']['override-dependencies'])
   if file == 'requirements-dev.txt':
     direct += _unconditional(_PROJECT['dependency-groups']['dev'])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from laser_pax.errors import UserError
+from laser_pax.errors import UserError, require_pax
 
 if TYPE_CHECKING:
   import typer
@@ -100,6 +100,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(args: list[str]) -> int:
   """Runs the command, and returns its exit code."""
   command_name = next((arg for arg in args if not arg.startswith('-')), None)
+  # `doctor` says more of a damaged environment. The light install lacks typer, and so a doctor.
+  if command_name != 'doctor' or importlib.util.find_spec('typer') is None:
+    require_pax()
   code = _app(command_name)(args or ['--help'], prog_name=_PROGRAM, standalone_mode=False)
   if code == _INTERRUPTED:  # typer has caught Ctrl-C.
     raise KeyboardInterrupt
@@ -108,13 +111,13 @@ def _run(args: list[str]) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
   """Returns an error in one line, and the exit code."""
+  if isinstance(error, UserError):
+    return ' '.join(str(error).split()), 2
   from typer import exceptions
 
   from laser_pax import folders
 
-  if isinstance(error, UserError):
-    message, code = str(error), 2
-  elif isinstance(error, exceptions.TyperException):
+  if isinstance(error, exceptions.TyperException):
     context = getattr(error, 'ctx', None)
     program = context.command_path if context else _PROGRAM
     what = error.format_message().rstrip('.?')

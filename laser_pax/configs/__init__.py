@@ -5,7 +5,9 @@ lists them.
 """
 
 from laser_pax import pax_fixes
+from laser_pax.errors import require_pax
 
+require_pax()
 pax_fixes.apply()
 
 from laser_pax.configs.bert import (  # noqa: E402

@@ -1,6 +1,10 @@
 """LASER attention as Praxis layers, a call that swaps it into any config, and a lean loss."""
 
-from laser_pax.layers.attentions import (
+from laser_pax.errors import require_pax
+
+require_pax()
+
+from laser_pax.layers.attentions import (  # noqa: E402
   LaserDotProductAttention,
   LaserDotProductAttentionWithContext,
   LaserDotProductAttentionWithContextXL,
@@ -12,16 +16,16 @@ from laser_pax.layers.attentions import (
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
-from laser_pax.layers.fused_attention import (
+from laser_pax.layers.fused_attention import (  # noqa: E402
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
   Segments,
 )
-from laser_pax.layers.lean_softmax import LeanSharedEmbeddingSoftmax
-from laser_pax.layers.rows_einsum import RowsEinsum, use_rows_einsum
-from laser_pax.layers.segmented_lm import SegmentedTransformerLm, use_fused
-from laser_pax.layers.swap import Change, use_laser
+from laser_pax.layers.lean_softmax import LeanSharedEmbeddingSoftmax  # noqa: E402
+from laser_pax.layers.rows_einsum import RowsEinsum, use_rows_einsum  # noqa: E402
+from laser_pax.layers.segmented_lm import SegmentedTransformerLm, use_fused  # noqa: E402
+from laser_pax.layers.swap import Change, use_laser  # noqa: E402
 
 __all__ = [
   'Change',

@@ -1,4 +1,4 @@
-"""Programs of tests: compiled quickly, and read. The tests of ops use this, so it needs jax alone."""
+"""Programs of tests: compiled quickly, and read. Tests of ops use it, so it needs jax alone."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
