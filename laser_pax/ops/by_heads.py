@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from laser_pax.ops import exact
+from laser_pax.ops import devices, exact
 from laser_pax.ops.mixtures import FunctionMixture, Layout
 
 Array = jax.Array
@@ -43,7 +43,7 @@ def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
     )
     return exact.log_mixture_exp(mixture, value)
 
-  return laser_attention
+  return devices.with_auto_axes(laser_attention, attention_fn)
 
 
 def heads_swapped(attention_fn: Callable[..., Array]) -> Callable[..., Array]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
@@ -74,6 +75,43 @@ def shard_map(
   from jax.experimental import shard_map as before_jax_0_6
 
   return before_jax_0_6.shard_map(function, mesh, in_specs, out_specs, check_rep=False)
+
+
+def with_auto_axes(
+  function: Callable[..., jax.Array], result_like: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
+  """Returns function, inside which the compiler divides arrays over the mesh in context.
+
+  Axes of `jax.make_mesh` are Explicit in later versions: the types of arrays then say how they are
+  divided, and a loop's or a scatter's are refused unless all agree. Where no axis is, as under
+  `with mesh:`, this is function itself.
+
+  Args:
+    function: A function of any arguments. Its result is an array.
+    result_like: A function of the same arguments, with a result that is divided as function's.
+  """
+
+  @functools.wraps(function)
+  def call(*args: Any, **kwargs: Any) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(axis for axis, kind in kinds if kind.name == 'Explicit')
+    if not explicit or not hasattr(jax.sharding, 'auto_axes'):
+      return function(*args, **kwargs)
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)}
+
+    def call_with(target: Callable[..., jax.Array], arrays: dict[int, jax.Array]) -> jax.Array:
+      filled = [arrays.get(i, x) for i, x in enumerate(leaves)]
+      args, kwargs = jax.tree.unflatten(tree, filled)
+      return target(*args, **kwargs)
+
+    result = jax.eval_shape(functools.partial(call_with, result_like), arrays)
+    return jax.sharding.auto_axes(
+      functools.partial(call_with, function), axes=explicit, out_sharding=result.sharding.spec
+    )(arrays)
+
+  return call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -98,8 +98,13 @@ def fused_attention_by_heads(
     key_segment_ids = segment_ids
   spec = AttentionSpec(is_causal, logit_cap)
   kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'blocks': attention_by_blocks}
-  attention = kernels[choose(query.dtype, logit_cap)]
+  attention = devices.with_auto_axes(kernels[choose(query.dtype, logit_cap)], _like_output)
   return attention(query, key, value, segment_ids, key_segment_ids, spec)
+
+
+def _like_output(query: Array, key: Array, value: Array, *others) -> Array:
+  """Returns an array that is divided over devices as the output is."""
+  return query.sum(-1, keepdims=True) + jnp.zeros(value.shape[3])
 
 
 def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:

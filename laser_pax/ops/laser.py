@@ -32,7 +32,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from laser_pax.ops import exact, mixtures
+from laser_pax.ops import devices, exact, mixtures
 
 Array = jax.Array
 Numerics = Literal['exact', 'paper']
@@ -67,9 +67,14 @@ def log_weighted_sum_exp(
   Source: the paper's Algorithm 1 [paper]; 'exact' and zero_weight are ours.
   """
   axes = mixtures.parse(equation)
-  if zero_weight is not None:
-    weights, values = mixtures.append_zero_key(axes, weights, values, zero_weight)
-  return _log_mixture_exp(mixtures.EinsumMixture(weights=weights, axes=axes), values, numerics)
+
+  def mix(weights: Array, values: Array, zero_weight: Array | None) -> Array:
+    if zero_weight is not None:
+      weights, values = mixtures.append_zero_key(axes, weights, values, zero_weight)
+    return _log_mixture_exp(mixtures.EinsumMixture(weights=weights, axes=axes), values, numerics)
+
+  like_einsum = lambda weights, values, _: jnp.einsum(equation, weights, values)  # noqa: E731
+  return devices.with_auto_axes(mix, like_einsum)(weights, values, zero_weight)
 
 
 def laser(
@@ -118,7 +123,7 @@ def laser(
     mixture = mixtures.mixture_of_call(attention_fn, layout, query, key, value, *args, **kwargs)
     return _log_mixture_exp(mixture, value, numerics)
 
-  return laser_attention
+  return devices.with_auto_axes(laser_attention, attention_fn)
 
 
 def _log_mixture_exp(mixture: mixtures.Mixture, values: Array, numerics: Numerics) -> Array:
