@@ -111,7 +111,7 @@ def laser(
 
   Raises:
     ValueError: the layouts do not name a sequence axis, or do not fit the arrays; or numerics is
-      not known.
+      not known; or dropout is asked for by the names that Flax gives it.
 
   Example:
     attention = laser(functools.partial(jax.nn.dot_product_attention, is_causal=True))

@@ -306,8 +306,13 @@ def mixture_of_call(
   """Returns attention_fn(query, key, ., *args, **kwargs) as a mixture.
 
   Raises:
-    ValueError: the layout does not fit value or the output.
+    ValueError: the layout does not fit value or the output; or Flax's arguments ask for dropout.
   """
+  if kwargs.get('dropout_rate') and not kwargs.get('deterministic'):
+    raise ValueError(
+      'LASER needs weights that sum to 1, and dropped ones do not; got dropout_rate='
+      f'{kwargs["dropout_rate"]}: set it to 0, and drop entries of the output instead'
+    )
   if value.ndim != len(layout.value_axes):
     raise ValueError(
       f'value has shape {value.shape}, but its axes were named {layout.value_axes!r}'
