@@ -98,6 +98,7 @@ def test_no_import_at_any_depth_closes_a_circle():
 
 def test_the_mathematics_needs_jax_and_numpy_alone():
   standard = {'ast', 'collections', 'dataclasses', 'functools', 'math', 'string', 'typing'}
+  standard |= {'warnings'}
   for file in (PACKAGE / 'ops').glob('*.py'):
     libraries = {module.split('.')[0] for module, _ in _imports(file)}
     assert libraries <= standard | {'jax', 'numpy', 'laser_pax'}, file

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Axes = tuple[str, ...]
 
@@ -61,20 +61,41 @@ def platform(mesh: Mesh | AbstractMesh | None = None) -> str:
   return getattr(device, 'platform', None) or jax.default_backend()
 
 
-def shard_map(
+def map_shards(
   function: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
   """Returns a function of whole arrays that calls `function` on each device with its share.
 
   jax does not check that the results are divided as out_specs says.
-  """
-  if hasattr(jax, 'shard_map'):
-    return jax.shard_map(
-      function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
-  from jax.experimental import shard_map as before_jax_0_6
 
-  return before_jax_0_6.shard_map(function, mesh, in_specs, out_specs, check_rep=False)
+  Args:
+    function: A function of positional arguments.
+    mesh: The devices.
+    in_specs: A PartitionSpec for each argument; None for an argument that is None.
+    out_specs: Those of the results.
+  """
+  if not hasattr(jax, 'shard_map'):
+    from jax.experimental.shard_map import shard_map
+
+    return shard_map(function, mesh, in_specs, out_specs, check_rep=False)
+  mapped = jax.shard_map(
+    function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+  if not _explicit_axes(mesh):
+    return mapped
+
+  def divided(*args: Any) -> Any:  # Under Explicit axes jax divides nothing by itself.
+    shardings = [None if spec is None else NamedSharding(mesh, spec) for spec in in_specs]
+    pairs = zip(args, shardings, strict=True)
+    return mapped(*(None if x is None else jax.sharding.reshard(x, to) for x, to in pairs))
+
+  return divided
+
+
+def _explicit_axes(mesh: Mesh | AbstractMesh) -> Axes:
+  """Returns the axes of a mesh that are Explicit: the types of arrays say how they are divided."""
+  kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+  return tuple(axis for axis, kind in kinds if kind.name == 'Explicit')
 
 
 def with_auto_axes(
@@ -82,9 +103,9 @@ def with_auto_axes(
 ) -> Callable[..., jax.Array]:
   """Returns function, inside which the compiler divides arrays over the mesh in context.
 
-  Axes of `jax.make_mesh` are Explicit in later versions: the types of arrays then say how they are
-  divided, and a loop's or a scatter's are refused unless all agree. Where no axis is, as under
-  `with mesh:`, this is function itself.
+  Axes of `jax.make_mesh` are Explicit in later versions. The types of arrays then say how they are
+  divided, and loops and scatters are refused unless all types agree. Where no axis is Explicit, as
+  under `with mesh:`, this is function itself.
 
   Args:
     function: A function of any arguments. Its result is an array.
@@ -93,9 +114,7 @@ def with_auto_axes(
 
   @functools.wraps(function)
   def call(*args: Any, **kwargs: Any) -> jax.Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(axis for axis, kind in kinds if kind.name == 'Explicit')
+    explicit = _explicit_axes(jax.sharding.get_abstract_mesh())
     if not explicit or not hasattr(jax.sharding, 'auto_axes'):
       return function(*args, **kwargs)
     leaves, tree = jax.tree.flatten((args, kwargs))
@@ -174,7 +193,7 @@ class TokenSharding:
 
   def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """Returns a function of whole arrays that calls `function` on each device with its share."""
-    return shard_map(function, self.mesh, in_specs, out_specs)
+    return map_shards(function, self.mesh, in_specs, out_specs)
 
   def gather(self, w: jax.Array) -> jax.Array:
     """Gathers, on a device, all of D from the devices' shares of W."""

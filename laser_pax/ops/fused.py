@@ -150,7 +150,7 @@ def over_mesh(
   def attention(query: Array, key: Array, value: Array, *segments: Array | None) -> Array:
     specs = tuple(None if ids is None else rows for ids in segments)
     # The kernel has no rule by which jax could check that its result is divided as said.
-    local = devices.shard_map(attention_fn, mesh, (heads, heads, heads, *specs), heads)
+    local = devices.map_shards(attention_fn, mesh, (heads, heads, heads, *specs), heads)
     return local(query, key, value, *segments)
 
   return attention

@@ -21,13 +21,13 @@ CAUSAL = np.tril(np.ones((1, 1, T, T), bool))
 def draw():
   """Weights of both layers as Flax lays them out, inputs and targets."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: (0.5 * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
+  normal = lambda *shape: (0.2 * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
   weights = [
     {name: {'kernel': normal(D, N, H), 'bias': normal(N, H)} for name in PROJECTIONS}
     | {'out': {'kernel': normal(N, H, D), 'bias': normal(D)}}
     for _ in range(LAYERS)
   ]
-  return weights, normal(B, T, D), normal(B, T, D)
+  return weights, 3 * normal(B, T, D), 3 * normal(B, T, D)
 
 
 def losses(attend, weights, x, targets):
@@ -41,7 +41,7 @@ def losses(attend, weights, x, targets):
 
   def step(weights, _):
     value, gradient = jax.value_and_grad(loss)(weights)
-    return jax.tree.map(lambda w, g: w - 0.5 * g, weights, gradient), value
+    return jax.tree.map(lambda w, g: w - 0.3 * g, weights, gradient), value
 
   train = lambda weights: jax.lax.scan(step, weights, length=STEPS)[1]  # noqa: E731
   return np.asarray(jax.jit(train)(weights))

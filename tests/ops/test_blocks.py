@@ -84,6 +84,7 @@ def assert_near(ours, reference, tolerance):
     assert error < tolerance
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('cap', [None, 1.5, 50.0, 100.0])
 @pytest.mark.parametrize(('t', 'is_packed'), [(40, False), (200, True), (530, True)])
@@ -124,6 +125,7 @@ def test_a_row_that_sees_nothing_is_finite_and_asks_nothing_of_query_and_key(cap
   assert_near([x[:, :, :100] for x in ours[:2]] + list(ours[2:]), expected, 5e-6)
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('sign', [1, -1])
 @pytest.mark.parametrize('width', [43.0, 100.0])

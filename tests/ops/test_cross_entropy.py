@@ -61,6 +61,7 @@ def assert_near(found, expected, tolerance):
   jax.tree.map(near, found, expected)
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('cap', [0.0, 5.0])
 @pytest.mark.parametrize('chunk', [1, 7, 10, 30, 1000, None])

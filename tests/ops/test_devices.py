@@ -20,11 +20,10 @@ FILES = sorted(pathlib.Path(ops.__file__).parent.glob('*.py'))
 # Deprecated names that remain, and why.
 DEPRECATED = {
   'jax.interpreters.pxla.thread_resources': 'nothing else tells of `with mesh:`, which PAX uses',
-  'jax.experimental.shard_map': 'jax 0.5.3 has it nowhere else; later versions get jax.shard_map',
-  'jax.experimental.shard_map.shard_map': 'the same',
+  'jax.experimental.shard_map.shard_map': 'jax 0.5.3 has no other; later ones get jax.shard_map',
 }
 # Names that jax 0.5.3 lacks; devices.py looks first whether they are there.
-LATER = {'jax.shard_map', 'jax.sharding.auto_axes'}
+LATER = {'jax.shard_map', 'jax.sharding.auto_axes', 'jax.sharding.reshard'}
 
 
 def jax_names(file):

@@ -75,6 +75,7 @@ def draw_columns(rng, length, width, scale, change):
   return values
 
 
+@pytest.mark.one_jax
 @settings(max_examples=500, deadline=None)
 @example(1268, 32, 8, 'window', 'bfloat16', 1.0, 4.0, 'none')  # 0.77 of the bound.
 @given(
@@ -127,6 +128,7 @@ def test_error_is_bounded_whatever_the_values(
   assert (abs(d_logits - exact_d_logits) <= relative * (scale_of_row + mass) + 1e-15).all()
 
 
+@pytest.mark.one_jax
 @settings(max_examples=100, deadline=None)
 @given(
   seed=st.integers(0, 2**31 - 1),

@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_refused(change, words):
     fused_attention(**{**arrays, **change}, is_causal=True)
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('center', [0.0, 30.0])
 @pytest.mark.parametrize('scale', [0.02, 20.0], ids=['narrow', 'wide'])
 def test_padding_outside_of_laser_changes_nothing(center, scale, interpreted_kernels):

@@ -67,6 +67,7 @@ def test_output_and_gradients_equal_the_oracles(form, scale):
     assert rms_error(ours, exact) < 1e-5
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('form', FORMS)
 def test_bfloat16_in_bfloat16_out(form):
   inputs = [jnp.asarray(x, jnp.bfloat16) for x in draw(3)]
