@@ -81,7 +81,7 @@ def map_shards(
   mapped = jax.shard_map(
     function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
-  if not _explicit_axes(mesh):
+  if not _explicit_axes(mesh) or not hasattr(jax.sharding, 'reshard'):
     return mapped
 
   def divided(*args: Any) -> Any:  # Under Explicit axes jax divides nothing by itself.

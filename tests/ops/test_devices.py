@@ -84,8 +84,7 @@ def test_names_of_jax_last():
     if any(issubclass(w.category, DeprecationWarning) for w in caught):
       deprecated.add(name)
   assert deprecated <= DEPRECATED.keys() and DEPRECATED.keys() & NAMES
-  lacks_the_later = not hasattr(jax, 'shard_map')
-  assert missing <= (LATER if lacks_the_later else DEPRECATED.keys()), missing
+  assert missing <= LATER | DEPRECATED.keys(), missing
 
 
 def test_the_differences_of_versions_stand_in_one_file():
