@@ -32,6 +32,7 @@ PAIRS = [
   *DECODERS,
   ('WikipediaStandardBert2B', 'WikipediaLaserBert2B'),
   ('ImageNetStandardViTS16', 'ImageNetLaserViTS16'),
+  ('LibriSpeechStandardConformer', 'LibriSpeechLaserConformer'),
 ]
 
 
