@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from laser_pax import folders
+from laser_pax.cli.checkpoint import open_run
 from laser_pax.errors import UserError
 
 
@@ -38,9 +39,7 @@ def generate(
   """
   texts = _texts(prompt or [], prompts)
   file = None if out is None else _new_file(folders.resolve_local(out))
-  from laser_pax.cli import checkpoint as checkpoints
-
-  experiment, saved = checkpoints.open_run(exp, checkpoint)
+  experiment, saved = open_run(exp, checkpoint)
 
   from laser_pax.evaluation import generation
   from laser_pax.evaluation.restored import Restored

@@ -268,7 +268,7 @@ def _power_of_two(length: int, at_least: int = _MIN_LENGTH) -> int:
   return max(at_least, 1 << (length - 1).bit_length())
 
 
-class _Float32Sampler(token_samplers.DefaultNextTokenSampler):
+class Float32Sampler(token_samplers.DefaultNextTokenSampler):
   """Praxis's choice of the next token, on logits in float32.
 
   In bfloat16 the noise of a draw is rounded to three digits, and tokens with like logits get like
@@ -291,7 +291,7 @@ def _step(max_decode_steps: int, sampling: Sampling) -> Callable[..., tuple[None
     temperature=sampling.temperature,
     k=sampling.top_k if sampling.temperature else 1,
     p=sampling.top_p if sampling.top_p < 1 else None,
-    next_token_sampler_tpl=pax_fiddle.Config(_Float32Sampler),
+    next_token_sampler_tpl=pax_fiddle.Config(Float32Sampler),
   )
 
   def step(task, state, key, inputs, fprop_dtype, var_weight_hparams, static_args=None):
