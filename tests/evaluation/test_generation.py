@@ -143,6 +143,6 @@ def test_texts_become_the_ids_of_training_and_back(tmp_path):
 
 def test_another_vocabulary_is_one_clear_error(tmp_path):
   texts = [' '.join(f'word{i}' for i in range(100))] * 4
-  vocabulary.train_vocabulary(texts, tmp_path / 'vocab.model', size=40, sentences=4)
-  with pytest.raises(UserError, match='has 40 pieces, but the model has VOCAB_SIZE = 4096'):
+  vocabulary.train_vocabulary(texts, tmp_path / 'vocab.model', size=19, sentences=4)
+  with pytest.raises(UserError, match='has 19 pieces, but the model has VOCAB_SIZE = 4096'):
     generation.Tokenizer(_experiment(), saved_models.Saved(str(tmp_path), 0, None))
