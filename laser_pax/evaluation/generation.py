@@ -137,8 +137,8 @@ def generate(
 ) -> list[list[int]]:
   """Returns the continuation of each prompt.
 
-  What a prompt gives depends neither on the other prompts' words nor on their number. Where tokens
-  are drawn, it depends on `seed`, on the prompt's place, and on the length of its batch.
+  But for rounding, what a prompt gives does not depend on the other prompts. Where tokens are
+  drawn, it depends on `seed`, on the prompt's place, and on the length of its batch.
 
   Args:
     restored: A decoder's weights.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import jax
-from paxml import base_experiment, tasks_lib
+from paxml import base_experiment, decode_programs, programs, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
 from laser_pax import pax_fixes
@@ -270,6 +270,14 @@ class Experiment(base_experiment.BaseExperiment, Family):
   def train_programs(self) -> list[training.TrainProgram]:
     """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
     return [training.TrainProgram(self.micro_batches())]
+
+  def eval_programs(self) -> list[programs.BaseEvalProgram]:
+    """Returns PAX's evaluations."""
+    return modes.closed_at_exit(super().eval_programs())
+
+  def decode_programs(self) -> list[decode_programs.SingleTaskDecodeProgram]:
+    """Returns PAX's decodings."""
+    return modes.closed_at_exit(super().decode_programs())
 
   def validate(self) -> None:
     """Checks overrides, sizes, devices and data before anything is compiled.

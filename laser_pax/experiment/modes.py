@@ -7,7 +7,8 @@ reads: it takes the overrides of that run from the job's mark, and moves no chec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import atexit
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags, logging
 
@@ -17,6 +18,8 @@ from laser_pax.experiment import checkpoints, jobs
 
 if TYPE_CHECKING:
   from laser_pax.experiment.base import Experiment
+
+_Programs = TypeVar('_Programs')
 
 TRAIN = 'train'
 _DECODING = ('decode', 'decode_once')
@@ -54,6 +57,21 @@ def follow_run(experiment: Experiment) -> None:
   for name, value in (run.overrides if run else {}).items():
     if name not in vars(experiment):
       setattr(experiment, name, value)
+
+
+def closed_at_exit(programs: _Programs) -> _Programs:
+  """Returns PAX's programs, which are closed when this process ends.
+
+  PAX closes them after a training alone. In the other modes their last summaries may be lost, and a
+  traceback is shown.
+
+  Args:
+    programs: List of evaluation or decoding programs.
+  """
+  if mode() != TRAIN:
+    for program in programs:
+      atexit.register(program.shutdown)
+  return programs
 
 
 def check_decodes(experiment: Experiment) -> None:
