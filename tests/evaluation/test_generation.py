@@ -17,47 +17,34 @@ from tests.support import steps
 EOS = vocabulary.EOS_ID
 
 
+NAMES = ('C4LaserTiny', 'C4StandardTiny')
+
+
 @pytest.fixture(scope='module')
 def generated(commands):
-  """Returns a function that gives the output of tests/support/generated.py, once for each model."""
-  results = {}
-
-  def generated(name, devices=1, mesh='[1,1,1]'):
-    if (name, mesh) not in results:
-      results[name, mesh] = steps.in_own_process(commands, devices, 'generated', name, mesh)
-    return results[name, mesh]
-
-  return generated
-
-
-def _check_greedy(result):
-  for prompt, new, best in zip(
-    result['prompts'], result['greedy'], result['likeliest'], strict=True
-  ):
-    assert new == best[len(prompt) :] and len(new) == 64
-  assert max(len(set(new)) for new in result['greedy']) >= 8
-
-
-@pytest.mark.parametrize('name', ['C4LaserTiny', 'C4StandardTiny'])
-def test_64_tokens_with_the_cache_are_those_of_one_pass(generated, name):
-  _check_greedy(generated(name))
+  """The output of tests/support/generated.py, by experiment."""
+  return steps.in_own_process(commands, 1, 'generated', '[1,1,1]', *NAMES)
 
 
 @pytest.mark.slow
-def test_a_mesh_of_devices_gives_the_tokens_of_one_pass(generated):
-  result = generated('C4LaserTiny', 4, '[1,2,2]')
-  _check_greedy(result)
-  assert result['greedy'] == generated('C4LaserTiny')['greedy']
+@pytest.mark.parametrize('name', NAMES)
+def test_64_tokens_with_the_cache_are_those_of_one_pass(generated, name):
+  rows = (generated[name][x] for x in ('prompts', 'greedy', 'likeliest'))
+  for prompt, new, best in zip(*rows, strict=True):
+    assert new == best[len(prompt) :] and len(new) == 64
+  assert max(len(set(new)) for new in generated[name]['greedy']) >= 8
 
 
+@pytest.mark.slow
 def test_a_continuation_does_not_depend_on_the_other_prompts(generated):
-  result = generated('C4LaserTiny')
+  result = generated['C4LaserTiny']
   assert result['beside others'] == result['greedy'][2]
   assert result['fewer'] == [new[:44] for new in result['greedy']]
 
 
+@pytest.mark.slow
 def test_a_continuation_stops_after_the_end_of_the_sequence(generated):
-  ending = generated('C4LaserTiny')['ending']
+  ending = generated['C4LaserTiny']['ending']
   lengths = [len(new) for new in ending]
   assert min(lengths) < 64
   for new in ending:
