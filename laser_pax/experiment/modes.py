@@ -8,7 +8,7 @@ reads: it takes the overrides of that run from the job's mark, and moves no chec
 from __future__ import annotations
 
 import atexit
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from absl import flags, logging
 
@@ -16,13 +16,29 @@ from laser_pax import folders
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, jobs
 
-if TYPE_CHECKING:
-  from laser_pax.experiment.base import Experiment
-
 _Programs = TypeVar('_Programs')
 
 TRAIN = 'train'
 _DECODING = ('decode', 'decode_once')
+
+
+class Experiment(Protocol):
+  """What is asked here of an experiment, which base.py defines.
+
+  Attributes:
+    METRIC: The figure that a run is judged by.
+  """
+
+  METRIC: Any
+
+  def job_mark(self) -> str:
+    """Returns the text that marks a job's folder as this run's."""
+
+  def vocabulary(self) -> str | None:
+    """Returns the file of the vocabulary, or None."""
+
+  def decode_datasets(self) -> list[Any]:
+    """Returns the inputs to decode."""
 
 
 def mode() -> str:
