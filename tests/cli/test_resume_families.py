@@ -108,8 +108,8 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(commands, tmp_path, te
   assert losses == {step: expected[step] for step in losses}
   assert _evaluations(whole) == _evaluations(killed)
   assert set(_evaluations(whole)) == splits
-
-  # PAX's own evaluation, in a process of its own, after the training.
+  if text is IMAGES:  # Another process evaluates as for speech, which has more to it.
+    return
   (whole / 'progress.jsonl').unlink()
   command = start(whole, '--mode=eval')
   assert command.wait() == 0, command.stdout + command.stderr
