@@ -53,6 +53,9 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'generate': Command(
+    'laser_pax.cli.generate:generate', "Continue texts with a trained decoder's words."
+  ),
   'prepare': Command('laser_pax.cli.prepare:app', 'Turn raw text into data to train on.'),
   'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a vocabulary, SentencePiece or WordPiece.'),
   'doctor': Command('laser_pax.cli.doctor:doctor', 'Check the environment; say how to mend it.'),

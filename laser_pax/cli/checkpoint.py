@@ -1,6 +1,8 @@
 """The model of a checkpoint, as `eval`, `generate` and `export` take it from the command line."""
 
+import contextlib
 import importlib
+import io
 from typing import TYPE_CHECKING
 
 from laser_pax.cli import experiments
@@ -20,11 +22,14 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   Raises:
     UserError: There is no such checkpoint or experiment, or another experiment saved it.
   """
+  from absl import logging
+
   from laser_pax import pax_fixes
   from laser_pax.errors import UserError
 
   name = None if exp is None else experiments.full_name(exp)
   pax_fixes.read_lambdas_fast()
+  logging.set_verbosity(logging.ERROR)
 
   from laser_pax.evaluation import saved_models
 
@@ -32,7 +37,9 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   if name is None and saved.run is None:
     raise UserError(f'{saved.job} does not say which experiment it is of: give --exp=NAME')
   module, _, short = (name or saved.run.experiment).rpartition('.')
-  experiment = experiments.find_class(importlib.import_module(module), short)()
+  with contextlib.redirect_stderr(io.StringIO()):  # paxml prints a line for each experiment.
+    namespace = importlib.import_module(module)
+  experiment = experiments.find_class(namespace, short)()
   for attribute, value in (saved.run.overrides if saved.run else {}).items():
     setattr(experiment, attribute, value)
   experiment.POD = 'cpu'  # It runs wherever this job is.

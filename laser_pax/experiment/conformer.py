@@ -10,7 +10,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, layouts
+from laser_pax.experiment import base, checks, layouts, modes
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
@@ -254,7 +254,7 @@ class LibriSpeechConformer(AlgoPerf):
 
   def eval_programs(self) -> list[DecodingEvalProgram]:
     """Returns PAX's evaluations, which also compare words."""
-    return [DecodingEvalProgram(input_p) for input_p in self.eval_datasets()]
+    return modes.closed_at_exit([DecodingEvalProgram(x) for x in self.eval_datasets()])
 
   def _rows(self) -> dict:
     source = self.source()
