@@ -53,6 +53,12 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'export': Command(
+    'laser_pax.cli.export:export', 'Export a decoder: safetensors, NumPy, transformers.'
+  ),
+  'import-weights': Command(
+    'laser_pax.cli.export:import_weights', 'Make a checkpoint of exported weights.'
+  ),
   'prepare': Command('laser_pax.cli.prepare:app', 'Turn raw text into data to train on.'),
   'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a vocabulary, SentencePiece or WordPiece.'),
   'doctor': Command('laser_pax.cli.doctor:doctor', 'Check the environment; say how to mend it.'),
