@@ -56,7 +56,7 @@ def _fields(model: fiddle.Buildable) -> dict[str, Any]:
     daglish.path_str(path): fiddle.get_callable(node)
     if isinstance(node, fiddle.Buildable)
     else node
-    for node, path in daglish.iterate(model)
+    for node, path in daglish.iterate(model, memoized=False)
     if isinstance(node, fiddle.Buildable) or not daglish.is_traversable_type(type(node))
   }
 

@@ -1,5 +1,6 @@
 """A decoder leaves PAX bit for bit, computes the same elsewhere, and comes back."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -29,29 +30,36 @@ from tests.support import random_checkpoint
 # What differs in the checkpoints: the loop over layers, and the caps.
 RUNS = {
   'C4LaserTiny': dict(LAYERS_PER_BLOCK=2),
-  'C4StandardTiny': dict(USE_REPEATED_LAYER=False, ATTEN_LOGIT_CAP=0.0, SOFTMAX_CAP_LOGITS=None),
+  'C4StandardTiny': dict(USE_REPEATED_LAYER=False, ATTEN_LOGIT_CAP=0.0, SOFTMAX_CAP_LOGITS=0.0),
 }
 IDS = np.random.default_rng(1).integers(2, 4096, (2, 24))
 IDS[:, 0] = 0
 
 
-@pytest.fixture(scope='module', params=RUNS)
-def run(request, tmp_path_factory):
-  """A job's folder, the weights that PAX saved there, and its export."""
-  folder = tmp_path_factory.mktemp(request.param)
-  weights = random_checkpoint.save(folder / 'job', request.param, **RUNS[request.param])
-  experiment, saved = open_run(request.param, str(folder / 'job'))
-  parameters = export.export(experiment, saved, folder / 'out')
-  assert parameters == sum(w.size for w in weights.values())
-  return folder / 'job', weights, folder / 'out'
+@pytest.fixture(scope='module')
+def make_run(tmp_path_factory):
+  """Returns a function: a job's folder, the weights that PAX saved there, and its export."""
+
+  @functools.cache
+  def make(name):
+    folder = tmp_path_factory.mktemp(name)
+    weights = random_checkpoint.save(folder / 'job', name, **RUNS[name])
+    experiment, saved = open_run(name, str(folder / 'job'))
+    parameters = export.export(experiment, saved, folder / 'out')
+    assert parameters == sum(w.size for w in weights.values())
+    return folder / 'job', weights, folder / 'out'
+
+  return make
+
+
+@pytest.fixture(params=RUNS)
+def run(request, make_run):
+  return make_run(request.param)
 
 
 @pytest.fixture
-def laser(run):
-  """The same, for LASER alone."""
-  if 'Laser' not in run[0].parent.name:
-    pytest.skip('one attention is enough')
-  return run
+def laser(make_run):
+  return make_run('C4LaserTiny')
 
 
 def _forward(out, ids=IDS):

@@ -97,6 +97,7 @@ def _random(rng: np.random.Generator):
 
 def logits(experiment, weights: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
   """Returns the logits [B, T, V] of PAX's own model for ids [B, T]."""
+  import jax
   from praxis import base_layer, pax_fiddle, py_utils
 
   config = experiment.task().model.lm_tpl.clone().set(name='lm', skip_compute_loss=True)
@@ -114,4 +115,5 @@ def logits(experiment, weights: dict[str, np.ndarray], ids: np.ndarray) -> np.nd
   with base_layer.JaxContext.new_context(hparams=params):
     lm = pax_fiddle.instantiate(config)
     tree = {'params': variables.ToNestedDict()}
-    return np.asarray(lm.apply(tree, ids.astype(np.int32), method=compute, mutable=False))
+    apply = jax.jit(lambda tree, ids: lm.apply(tree, ids, method=compute, mutable=False))
+    return np.asarray(apply(tree, ids.astype(np.int32)))
