@@ -221,6 +221,8 @@ def test_the_tokenizer_gives_the_ids_of_the_training(laser):
     assert tokenizer(text, add_special_tokens=False)['input_ids'] == pieces.EncodeAsIds(text)
   ids = pieces.EncodeAsIds(TEXTS[0])
   assert tokenizer.decode([0, *ids, 1], skip_special_tokens=True) == TEXTS[0]
+  # lm_eval adds no start to a text that begins with the start's own text.
+  assert tokenizer.decode([0, *ids]) == f'<pad>{TEXTS[0]}' and tokenizer.decode(0) == '<pad>'
   assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 0, 1)
 
 

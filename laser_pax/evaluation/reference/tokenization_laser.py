@@ -5,6 +5,7 @@
 The ids are pad 0, end 1, unknown 2. A text's first id is 0, as every row of the training had it.
 """
 
+import itertools
 import os
 import shutil
 
@@ -63,8 +64,15 @@ class LaserTokenizer(PreTrainedTokenizer):
     return (target,)
 
   def convert_tokens_to_string(self, tokens: list[str]) -> str:
-    """Returns the text of pieces."""
-    return self.pieces.DecodePieces(tokens)
+    """Returns the text of pieces. Special tokens stay as they are written.
+
+    SentencePiece would leave them out. lm_eval looks for the start token by its text, and takes an
+    empty one for found.
+    """
+    runs = itertools.groupby(tokens, self.all_special_tokens.__contains__)
+    return ''.join(
+      ''.join(run) if is_special else self.pieces.DecodePieces([*run]) for is_special, run in runs
+    )
 
   def _tokenize(self, text: str, **kwargs) -> list[str]:
     return self.pieces.EncodeAsPieces(text)
