@@ -43,6 +43,7 @@ def export(experiment: Experiment, saved: saved_models.Saved, out: pathlib.Path)
   Raises:
     UserError: The model cannot be exported, the checkpoint is another's, or `out` has content.
   """
+  check_new(out)
   exported_config.check_model(experiment)
   saved_models.check_run(saved, experiment)
   arrays = saved_models.weight_shapes(saved)
