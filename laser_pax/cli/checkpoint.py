@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import io
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from laser_pax.cli import experiments
 
@@ -36,15 +38,34 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   saved = saved_models.find(checkpoint)
   if name is None and saved.run is None:
     raise UserError(f'{saved.job} does not say which experiment it is of: give --exp=NAME')
-  module, _, short = (name or saved.run.experiment).rpartition('.')
-  with contextlib.redirect_stderr(io.StringIO()):  # paxml prints a line for each experiment.
-    namespace = importlib.import_module(module)
-  experiment = experiments.find_class(namespace, short)()
-  for attribute, value in (saved.run.overrides if saved.run else {}).items():
-    setattr(experiment, attribute, value)
-  experiment.POD = 'cpu'  # It runs wherever this job is.
-  if hasattr(experiment, 'VOCAB') and (kept := saved_models.vocabulary(saved)):
-    experiment.VOCAB = str(kept)
-  experiment.check_overrides()
+  changed = saved.run.overrides if saved.run else {}
+  kept = saved_models.vocabulary(saved)
+  experiment = open_experiment(name or saved.run.experiment, changed, kept)
   saved_models.check_run(saved, experiment)
   return experiment, saved
+
+
+def open_experiment(
+  name: str, changed: Mapping[str, Any], vocabulary: os.PathLike | str | None
+) -> 'Experiment':
+  """Returns an experiment as a run had it, on this job's devices.
+
+  Args:
+    name: Full name of the experiment.
+    changed: Values of the attributes that the run overrode.
+    vocabulary: The vocabulary that was kept with the run; None if there is none.
+
+  Raises:
+    UserError: There is no such experiment, or an override does not fit it.
+  """
+  module, _, short = name.rpartition('.')
+  with contextlib.redirect_stderr(io.StringIO()):  # PAX prints each experiment of a module.
+    namespace = importlib.import_module(module)
+  experiment = experiments.find_class(namespace, short)()
+  for attribute, value in changed.items():
+    setattr(experiment, attribute, value)
+  experiment.POD = 'cpu'  # It runs wherever this job is.
+  if hasattr(experiment, 'VOCAB') and vocabulary:
+    experiment.VOCAB = str(vocabulary)
+  experiment.check_overrides()
+  return experiment

@@ -153,6 +153,14 @@ quickstart --out=
 quickstart --nope
 quickstart --family=
 quickstart --family=Text
+export
+export --checkpoint=<NONE> --out=<DIR>/x
+export --checkpoint=<DIR> --out=<DIR>/x
+export --checkpoint=<DIR> --out=
+import-weights
+import-weights --weights=<NONE> --job_log_dir=<DIR>/x
+import-weights --weights=<DIR> --job_log_dir=<DIR>/x
+import-weights --weights=<DIR> --job_log_dir=<FILE>
 prepare wikipedia
 prepare wikipedia <TEXTS>
 prepare wikipedia <TEXTS> --vocab
