@@ -71,7 +71,7 @@ class PaxModel(LM):
       model: A `Restored` decoder.
       tokenizer: Its vocabulary.
       generate: The function `generate` of laser_pax/evaluation/generation.py.
-      on_progress: Called after each batch: the kind of request, how many are answered, how many
+      on_progress: Called after each answer: the kind of request, how many are answered, how many
         there are.
     """
     super().__init__()

@@ -6,6 +6,20 @@ All rows were written for these tests. They are not from the data sets whose fie
 import json
 import pathlib
 
+# A task of one's own, on the file tools.jsonl beside it.
+TOOLS = """
+task: tools
+dataset_path: json
+dataset_kwargs: {data_files: {test: tools.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{options}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
+metadata: {version: 1}
+"""
+
 _TOWNS = ('Harwell', 'Lindfors', 'Quenby', 'Ostrava')
 _TOOLS = ('a saw', 'a spoon', 'a brush', 'a needle')
 
