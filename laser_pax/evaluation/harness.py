@@ -16,6 +16,7 @@ from etils import epath
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
 
 from laser_pax.errors import UserError
 from laser_pax.evaluation import saved_models
@@ -230,6 +231,7 @@ def evaluate(
     num_fewshot=shots,
     limit=limit,
     use_cache=str(cache),
+    task_manager=TaskManager(include_defaults=False),  # Its default reads thousands of files.
     bootstrap_iters=0,  # tables.py has the standard errors; lm_eval would fork processes.
   )
 
