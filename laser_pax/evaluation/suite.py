@@ -108,7 +108,7 @@ def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
   manager = TaskManager(include_path=[*quick, *extra], include_defaults=False)
   if set(names) <= set(manager.all_tasks):
     return manager
-  manager = TaskManager(include_path=extra)
+  manager = TaskManager(include_path=[_LM_EVAL, *extra], include_defaults=False)
   for name in names:
     if name not in manager.all_tasks:
       near = difflib.get_close_matches(name, manager.all_tasks, n=3)

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from lm_eval.api.instance import Instance
 from paxml import trainer_lib
-from praxis import py_utils
 
+from laser_pax.data import text_lm
 from laser_pax.errors import UserError
 from laser_pax.evaluation import generation, harness, suite, tables
 from laser_pax.evaluation.scoring import Row
@@ -55,7 +56,7 @@ def tasks(include):
 
 @pytest.fixture(scope='module')
 def decoder():
-  return random_weights.model('C4LaserTiny', SEQ_LEN=64)
+  return random_weights.model('C4LaserTiny', SEQ_LEN=64, NUM_LAYERS=1)
 
 
 def _requests(kind, *arguments):
@@ -73,34 +74,56 @@ def _nats(text):
   return sum(Characters().ids(text)) / 1000
 
 
+def _losses(decoder, rows):
+  """Returns PAX's loss and the nats of each token, of rows that the training's converter makes."""
+  tokens = tf.data.Dataset.from_generator(
+    lambda: ({'targets': row} for row in rows),
+    output_signature={'targets': tf.TensorSpec([None], tf.int32)},
+  )
+  converted = text_lm.TextFeatures(pack=False, bos_id=0)(tokens, {'targets': 64})
+  weighted, nats = [], []
+  for fields in converted.batch(64, drop_remainder=True).as_numpy_iterator():
+    specs = text_lm.batch_specs(64, 64)
+    batch = type(specs)({name: fields[name].astype(specs[name].dtype) for name in specs})
+    output = decoder.run(trainer_lib.eval_step_single_learner, batch)
+    weighted.append(output.weighted_scalars['avg_xent'])
+    nats += list(output.per_example_out.per_example_xent)
+  values, weights = np.array(weighted, float).reshape(-1, 2).T
+  return (values * weights).sum() / weights.sum(), nats
+
+
+def test_the_log_likelihood_of_passages_is_the_loss_of_training(decoder):
+  rng = np.random.default_rng(0)
+  texts = [''.join(rng.choice(list('abcdefgh'), n)) for n in rng.integers(1, 65, 128)]
+  sums = _model(decoder).loglikelihood_rolling(
+    _requests('loglikelihood_rolling', *((text,) for text in texts))
+  )
+  rows = [Characters().ids(text) for text in texts]
+  loss, nats = _losses(decoder, rows)
+  assert -sum(sums) / sum(map(len, rows)) == pytest.approx(loss, abs=1e-4)
+  for value, row, expected in zip(sums, rows, nats, strict=True):
+    assert -value / len(row) == pytest.approx(expected[: len(row)].sum() / len(row), abs=1e-4)
+
+
 def test_the_accuracy_is_that_of_a_direct_computation(decoder, tasks, tmp_path):
-  """Direct: each choice in one row of full length, scored by PAX's step."""
+  """Direct: the nats of each choice, summed from the rows of PAX's own evaluation."""
   evaluation = harness.evaluate(
     _model(decoder), tasks, shots=0, limit=None, cache=tmp_path / 'cache'
   )
-  right = []
-  for doc in _docs():
-    ids = [Characters().ids(f'{doc["question"]} {option}') for option in doc['options']]
-    start = len(Characters().ids(doc['question']))
-    labels = np.zeros((len(ids), 64), np.int32)
-    for row, tokens in zip(labels, ids, strict=True):
-      row[: len(tokens)] = tokens
-    ones = np.ones(labels.shape, np.float32)
-    batch = py_utils.NestedMap(
-      ids=np.pad(labels, ((0, 0), (1, 0)))[:, :-1],
-      labels=labels,
-      weights=ones,
-      paddings=0 * ones,
-      segment_ids=ones.astype(np.int32),
-      segment_pos=np.tile(np.arange(64, dtype=np.int32), (len(ids), 1)),
-    )
-    nats = decoder.run(trainer_lib.eval_step_single_learner, batch).per_example_out.per_example_xent
-    costs = [nats[i, start : len(tokens)].sum() for i, tokens in enumerate(ids)]
-    right.append(np.argmin(costs) == doc['label'])
+  docs = list(_docs())
+  pairs = [(doc['question'], option) for doc in docs for option in doc['options']]
+  ids = [Characters().ids(' '.join(pair)) for pair in pairs]
+  _, nats = _losses(decoder, ids + [[5]] * (-len(ids) % 64))
+  costs = [
+    nats[i][len(Characters().ids(question)) : len(ids[i])].sum()
+    for i, (question, _) in enumerate(pairs)
+  ]
+  likeliest = np.argmin(np.reshape(costs, (COUNT, 3)), axis=1)
+  right = likeliest == [doc['label'] for doc in docs]
   (row,) = tables.results(evaluation)
   assert row.value == np.mean(right) and 0 < row.value < 1
   assert row.error == pytest.approx(np.std(right, ddof=1) / COUNT**0.5)
-  assert row.examples.tolist() == np.array(right, float).tolist() and row.count == COUNT
+  assert row.examples.tolist() == right.astype(float).tolist() and row.count == COUNT
 
 
 def test_a_stopped_evaluation_goes_on_from_its_cache(tasks, tmp_path):
