@@ -24,6 +24,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,37 @@ from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 
 Scores = Mapping[str, float]
+
+
+class BranchingEpochTask(text_lm.EpochTask):
+  """A task that shuffles within epochs, and whose functions may ask for tensors in an `if`.
+
+  t5's function for WSC does. TensorFlow must rewrite it, which takes seconds.
+  """
+
+  def get_dataset(self, *args, num_epochs: int | None = 1, **kwargs) -> tf.data.Dataset:
+    """As the base's."""
+    epoch = seqio.Task.get_dataset(self, *args, num_epochs=1, **kwargs)
+    return epoch if num_epochs == 1 else epoch.repeat(num_epochs)
+
+
+class DecodeInput(seqio_input.SeqIOInput):
+  """An input whose decoded texts are compared with the targets by the task's metrics.
+
+  PAX hands texts to the metrics of seqio, and seqio 0.0.20 takes them for numbers of tokens.
+  """
+
+  def _compute_metric_values(
+    self,
+    score_metrics: bool,
+    metric_objs: Sequence[seqio.metrics.Metric],
+    targets: Sequence[Mapping[str, Any]],
+    model_outs: Sequence[str],
+    output_features: Mapping[str, Any],
+  ) -> list[Scores]:
+    """Returns each metric of the decoded texts."""
+    del score_metrics, metric_objs, output_features
+    return [task_metrics(self.task_inst, targets, model_outs)]
 
 
 def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
@@ -130,6 +162,8 @@ def decode_input(name: str, split: str, **kwargs) -> inputs.Input:
   config.task_feature_lengths = dict(lengths) | {'targets': 1}  # The EOS that ends the input.
   config.eval_metrics_targets_length = lengths['targets']
   config.feature_converter = _converter(weights_on_targets_only=False)
+  pax_fiddle.update_callable(config, DecodeInput)
+  config.annotate_padding_fields = False  # A row that only fills a batch has an input to decode.
   return config
 
 
@@ -156,7 +190,8 @@ def train_task(name: str, data_dir: str, vocab: str) -> str:
   only = functools.partial(_keep, names=('inputs', 'targets'))
   tokenize = functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
   steps = [*_preprocessors(name, is_training=True), only, tokenize]
-  return _register(name, 'train', data_dir, vocab, steps, text_lm.EpochTask)
+  cls = BranchingEpochTask if name == 'wsc' else text_lm.EpochTask
+  return _register(name, 'train', data_dir, vocab, steps, cls)
 
 
 def eval_task(name: str, data_dir: str, vocab: str) -> str:
@@ -300,9 +335,22 @@ def evaluate(
     predictions: Texts, at least as many as examples.
   """
   task = seqio.TaskRegistry.get(eval_task(name, data_dir, vocab))
+  rows = list(task.get_dataset(None, split, shuffle=False).as_numpy_iterator())
+  return task_metrics(task, rows, list(itertools.islice(predictions, len(rows))))
+
+
+def task_metrics(
+  task: seqio.Task, rows: Sequence[Mapping[str, Any]], predictions: Sequence[str]
+) -> Scores:
+  """Returns a task's metrics of texts.
+
+  Args:
+    task: The task.
+    rows: Its examples.
+    predictions: A text for each of them.
+  """
   targets, answers = [], []
-  rows = task.get_dataset(None, split, shuffle=False).as_numpy_iterator()
-  for row, prediction in zip(rows, predictions, strict=False):
+  for row, prediction in zip(rows, predictions, strict=True):
     target = row['targets_pretokenized'].decode()
     targets.append(task.postprocess_fn(target, example=row, is_target=True))
     answers.append(task.postprocess_fn(prediction, example=row, is_target=False))

@@ -76,7 +76,7 @@ class TaskEvalProgram(DecodingEvalProgram):
     return {name: value for name, value in found[-1].items() if name != 'step'} if found else {}
 
 
-class MeanProgram(programs.BaseEvalProgram):
+class MeanProgram(programs.SingleTaskEvalProgram):
   """No evaluation of its own, but the mean of the scores of others, which run before it."""
 
   def __init__(self, tasks: Sequence[TaskEvalProgram], name: str):

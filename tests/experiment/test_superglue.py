@@ -33,7 +33,7 @@ def here(**changes):
     ({}, 14_403),  # 10 x (185,673 - 1,322) / 128, rounded up: T5's mixture without DPR.
     ({'TASK': 'copa'}, 32),  # 4,000 / 128 = 31.25
     ({'TASK': 'boolq', 'GLOBAL_BATCH_SIZE': 64}, 1_473),
-    ({'TASK': 'wsc', 'EPOCHS': 3, 'GLOBAL_BATCH_SIZE': 1}, 777),
+    ({'TASK': 'wsc', 'EPOCHS': 3, 'GLOBAL_BATCH_SIZE': 64}, 13),
     ({'NUM_TRAIN_STEPS': 100}, 100),
   ],
 )
@@ -112,9 +112,10 @@ def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
 
 
 def test_the_model_is_that_of_the_pre_training_and_decodes_until_the_eos():
-  experiment, pretrained = planned(), configs.C4Laser2B().on()
-  assert experiment.pretrained() is configs.C4Laser2B
-  own, theirs = experiment.task().model, pretrained.task().model
+  experiment = planned('SuperGlueLaserTiny')
+  assert experiment.pretrained() is configs.C4LaserTiny
+  assert planned().pretrained() is configs.C4Laser2B
+  own, theirs = experiment.task().model, configs.C4LaserTiny().on().task().model
   assert own.lm_tpl == theirs.lm_tpl
   decoder = own.decoder_tpl
-  assert (decoder.max_decode_steps, decoder.eos_id, decoder.fprop_for_prefix) == (64, 1, True)
+  assert (decoder.max_decode_steps, decoder.eos_id, decoder.fprop_for_prefix) == (16, 1, True)

@@ -277,10 +277,13 @@ class _Conversion(shards.Conversion):
     super().__init__(spec, final, rows)
 
   def convert(self, item: Row) -> shards.Converted:
+    import tensorflow as tf
+
     line = archives.read_at(item.file, item.offset, item.length)
     examples = superglue_rows.examples(self.task, json.loads(line), needs_label=False)
     _, example = list(examples)[item.number]
-    return shards.Converted(self._features.serialize_example(example))
+    record = tf.train.Example.FromString(self._features.serialize_example(example))
+    return shards.Converted(record.SerializeToString(deterministic=True))  # TFDS's order varies.
 
   def features(self) -> Any:
     return self._features
