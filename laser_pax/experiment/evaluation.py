@@ -1,16 +1,35 @@
 """PAX's evaluation for families that are judged by what they decode, such as words or answers."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from paxml import decode_programs, programs, summary_utils
 
 # The metric in which a task's own metrics, and then the tasks, are brought together.
 SCORE = 'score'
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+  """Keeps what is compiled meanwhile out of jax's folder of compiled programs, if on a CPU.
+
+  A decoding loop of PAX that jax 0.5.3 reads back from there ends before its first token, without
+  an error.
+  """
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  least = getattr(jax.config, name)
+  if jax.default_backend() == 'cpu':
+    jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, least)
 
 
 class DecodingEvalProgram(programs.SingleTaskEvalProgram):
@@ -32,7 +51,8 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   def run(self, state, step):
     """Evaluates, and then decodes."""
     output = super().run(state, step)
-    decoded = self._decoding.run(state, step)
+    with compiled_anew():
+      decoded = self._decoding.run(state, step)
     metrics = {**(decoded.processed_decode_metrics or {}), **(decoded.seqio_metrics or {})}
     return dataclasses.replace(output, eval_metrics={**(output.eval_metrics or {}), **metrics})
 

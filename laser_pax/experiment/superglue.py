@@ -116,7 +116,7 @@ class SuperGlueLM(DecoderLM):
       task_p.train.init_from_checkpoint_rules = {
         str(saved.folder.parent): tasks_lib.CheckpointLoadingRules(
           task_p=task_p.clone(),  # Its model is that of the pre-training: check_data compares them.
-          load_rules=tasks_lib.LOAD_ALL,
+          load_rules=[tasks_lib.LOAD_ALL],
           safe_load=True,
           step=saved.step,
           input_specs_provider_p=self.get_input_specs_provider_params(),
