@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from laser_pax.cli import experiments
 
 if TYPE_CHECKING:
-  from laser_pax.evaluation.saved_models import Saved
   from laser_pax.experiment.base import Experiment
+  from laser_pax.experiment.saved_models import Saved
 
 
 def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
@@ -33,7 +33,7 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   pax_fixes.read_lambdas_fast()
   logging.set_verbosity(logging.ERROR)
 
-  from laser_pax.evaluation import saved_models
+  from laser_pax.experiment import saved_models
 
   saved = saved_models.find(checkpoint)
   if name is None and saved.run is None:

@@ -36,7 +36,7 @@ class Job:
     selector: The flag that names it to paxml, 'exp' or 'fdl_config'.
     folder: The job's folder: an absolute path, or a bucket's address.
     flags: All other flags of paxml.
-    attributes: Attributes of the experiment that --data and --vocab set, by name.
+    attributes: Attributes of the experiment that --data, --vocab and --init_from set, by name.
     profile: Steps to trace, START:STOP, or None.
   """
 
@@ -88,6 +88,9 @@ def train(
   ] = None,
   data: Annotated[str | None, typer.Option(help='Prepared data; replaces DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; replaces VOCAB.')] = None,
+  init_from: Annotated[
+    str | None, typer.Option('--init_from', help='Job to fine-tune from; replaces INIT_FROM.')
+  ] = None,
   profile: Annotated[
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
   ] = None,
@@ -113,7 +116,7 @@ def train(
     flags=tuple(flags),
     attributes={
       name: folders.resolve(path)
-      for name, path in {'DATA_DIR': data, 'VOCAB': vocab}.items()
+      for name, path in {'DATA_DIR': data, 'VOCAB': vocab, 'INIT_FROM': init_from}.items()
       if path is not None
     },
     profile=profile,
@@ -311,6 +314,8 @@ def _check_overrides(experiment_cls: type, job: Job) -> None:
     for name, value in job.overrides().items():
       setattr(experiment, name, value)
     experiment.check_overrides()
+    if 'INIT_FROM' in job.attributes and not hasattr(experiment, 'INIT_FROM'):
+      raise UserError(f'{job.experiment} has no INIT_FROM, it starts anew: leave --init_from out')
     experiment.check_numbers()
 
 
