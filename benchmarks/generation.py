@@ -19,7 +19,8 @@ from paxml import trainer_lib
 from praxis import py_utils
 
 from laser_pax import configs
-from laser_pax.evaluation import generation, restored, saved_models
+from laser_pax.evaluation import generation, restored
+from laser_pax.experiment import saved_models
 
 PROMPT, NEW, ROUNDS = 16, 256, 3
 

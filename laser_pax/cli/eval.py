@@ -18,9 +18,9 @@ from laser_pax.errors import UserError
 if TYPE_CHECKING:
   from lm_eval.api.task import Task
 
-  from laser_pax.evaluation.saved_models import Saved
   from laser_pax.evaluation.tables import Difference, Result
   from laser_pax.experiment.base import Experiment
+  from laser_pax.experiment.saved_models import Saved
 
 _LONGEST_NAME = 60
 

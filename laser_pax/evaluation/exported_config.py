@@ -6,9 +6,9 @@ import fiddle
 from fiddle import daglish
 
 from laser_pax.errors import UserError
-from laser_pax.evaluation.saved_models import Saved
 from laser_pax.experiment.base import Experiment
 from laser_pax.experiment.decoder import DecoderLM
+from laser_pax.experiment.saved_models import Saved
 from laser_pax.layers import LaserFusedDotProductAttention, use_laser
 from laser_pax.layers.swap import attention_class
 

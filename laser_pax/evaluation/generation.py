@@ -22,9 +22,8 @@ from praxis import base_layer, decoder_hparams, pax_fiddle, py_utils, token_samp
 
 from laser_pax.data import vocabulary
 from laser_pax.errors import UserError
-from laser_pax.evaluation import saved_models
 from laser_pax.evaluation.restored import Restored
-from laser_pax.experiment import jobs
+from laser_pax.experiment import jobs, saved_models
 from laser_pax.experiment.base import Experiment
 from laser_pax.experiment.decoder import DecoderLM
 

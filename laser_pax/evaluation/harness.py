@@ -19,9 +19,9 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from laser_pax.errors import UserError
-from laser_pax.evaluation import saved_models
 from laser_pax.evaluation.restored import Restored
 from laser_pax.evaluation.scoring import Model, Row, Scorer
+from laser_pax.experiment import saved_models
 
 # Greatest number of new tokens where a task does not say it [ours].
 MAX_TOKENS = 64

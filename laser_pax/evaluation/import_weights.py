@@ -15,10 +15,10 @@ from praxis import pax_fiddle, py_utils
 
 from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.evaluation import exported_config, saved_models, stored_arrays, weight_names
+from laser_pax.evaluation import exported_config, stored_arrays, weight_names
 from laser_pax.evaluation.export import CONFIG, TOKENIZER, new_folder
 from laser_pax.evaluation.reference import numpy_forward
-from laser_pax.experiment import checkpoints, jobs, overrides
+from laser_pax.experiment import checkpoints, jobs, overrides, saved_models
 from laser_pax.experiment.base import Experiment
 
 # PAX's way of making a file's name of a variable's place in the state.

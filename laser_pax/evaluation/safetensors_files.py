@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from laser_pax.evaluation.saved_models import Shapes
+from laser_pax.experiment.saved_models import Shapes
 
 # The greatest file, unless one array is greater.
 FILE_BYTES = 5 * 10**9

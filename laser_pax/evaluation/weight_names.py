@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from laser_pax.errors import UserError
-from laser_pax.evaluation.saved_models import Shapes
+from laser_pax.experiment.saved_models import Shapes
 
 # PAX's names and an export's, with the letters of the shape: C queries, keys and values, D model,
 # F hidden, N heads, H head size, V vocabulary.

@@ -126,7 +126,7 @@ def test_another_vocabulary_is_refused(job, source, include, tmp_path, texts, ca
 def test_a_model_of_no_text_is_refused(tmp_path, capsys, monkeypatch):
   from laser_pax.cli import eval as command
   from laser_pax.configs import ImageNetLaserViTTiny
-  from laser_pax.evaluation.saved_models import Saved
+  from laser_pax.experiment.saved_models import Saved
 
   saved = Saved(str(tmp_path), 1, None)
   monkeypatch.setattr(command, 'open_run', lambda *_: (ImageNetLaserViTTiny(), saved))

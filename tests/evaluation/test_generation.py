@@ -10,8 +10,9 @@ import pytest
 from laser_pax import configs
 from laser_pax.data import sample, vocabulary
 from laser_pax.errors import UserError
-from laser_pax.evaluation import generation, saved_models
+from laser_pax.evaluation import generation
 from laser_pax.evaluation.generation import Sampling
+from laser_pax.experiment import saved_models
 from tests.support import steps
 
 EOS = vocabulary.EOS_ID

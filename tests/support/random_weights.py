@@ -7,7 +7,8 @@ from paxml import trainer_lib
 from praxis import py_utils
 
 from laser_pax.data import vocabulary
-from laser_pax.evaluation import restored, saved_models
+from laser_pax.evaluation import restored
+from laser_pax.experiment import saved_models
 from tests.support import steps
 
 
