@@ -27,10 +27,10 @@ from laser_pax.evaluation import (
   exported_config,
   import_weights,
   safetensors_files,
-  saved_models,
   stored_arrays,
   weight_names,
 )
+from laser_pax.experiment import saved_models
 
 SIZES = dict(NUM_LAYERS=10, MODEL_DIMS=2_048, HIDDEN_DIMS=8_192, DIMS_PER_HEAD=128)
 LIMIT_MIB = 512

@@ -15,10 +15,10 @@ from laser_pax.errors import UserError
 from laser_pax.evaluation import (
   exported_config,
   safetensors_files,
-  saved_models,
   stored_arrays,
   weight_names,
 )
+from laser_pax.experiment import saved_models
 from laser_pax.experiment.base import Experiment
 
 CONFIG, TOKENIZER = 'config.json', 'tokenizer.model'

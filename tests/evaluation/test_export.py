@@ -19,11 +19,10 @@ from laser_pax.evaluation import (
   export,
   import_weights,
   safetensors_files,
-  saved_models,
   stored_arrays,
 )
 from laser_pax.evaluation.reference import numpy_forward
-from laser_pax.experiment import checkpoints
+from laser_pax.experiment import checkpoints, saved_models
 from laser_pax.ops import oracle
 from tests.support import random_checkpoint
 
