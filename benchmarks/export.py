@@ -1,9 +1,9 @@
 """Memory of `export` and of the way back, on a synthetic model that is larger than the memory.
 
 `python benchmarks/export.py FOLDER` makes an export of random weights in FOLDER, 2 GB. It imports
-them to a checkpoint, and exports that again. Both stages may take LIMIT_MIB of anonymous memory
-beyond what the imports took: the kernel refuses more. The two exports must be equal. Then comes an
-array that is one chunk, as a job on one device saves it.
+them to a checkpoint, and exports that again. The kernel refuses either stage more than LIMIT_MIB of
+private memory, reserved or used, beyond what there was at its start. The two exports must be equal.
+Then comes an array that is one chunk, as a job on one device saves it.
 """
 
 import contextlib
@@ -45,8 +45,13 @@ def _status(field: str) -> int:
 
 
 @contextlib.contextmanager
-def measured(name: str) -> Iterator[None]:
-  """Prints the time, and the greatest growth of anonymous memory, of the `with` block."""
+def measured(name: str, limit_mib: int | None = None) -> Iterator[None]:
+  """Prints the time, and the greatest growth of anonymous memory, of the `with` block.
+
+  Args:
+    name: Name of the stage.
+    limit_mib: The memory that the kernel allows it; None: all.
+  """
   before, peak, is_over = _status('RssAnon'), [0], threading.Event()
 
   def sample_memory() -> None:
@@ -55,11 +60,16 @@ def measured(name: str) -> Iterator[None]:
 
   thread = threading.Thread(target=sample_memory)
   thread.start()
+  unlimited = resource.getrlimit(resource.RLIMIT_DATA)
+  if limit_mib is not None:
+    limit = _status('VmData') + limit_mib * _MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, unlimited[1]))
   start = time.time()
   try:
     yield
   finally:
     seconds = time.time() - start
+    resource.setrlimit(resource.RLIMIT_DATA, unlimited)
     is_over.set()
     thread.join()
   record = {'stage': name, 'seconds': round(seconds, 1), 'before_mib': before // _MIB}
@@ -101,13 +111,10 @@ def main(root: pathlib.Path) -> None:
   make_export(root / 'first', experiment)
   exported = import_weights.read_export(root / 'first')
   experiment.task()  # What it imports is no part of the stages.
-  limits = resource.getrlimit(resource.RLIMIT_DATA)
-  resource.setrlimit(resource.RLIMIT_DATA, (_status('VmData') + LIMIT_MIB * _MIB, limits[1]))
-  with measured('import-weights'):
+  with measured('import-weights', LIMIT_MIB):
     import_weights.import_weights(experiment, exported, root / 'job')
-  with measured('export'):
+  with measured('export', LIMIT_MIB):
     export.export(experiment, saved_models.find(str(root / 'job')), root / 'second')
-  resource.setrlimit(resource.RLIMIT_DATA, limits)
   names = sorted(path.name for path in (root / 'first').glob('*.safetensors'))
   _, different, missing = filecmp.cmpfiles(root / 'first', root / 'second', names, shallow=False)
   print(json.dumps({'files': names, 'equal': not (different or missing)}))

@@ -13,7 +13,7 @@ from laser_pax.layers import LaserFusedDotProductAttention, use_laser
 from laser_pax.layers.swap import attention_class
 
 # Ids of T5's layout. A row of the training begins with the id 0, so a text does.
-_START, _END, _UNKNOWN = 0, 1, 2
+_START, _END = 0, 1
 # Attributes that an exported model may have in any value. All others are a plain DecoderLM's.
 _FREE = (
   *('NUM_LAYERS', 'MODEL_DIMS', 'HIDDEN_DIMS', 'NUM_HEADS', 'DIMS_PER_HEAD', 'VOCAB_SIZE'),
@@ -96,7 +96,8 @@ def model_config(experiment: DecoderLM, saved: Saved) -> dict[str, Any]:
     'logit_cap': _cap(experiment.SOFTMAX_CAP_LOGITS),
     'bos_token_id': _START,
     'eos_token_id': _END,
-    'pad_token_id': _START,
+    # Not 0: from a text without a mask, `generate` would leave its start out as padding.
+    'pad_token_id': _END,
     'torch_dtype': 'float32',
     'laser_pax': {
       'experiment': f'{type(experiment).__module__}.{type(experiment).__name__}',
