@@ -114,7 +114,7 @@ def test_other_checkpoints_are_refused(train, pretrained, tmp_path, name, change
     (tmp_path / 'other.model').write_bytes(model.replace(b'government', b'governmens', 1))
   flags = f'--data={small_superglue.prepared()}', f'--init_from={pretrained}'
   result = train(name, tmp_path / 'job', SIZES | TUNING | changes, *flags, **env)
-  assert result.returncode == 1
+  assert result.returncode == 2
   (error,) = (line for line in result.stderr.splitlines() if line.startswith('error: '))
   assert words in error
   assert not (tmp_path / 'job' / 'checkpoints').exists()
@@ -122,4 +122,4 @@ def test_other_checkpoints_are_refused(train, pretrained, tmp_path, name, change
 
 def test_init_from_is_for_experiments_that_have_it(train, tmp_path):
   result = train('C4LaserTiny', tmp_path, {}, f'--init_from={tmp_path}')
-  assert result.returncode == 1 and 'has no INIT_FROM' in result.stderr
+  assert result.returncode == 2 and 'has no INIT_FROM' in result.stderr
