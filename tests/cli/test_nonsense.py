@@ -153,6 +153,17 @@ quickstart --out=
 quickstart --nope
 quickstart --family=
 quickstart --family=Text
+eval
+eval extra
+eval --nope
+eval --checkpoint=<DIR> extra
+eval --checkpoint=<DIR> --suite=other
+eval --checkpoint=<DIR> --suite=paper --tasks=piqa
+eval --checkpoint=<DIR> --shots=-1
+eval --checkpoint=<DIR> --limit=0
+eval --checkpoint=<FILE>
+eval --checkpoint=<DIR>
+eval --checkpoint=<DIR> --exp=Nope
 prepare wikipedia
 prepare wikipedia <TEXTS>
 prepare wikipedia <TEXTS> --vocab
