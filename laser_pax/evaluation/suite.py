@@ -124,6 +124,11 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
     raise
   except OSError as e:  # datasets' own errors are of this kind, and those of the network.
     data = _dataset(manager, name)
+    if '/' not in data:  # One of datasets' readers of files, such as json.
+      raise UserError(
+        f'task {name}: its data files are missing: {_first_line(e)}; relative paths in its task '
+        'file begin at the folder of --include'
+      ) from e
     raise UserError(
       f'task {name}: its data set {data} is neither here nor can it be fetched: copy its '
       f'repository of the Hugging Face hub to DIR/{data} and give --include=DIR, or leave the task '

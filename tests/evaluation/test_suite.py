@@ -71,6 +71,12 @@ def test_a_missing_data_set_is_told_in_one_line(tmp_path):
   assert '\n' not in message
 
 
+def test_missing_files_of_ones_own_task_are_told_in_one_line(tmp_path):
+  (tmp_path / 'tools.yaml').write_text(local_tasks.TOOLS)
+  with pytest.raises(UserError, match='task tools: its data files are missing: .*tools.jsonl'):
+    suite.load(['tools'], tmp_path)
+
+
 def test_data_of_another_form_are_told_in_one_line(tmp_path):
   folder = tmp_path / 'baber' / 'piqa'
   folder.mkdir(parents=True)
