@@ -375,5 +375,6 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
   def job_mark(self) -> str:
     """Returns the text that marks a job's folder as this run's."""
-    changed = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
+    named = {k: getattr(v, '__name__', v) for k, v in vars(self).items() if k.isupper()}
+    changed = [f'{name}={value}' for name, value in named.items()]  # A dtype by its name.
     return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', changed)
