@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from laser_pax.experiment.saved_models import Saved
 
 _LONGEST_NAME = 60
+_WIDTH = 120
 
 
 class Suite(enum.StrEnum):
@@ -201,25 +202,28 @@ def _evaluate(
 
 def _show(evaluated: Sequence[Evaluated], settings: Settings, file: Path) -> None:
   """Prints the table of one model, or that of two and their difference, and writes it to a file."""
+  from rich import box
   from rich.console import Console
   from rich.table import Table
 
   first = evaluated[0]
   title = ' against '.join(f'{e.name}, step {e.step:,}' for e in evaluated)
-  table = Table(title=f'{title}: {settings.name}, {settings.shots}-shot', title_justify='left')
+  title = f'{title}: {settings.name}, {settings.shots}-shot'
+  table = Table(title=title, title_justify='left', box=box.SIMPLE)
   for header in ('task', 'metric'):
-    table.add_column(header)
+    table.add_column(header, no_wrap=True)
   numbers = ['examples', *(e.name for e in evaluated)]
   numbers += ['difference [95% interval]', 'relative'] if len(evaluated) > 1 else []
   for header in numbers:
-    table.add_column(header, justify='right')
+    table.add_column(header, justify='right', no_wrap=True)
   for row in _lines(evaluated):
     table.add_row(*row, end_section=row[0] == first.rows[-1].task)
   notes = [e.note if len(evaluated) == 1 else f'{e.name}: {e.note}' for e in evaluated]
   if settings.left_out:
     notes.append(f'left out, as --include has no data set of it: {", ".join(settings.left_out)}')
   with file.open('w') as text:
-    for console in (Console(), Console(file=text, width=140)):
+    for console in (Console(), Console(file=text, width=_WIDTH)):
+      console.width = max(console.width, _WIDTH)
       console.print(table)
       for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
