@@ -97,7 +97,8 @@ def main() -> None:
       records.append({'experiment': name, 'rows': rows, **rates, 'ratio': ratio})
       print(
         f'{name}, {rows} rows: {rates["with_cache"]:,.0f} tokens/s with the cache, '
-        f'{rates["without_cache"]:,.0f} without: {ratio:.1f} times as fast'
+        f'{rates["without_cache"]:,.0f} without: {ratio:.1f} times as fast',
+        flush=True,
       )
   print(json.dumps(records))
 
