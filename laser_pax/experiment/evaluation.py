@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import json
-import math
 import statistics
 import types
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from paxml import decode_programs, programs, summary_utils
 
 # The metric in which a task's own metrics, and then the tasks, are brought together.
@@ -17,19 +17,21 @@ SCORE = 'score'
 
 @contextlib.contextmanager
 def compiled_anew() -> Iterator[None]:
-  """Keeps what is compiled meanwhile out of jax's folder of compiled programs, if on a CPU.
+  """Keeps jax from reading and writing its folder of compiled programs meanwhile, if on a CPU.
 
   A decoding loop of PAX that jax 0.5.3 reads back from there ends before its first token, without
   an error.
   """
-  name = 'jax_persistent_cache_min_compile_time_secs'
-  least = getattr(jax.config, name)
-  if jax.default_backend() == 'cpu':
-    jax.config.update(name, math.inf)
+  is_kept = jax.config.jax_enable_compilation_cache and jax.default_backend() == 'cpu'
+  if is_kept:
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # jax asks for the setting once, and then after a reset.
   try:
     yield
   finally:
-    jax.config.update(name, least)
+    if is_kept:
+      jax.config.update('jax_enable_compilation_cache', True)
+      compilation_cache.reset_cache()
 
 
 class DecodingEvalProgram(programs.SingleTaskEvalProgram):

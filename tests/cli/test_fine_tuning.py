@@ -79,6 +79,8 @@ def test_metrics_are_t5s_of_what_was_decoded(tuned):
     (file,) = folder.glob(f'decoder_out/{split}/decoder_out_3_*.jsonl')
     decoded = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(decoded) == rows
+    # A decoding loop that jax had read back from its folder of programs would give zeros alone.
+    assert all(any(_value(x)['decoded_ids']) for x in decoded)
     answers = [x.get('decoded_substr', '') for x in map(_value, decoded)]
     targets = [classes[x['seqio_targets']] for x in map(_value, decoded)]
     right = [a == t for a, t in zip(answers, targets, strict=True)]
