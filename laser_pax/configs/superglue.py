@@ -32,7 +32,7 @@ class SuperGlueStandardTiny(SuperGlueLM, c4.C4StandardTiny):
   TARGETS_LEN = 16
   EVAL_SPLITS = ('train', 'validation')
   GLOBAL_BATCH_SIZE = 4
-  LEARNING_RATE = 2e-3
+  LEARNING_RATE = 3e-3
   SUMMARY_INTERVAL_STEPS = 10
   EVAL_INTERVAL_STEPS = 40
   CHECKPOINT_EVERY_N_STEPS = 40
