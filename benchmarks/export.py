@@ -25,6 +25,7 @@ from laser_pax.data import sample
 from laser_pax.evaluation import (
   export,
   exported_config,
+  exported_folder,
   import_weights,
   safetensors_files,
   stored_arrays,
@@ -88,8 +89,8 @@ def make_export(folder: pathlib.Path, experiment: configs.C4LaserTiny) -> None:
     rows = array.reshape(array.shape[0], -1)
     for row in rows:
       row[:] = rng.standard_normal(row.shape, np.float32)
-  (folder / export.CONFIG).write_text(json.dumps(config))
-  shutil.copy(sample.VOCAB, folder / export.TOKENIZER)
+  (folder / exported_folder.CONFIG).write_text(json.dumps(config))
+  shutil.copy(sample.VOCAB, folder / exported_folder.TOKENIZER)
   size = sum(file.stat().st_size for file in folder.iterdir())
   print(json.dumps({'parameters': weight_names.count(shapes), 'bytes': size}), flush=True)
 
@@ -109,7 +110,7 @@ def main(root: pathlib.Path) -> None:
   for name, value in SIZES.items():
     setattr(experiment, name, value)
   make_export(root / 'first', experiment)
-  exported = import_weights.read_export(root / 'first')
+  exported = exported_folder.read_export(root / 'first')
   experiment.task()  # What it imports is no part of the stages.
   with measured('import-weights', LIMIT_MIB):
     import_weights.import_weights(experiment, exported, root / 'job')

@@ -22,7 +22,10 @@ def export(
 
   The weights stay bit for bit. docs/export.md has their names, and how to use the folder.
   """
+  from laser_pax.evaluation import exported_folder
+
   folder = folders.resolve_local(out)
+  exported_folder.check_new(folder)
   experiment, saved = open_run(exp, checkpoint)
 
   from laser_pax.evaluation import export
@@ -41,18 +44,19 @@ def import_weights(
 
   The weights stay bit for bit. Adam's moments are not exported, and begin at zero.
   """
-  source, folder = folders.resolve_local(weights), folders.resolve_local(job_log_dir)
-
   from laser_pax import pax_fixes
+  from laser_pax.evaluation import exported_folder
 
+  source, folder = folders.resolve_local(weights), folders.resolve_local(job_log_dir)
+  exported_folder.check_new(folder)
+  exported = exported_folder.read_export(source)
+  name = experiments.full_name(exported.run.experiment)
   pax_fixes.read_lambdas_fast()
 
-  from laser_pax.evaluation import export, import_weights
+  from laser_pax.evaluation import import_weights
 
-  export.check_new(folder)
-  exported = import_weights.read_export(source)
-  name = experiments.full_name(exported.run.experiment)
-  experiment = open_experiment(name, exported.run.overrides, source / export.TOKENIZER)
+  tokenizer = source / exported_folder.TOKENIZER
+  experiment = open_experiment(name, exported.run.overrides, tokenizer)
   import_weights.import_weights(experiment, exported, folder)
   step = exported.config['laser_pax']['step']
   typer.echo(f'{folder}: checkpoint {step} of {name}')

@@ -1,27 +1,23 @@
 """A trained decoder leaves PAX: its weights in safetensors, and what reads them elsewhere."""
 
-import contextlib
 import json
-import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
-from laser_pax import folders
-from laser_pax.errors import UserError
 from laser_pax.evaluation import (
   exported_config,
   safetensors_files,
   stored_arrays,
   weight_names,
 )
+from laser_pax.evaluation.exported_folder import CONFIG, TOKENIZER, check_new, new_folder
 from laser_pax.experiment import saved_models
 from laser_pax.experiment.base import Experiment
 
-CONFIG, TOKENIZER = 'config.json', 'tokenizer.model'
 # Programs that read an export without this package.
 _READERS = ('numpy_forward.py', 'modeling_laser.py', 'tokenization_laser.py')
 _FOLDER = pathlib.Path(__file__).parent / 'reference'
@@ -80,33 +76,3 @@ def _copy_weights(
 
 def _write_json(path: pathlib.Path, contents: Mapping) -> None:
   path.write_text(json.dumps(contents, indent=2) + '\n')
-
-
-def check_new(out: pathlib.Path) -> None:
-  """Checks that a folder is not there, or is empty.
-
-  Raises:
-    UserError: It has content, or is a file.
-  """
-  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise UserError(f'{folders.shown(out)}: exists already and is never overwritten; name another')
-
-
-@contextlib.contextmanager
-def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a folder to fill, which gets its name when the `with` block ends.
-
-  Args:
-    out: The folder's name.
-
-  Raises:
-    UserError: As for `check_new`; or the folder cannot be made.
-  """
-  check_new(out)
-  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
-  folders.make_folder(partial)
-  try:
-    yield partial
-    partial.rename(out)  # Another process may have filled it: then this fails.
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)

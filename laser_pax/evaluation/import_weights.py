@@ -4,7 +4,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,64 +13,14 @@ from jax.experimental import mesh_utils
 from paxml import checkpoint_metadata, partitioning, trainer_lib
 from praxis import pax_fiddle, py_utils
 
-from laser_pax import folders
-from laser_pax.errors import UserError
 from laser_pax.evaluation import exported_config, stored_arrays, weight_names
-from laser_pax.evaluation.export import CONFIG, TOKENIZER, new_folder
-from laser_pax.evaluation.reference import numpy_forward
-from laser_pax.experiment import checkpoints, jobs, overrides, saved_models
+from laser_pax.evaluation.exported_folder import TOKENIZER, Exported, check_new, new_folder
+from laser_pax.experiment import checkpoints, jobs, saved_models
 from laser_pax.experiment.base import Experiment
 
 # PAX's way of making a file's name of a variable's place in the state.
 _SEPARATORS = dict(key_separator='.', left_separator='_', right_separator='')
 _WEIGHTS = 'mdl_vars.params.'
-
-
-class Exported(NamedTuple):
-  """The contents of an export.
-
-  Attributes:
-    folder: Its folder.
-    config: The contents of config.json.
-    weights: The weights by name. They stay in their files until they are used.
-  """
-
-  folder: pathlib.Path
-  config: Mapping[str, Any]
-  weights: Mapping[str, np.ndarray]
-
-  @property
-  def run(self) -> jobs.Run:
-    """The run that trained the weights."""
-    origin = self.config['laser_pax']
-    parts = (line.partition('=') for line in origin['overrides'])
-    return jobs.Run(origin['experiment'], {name: overrides.read(value) for name, _, value in parts})
-
-
-def read_export(folder: pathlib.Path) -> Exported:
-  """Opens an export.
-
-  Raises:
-    UserError: The folder holds none, or a file is not whole, or the weights are not float32.
-  """
-  shown = folders.shown(folder)
-  try:
-    config = json.loads((folder / CONFIG).read_text())
-    origin = config['laser_pax']
-    shapes = weight_names.shapes(config)
-    if not {'experiment', 'overrides', 'step'} <= origin.keys():
-      raise KeyError('laser_pax')
-  except FileNotFoundError as e:
-    raise UserError(f'{shown}: has no {CONFIG}; expected a folder that `export` made') from e
-  except (ValueError, KeyError, AttributeError, TypeError) as e:
-    raise UserError(f'{shown}/{CONFIG} is not that of an export: {e!r}') from e
-  try:
-    weights = numpy_forward.read_weights(folder)
-  except (ValueError, KeyError, TypeError) as e:
-    reason = 'a file of weights is cut short, or not of float32'
-    raise UserError(f'{shown}: {reason} ({e}); export it again') from e
-  weight_names.check({name: w.shape for name, w in weights.items()}, shapes, shown)
-  return Exported(folder, config, weights)
 
 
 def import_weights(experiment: Experiment, exported: Exported, job: pathlib.Path) -> None:
@@ -87,6 +37,7 @@ def import_weights(experiment: Experiment, exported: Exported, job: pathlib.Path
   Raises:
     UserError: The experiment has other weights, or `job` has content.
   """
+  check_new(job)
   exported_config.check_model(experiment)
   metadata = _state_metadata(experiment)
   arrays = {

@@ -4,13 +4,17 @@ PAX keeps the layers of a loop in one array, [L, ...]. An export has an array fo
 PAX's own layout: docs/export.md has the table.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laser_pax.errors import UserError
-from laser_pax.experiment.saved_models import Shapes
+
+if TYPE_CHECKING:
+  from laser_pax.experiment.saved_models import Shapes
 
 # PAX's names and an export's, with the letters of the shape: C queries, keys and values, D model,
 # F hidden, N heads, H head size, V vocabulary.

@@ -17,6 +17,7 @@ from laser_pax.data import sample
 from laser_pax.errors import UserError
 from laser_pax.evaluation import (
   export,
+  exported_folder,
   import_weights,
   safetensors_files,
   stored_arrays,
@@ -134,9 +135,9 @@ def test_the_way_back_gives_a_checkpoint_that_pax_goes_on_training(run, tmp_path
   import jax
 
   job, weights, out = run
-  exported = import_weights.read_export(out)
+  exported = exported_folder.read_export(out)
   experiment = open_experiment(
-    exported.run.experiment, exported.run.overrides, out / export.TOKENIZER
+    exported.run.experiment, exported.run.overrides, out / exported_folder.TOKENIZER
   )
   import_weights.import_weights(experiment, exported, tmp_path / 'job')
   saved = saved_models.find(str(tmp_path / 'job'))
@@ -306,6 +307,7 @@ def test_a_folder_with_content_is_never_overwritten(laser):
 DAMAGES = {
   'has no config.json': lambda out: (out / 'config.json').unlink(),
   'is not that of an export': lambda out: (out / 'config.json').write_text('{"laser_pax": 3}'),
+  'has no tokenizer.model': lambda out: (out / 'tokenizer.model').unlink(),
   'cut short': lambda out: _cut(out / 'model.safetensors'),
   'embedding.w is missing': lambda out: (out / 'model.safetensors').unlink(),
   'final_norm.bias is .32,., not .16,.': lambda out: (out / 'config.json').write_text(
@@ -323,4 +325,4 @@ def test_a_damaged_export_is_told_in_a_line(laser, tmp_path, fault):
   shutil.copytree(laser[2], tmp_path / 'out')
   DAMAGES[fault](tmp_path / 'out')
   with pytest.raises(UserError, match=fault):
-    import_weights.read_export(tmp_path / 'out')
+    exported_folder.read_export(tmp_path / 'out')
