@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the four requirements files from pyproject.toml, resolved afresh. Run it after changing a
+# Writes the five requirements files from pyproject.toml, resolved afresh. Run it after changing a
 # dependency, and review the differences. It needs a package index. Usage: scripts/requirements.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ if ! command -v "$uv" >/dev/null; then
   exit 1
 fi
 
-# One resolution serves all four files, so that they agree. The lock names download addresses, so it
+# One resolution serves all five files, so that they agree. The lock names download addresses, so it
 # stays out of the repository.
 # PAX has a bound on Python. The project has none, because its mathematics needs jax alone.
 lock=$(mktemp -d)
@@ -36,4 +36,5 @@ export_to() {  # export_to FILE WHAT [uv export option...]
 export_to requirements.txt 'a CPU' --no-dev
 export_to requirements-tpu.txt 'a TPU VM, and nothing else' --no-dev --extra tpu
 export_to requirements-gpu.txt 'a machine with an NVIDIA GPU and CUDA 12' --no-dev --extra cuda
+export_to requirements-eval.txt 'evaluation by lm_eval' --no-dev --group eval
 export_to requirements-dev.txt 'development on a CPU' --group dev

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository, on a machine that has only Python 3.11 to 3.13 and pip.
-#   scripts/setup.sh [cpu|tpu|gpu|dev]      (the default is cpu; dev is cpu with the test tools)
+#   scripts/setup.sh [cpu|tpu|gpu|eval|dev]   (the default is cpu; eval is cpu with lm_eval, dev is
+#   eval with the test tools; after tpu or gpu, eval adds lm_eval to what is there)
 # It installs the hashed requirements and this package. It ends at once when nothing has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -74,8 +75,8 @@ install_requirements() {
 kind=${1:-cpu}
 case $kind in
   cpu) requirements=requirements.txt ;;
-  tpu | gpu | dev) requirements=requirements-$kind.txt ;;
-  *) fail "expected cpu, tpu, gpu or dev, got '$kind'" ;;
+  tpu | gpu | eval | dev) requirements=requirements-$kind.txt ;;
+  *) fail "expected cpu, tpu, gpu, eval or dev, got '$kind'" ;;
 esac
 if [[ "$(uname -s) $(uname -m)" != 'Linux x86_64' ]]; then
   fail "expected Linux on x86_64, got $(uname -s) on $(uname -m): paxml's lingvo has no other wheels"

@@ -17,10 +17,12 @@ _FILES = (
   'requirements.txt',
   'requirements-tpu.txt',
   'requirements-gpu.txt',
+  'requirements-eval.txt',
   'requirements-dev.txt',
 )
 _PYTHONS = ('3.11', '3.12', '3.13')
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
+_GROUPS = _PROJECT['dependency-groups']
 _LINUX = {'sys_platform': 'linux', 'platform_machine': 'x86_64'}
 
 
@@ -66,7 +68,9 @@ def test_file_satisfies_pyproject(file, python):
   direct += _unconditional(_PROJECT['project']['optional-dependencies']['pax'])
   direct += _unconditional(_PROJECT['tool']['uv']['override-dependencies'])
   if file == 'requirements-dev.txt':
-    direct += _unconditional(_PROJECT['dependency-groups']['dev'])
+    direct += _unconditional(r for r in _GROUPS['dev'] if isinstance(r, str))
+  if file in ('requirements-dev.txt', 'requirements-eval.txt'):
+    direct += _unconditional(_GROUPS['eval'])
   for requirement in direct:
     version = versions.get(canonicalize_name(requirement.name))
     assert version and requirement.specifier.contains(version), f'{requirement}: {version}'
@@ -85,13 +89,16 @@ def test_file_omits_the_packages_that_the_overrides_drop(file):
 
 @pytest.mark.parametrize('python', _PYTHONS)
 def test_files_differ_only_in_packages_for_their_machine(python):
-  base, tpu, gpu, dev = (_versions(file, python) for file in _FILES)
-  for versions in (tpu, gpu, dev):
+  base, tpu, gpu, evaluation, dev = (_versions(file, python) for file in _FILES)
+  for versions in (tpu, gpu, evaluation, dev):
     assert base.items() <= versions.items()
+  assert evaluation.items() <= dev.items()
   jax = base['jax']
   assert all(jax in v for v in _PROJECT['project']['optional-dependencies']['tpu'])
   assert all(jax in v for v in _PROJECT['project']['optional-dependencies']['cuda'])
   assert 'libtpu' in tpu and 'libtpu' not in base | gpu | dev
+  assert 'lm-eval' in evaluation and 'lm-eval' not in base | tpu | gpu
+  assert 'torch' not in dev
   assert gpu['jax-cuda12-plugin'] == gpu['jax-cuda12-pjrt'] == jax
   assert {'pytest', 'ruff'} <= dev.keys()
 
@@ -123,7 +130,7 @@ def _setup(clone, *args, path=None):
 def test_setup_refuses_an_unknown_kind(clone):
   completed = _setup(clone, 'npu')
   assert completed.returncode == 1
-  assert completed.stderr == "error: expected cpu, tpu, gpu or dev, got 'npu'\n"
+  assert completed.stderr == "error: expected cpu, tpu, gpu, eval or dev, got 'npu'\n"
 
 
 def test_setup_leaves_a_foreign_venv_alone(clone):

@@ -70,7 +70,7 @@ def test_no_command_is_left_out():
     *(c for c in _commands() if c.startswith('python -m')),
   }
   assert set(_commands()) == tested
-  assert len([c for c in _commands() if c.startswith('python -m')]) == 10
+  assert len([c for c in _commands() if c.startswith('python -m')]) == 13
 
 
 def _number(text: str) -> int:
@@ -148,7 +148,7 @@ def test_scaled_config_is_shown_and_refuses_to_train_without_its_chips(run, succ
 
 
 @pytest.mark.slow
-def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(succeeds, tmp_path):
+def test_own_text_is_prepared_trained_on_and_what_it_gave_is_used(run, succeeds, tmp_path):
   texts = tmp_path / 'my_texts'
   texts.mkdir()
   words = (ROOT / 'docs' / 'environment.md').read_text() + (ROOT / 'docs' / 'data.md').read_text()
@@ -167,6 +167,18 @@ def test_own_text_is_prepared_given_a_vocabulary_and_trained_on(succeeds, tmp_pa
   small_exp = f'--fdl_config=laser_pax.configs.C4LaserTiny {flags}'
   out = succeeds(train.replace('--exp=C4LaserTiny', small_exp), tmp_path, XLA_FLAGS=QUICK_COMPILE)
   assert 'step 4: validation loss' in out
+
+  generate, evaluate, export = (
+    next(c for c in _commands() if f'laser_pax {word}' in c)
+    for word in ('generate', 'eval', 'export')
+  )
+  succeeds(f'{generate} --max-tokens=4', tmp_path, XLA_FLAGS=QUICK_COMPILE)
+  succeeds(export, tmp_path)
+  assert (tmp_path / 'my_model' / 'numpy_forward.py').exists()
+  # Without a network: the suite's data sets are missing, and one line says so.
+  offline = run(evaluate, tmp_path, HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path / 'hub'))
+  assert offline.returncode == 2
+  assert 'its data set' in offline.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -53,6 +53,16 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
+  'generate': Command(
+    'laser_pax.cli.generate:generate', "Continue texts with a trained decoder's words."
+  ),
+  'export': Command(
+    'laser_pax.cli.export:export', 'Export a decoder: safetensors, NumPy, transformers.'
+  ),
+  'import-weights': Command(
+    'laser_pax.cli.export:import_weights', 'Make a checkpoint of exported weights.'
+  ),
   'prepare': Command('laser_pax.cli.prepare:app', 'Turn raw text into data to train on.'),
   'vocab': Command('laser_pax.cli.vocab:vocab', 'Train a vocabulary, SentencePiece or WordPiece.'),
   'doctor': Command('laser_pax.cli.doctor:doctor', 'Check the environment; say how to mend it.'),

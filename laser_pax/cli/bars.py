@@ -1,4 +1,4 @@
-"""A progress bar that is drawn without a thread."""
+"""Progress bars that are drawn without a thread."""
 
 import time
 
@@ -8,7 +8,7 @@ _SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 class _Bar(progress.Progress):
-  """A bar that is drawn where its bytes are counted.
+  """A bar that is drawn where its units are counted.
 
   rich draws by a thread, and imports modules whenever it draws. While TensorFlow's data sets are
   imported, they replace Python's own `__import__`, and such a thread fails.
@@ -31,6 +31,18 @@ def bytes_bar() -> progress.Progress:
     progress.BarColumn(),
     progress.DownloadColumn(),
     progress.TransferSpeedColumn(),
+    progress.TimeRemainingColumn(),
+    console=console.Console(stderr=True),
+    auto_refresh=False,
+  )
+
+
+def requests_bar() -> progress.Progress:
+  """Returns a bar that counts requests to a model, on the standard error."""
+  return _Bar(
+    progress.TextColumn('{task.description}'),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
     progress.TimeRemainingColumn(),
     console=console.Console(stderr=True),
     auto_refresh=False,

@@ -1,13 +1,17 @@
 """The model of a checkpoint, as `eval`, `generate` and `export` take it from the command line."""
 
+import contextlib
 import importlib
-from typing import TYPE_CHECKING
+import io
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from laser_pax.cli import experiments
 
 if TYPE_CHECKING:
-  from laser_pax.evaluation.saved_models import Saved
   from laser_pax.experiment.base import Experiment
+  from laser_pax.experiment.saved_models import Saved
 
 
 def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
@@ -20,24 +24,48 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   Raises:
     UserError: There is no such checkpoint or experiment, or another experiment saved it.
   """
+  from absl import logging
+
   from laser_pax import pax_fixes
   from laser_pax.errors import UserError
 
   name = None if exp is None else experiments.full_name(exp)
   pax_fixes.read_lambdas_fast()
+  logging.set_verbosity(logging.ERROR)
 
-  from laser_pax.evaluation import saved_models
+  from laser_pax.experiment import saved_models
 
   saved = saved_models.find(checkpoint)
   if name is None and saved.run is None:
     raise UserError(f'{saved.job} does not say which experiment it is of: give --exp=NAME')
-  module, _, short = (name or saved.run.experiment).rpartition('.')
-  experiment = experiments.find_class(importlib.import_module(module), short)()
-  for attribute, value in (saved.run.overrides if saved.run else {}).items():
-    setattr(experiment, attribute, value)
-  experiment.POD = 'cpu'  # It runs wherever this job is.
-  if hasattr(experiment, 'VOCAB') and (kept := saved_models.vocabulary(saved)):
-    experiment.VOCAB = str(kept)
-  experiment.check_overrides()
+  changed = saved.run.overrides if saved.run else {}
+  kept = saved_models.vocabulary(saved)
+  experiment = open_experiment(name or saved.run.experiment, changed, kept)
   saved_models.check_run(saved, experiment)
   return experiment, saved
+
+
+def open_experiment(
+  name: str, changed: Mapping[str, Any], vocabulary: os.PathLike | str | None
+) -> 'Experiment':
+  """Returns an experiment as a run had it, on this job's devices.
+
+  Args:
+    name: Full name of the experiment.
+    changed: Values of the attributes that the run overrode.
+    vocabulary: The vocabulary that was kept with the run; None if there is none.
+
+  Raises:
+    UserError: There is no such experiment, or an override does not fit it.
+  """
+  module, _, short = name.rpartition('.')
+  with contextlib.redirect_stderr(io.StringIO()):  # PAX prints each experiment of a module.
+    namespace = importlib.import_module(module)
+  experiment = experiments.find_class(namespace, short)()
+  for attribute, value in changed.items():
+    setattr(experiment, attribute, value)
+  experiment.POD = 'cpu'  # It runs wherever this job is.
+  if hasattr(experiment, 'VOCAB') and vocabulary:
+    experiment.VOCAB = str(vocabulary)
+  experiment.check_overrides()
+  return experiment

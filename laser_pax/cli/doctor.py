@@ -242,7 +242,7 @@ def check_data(environment: Environment) -> list[Finding]:
   prepared = [spec for spec in datasets.specs() if spec.find(folders.resolve(data_dir))]
   variable = sources.DATA_DIR_VARIABLE if named_data else ''
   command = datasets.specs()[0].prepare_command(data_dir)
-  names = f'{data_dir} ({", ".join(spec.name for spec in prepared)})'
+  names = f'{data_dir} ({", ".join(dict.fromkeys(spec.name for spec in prepared))})'
   findings = [
     Finding('data', 'ok', names) if prepared else _missing('data', variable, data_dir, command)
   ]

@@ -113,7 +113,7 @@ def check_data(data: str, vocab: str) -> str:
   if not vocab and any(spec.is_text() for spec in prepared):
     raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
   if not vocab:
-    return ', '.join(spec.name for spec in prepared)
+    return ', '.join(dict.fromkeys(spec.name for spec in prepared))
   if not epath.Path(vocab).exists():
     raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
   return f'{vocabulary.vocabulary_size(vocab)} pieces'

@@ -129,16 +129,41 @@ def prepare_librispeech(
   typer.echo(f'next: {sources.vocab_command(data_dir, vocab, 1_024, LIBRISPEECH)}')
 
 
-def _prepare(prepare: Callable[..., Path], paths: list[str], out: str | None, **options) -> str:
-  """Prepares a data set with a bar, says what became of the sources, and returns its folder."""
+@app.command('superglue')
+def prepare_superglue(
+  paths: Annotated[
+    list[str],
+    typer.Argument(
+      metavar='SOURCES...',
+      help="SuperGLUE's archives, or folders BoolQ, CB, ... of train.jsonl, val.jsonl, test.jsonl",
+    ),
+  ],
+  out: _Out = None,
+) -> None:
+  """Writes super_glue/TASK/1.0.2 for each task. It resumes, and never overwrites.
+
+  The archives are combined.zip, or BoolQ.zip (9,427 rows to train on, 3,270 to evaluate on), CB.zip
+  (250, 56), COPA.zip (400, 100), MultiRC.zip (27,243, 4,848), ReCoRD.zip (100,730, 10,000), RTE.zip
+  (2,490, 277), WiC.zip (5,428, 638) and WSC.zip (554, 104). Their rows are counted.
+  """
+  from laser_pax.data.prepare import superglue
+
+  _prepare(superglue.prepare, paths, out)
+
+
+def _prepare(
+  prepare: Callable[..., Path | list[Path]], paths: list[str], out: str | None, **options
+) -> str:
+  """Prepares data sets with a bar, says what became of the sources, and returns their folder."""
   from laser_pax.cli import bars
   from laser_pax.data import sources
   from laser_pax.data.prepare import reports
 
   data_dir = sources.default_data_dir() if out is None else folders.resolve(out)
   with bars.bytes_bar() as bar:
-    folder = prepare(paths, data_dir, progress=bar, **options)
-  for line in reports.lines(json.loads((folder / reports.FILE).read_text('utf-8'))):
-    typer.echo(line)
-  typer.echo(f'{folder}: done')
+    prepared = prepare(paths, data_dir, progress=bar, **options)
+  for folder in prepared if isinstance(prepared, list) else [prepared]:
+    for line in reports.lines(json.loads((folder / reports.FILE).read_text('utf-8'))):
+      typer.echo(line)
+    typer.echo(f'{folder}: done')
   return data_dir

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -17,7 +17,7 @@ import typer
 from laser_pax import folders
 from laser_pax.cli import cluster, consoles, experiments
 from laser_pax.errors import UserError
-from laser_pax.experiment import checkpoints, jobs, overrides
+from laser_pax.experiment import checkpoints, jobs, modes, overrides
 
 # A job ends half a minute after one of its processes is gone. jax's defaults are 10 and 10.
 HEARTBEAT_SECONDS = 5
@@ -36,7 +36,7 @@ class Job:
     selector: The flag that names it to paxml, 'exp' or 'fdl_config'.
     folder: The job's folder: an absolute path, or a bucket's address.
     flags: All other flags of paxml.
-    attributes: Attributes of the experiment that --data and --vocab set, by name.
+    attributes: Attributes of the experiment that --data, --vocab and --init_from set, by name.
     profile: Steps to trace, START:STOP, or None.
   """
 
@@ -88,6 +88,9 @@ def train(
   ] = None,
   data: Annotated[str | None, typer.Option(help='Prepared data; replaces DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; replaces VOCAB.')] = None,
+  init_from: Annotated[
+    str | None, typer.Option('--init_from', help='Job to fine-tune from; replaces INIT_FROM.')
+  ] = None,
   profile: Annotated[
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
   ] = None,
@@ -113,7 +116,7 @@ def train(
     flags=tuple(flags),
     attributes={
       name: folders.resolve(path)
-      for name, path in {'DATA_DIR': data, 'VOCAB': vocab}.items()
+      for name, path in {'DATA_DIR': data, 'VOCAB': vocab, 'INIT_FROM': init_from}.items()
       if path is not None
     },
     profile=profile,
@@ -188,10 +191,15 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
       raise UserError(f'paxml ignores --{name} without --{needs[name]}')
 
 
-def _values(flags: list[str]) -> dict[str, str]:
+def _values(flags: Sequence[str]) -> dict[str, str]:
   """Returns the value of each flag, by name. A switch without a value is on."""
   parts = (flag.lstrip('-').partition('=') for flag in flags)
   return {name: value if is_given else 'true' for name, is_given, value in parts}
+
+
+def _mode(flags: Sequence[str]) -> str:
+  """Returns the mode that --mode names."""
+  return _values(flags).get('mode', modes.TRAIN)
 
 
 def _is_override(flag: str) -> bool:
@@ -217,7 +225,8 @@ def _open_folder(job: Job) -> None:
   with _writing_to(job.folder):
     epath.Path(job.folder).mkdir(parents=True, exist_ok=True)
     (job.local_folder / 'logs').mkdir(parents=True, exist_ok=True)
-    jobs.check_run(job.folder, job.mark)
+    check = jobs.check_run if _mode(job.flags) == modes.TRAIN else jobs.check_experiment
+    check(job.folder, job.mark)
 
 
 @contextlib.contextmanager
@@ -305,6 +314,8 @@ def _check_overrides(experiment_cls: type, job: Job) -> None:
     for name, value in job.overrides().items():
       setattr(experiment, name, value)
     experiment.check_overrides()
+    if 'INIT_FROM' in job.attributes and not hasattr(experiment, 'INIT_FROM'):
+      raise UserError(f'{job.experiment} has no INIT_FROM, it starts anew: leave --init_from out')
     experiment.check_numbers()
 
 
@@ -324,10 +335,11 @@ def _register(job: Job, experiment_cls: type, say: Callable[[str], None]) -> Non
     """Marks the job's folder when PAX validates. Only then are process and devices known."""
 
     def validate(self) -> None:
-      jobs.write_mark(job.folder, job.mark)
-      checkpoints.list_files_of_each()
-      for line in checkpoints.set_aside(job.folder):
-        say(line)
+      if modes.mode() == modes.TRAIN:
+        jobs.write_mark(job.folder, job.mark)
+        checkpoints.list_files_of_each()
+        for line in checkpoints.set_aside(job.folder):
+          say(line)
       _keep_compiled_programs()
       super().validate()
 

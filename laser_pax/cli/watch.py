@@ -11,7 +11,7 @@ from typing import TextIO
 
 import jax
 import jax.numpy as jnp
-from paxml import programs
+from paxml import decode_programs, programs
 
 from laser_pax.cli import consoles, profiling
 from laser_pax.experiment import training
@@ -85,6 +85,10 @@ class Watch:
     self.say(f'step {step:,}: {split} {", ".join(shown)} ({_duration(seconds)})')
     self._record(kind='eval', step=step, split=split, **{metric.label: value}, **derived)
     self._window.clear()
+
+  def decoded(self, step: int, name: str, seconds: float) -> None:
+    """Takes that an input was decoded, whose results PAX has written."""
+    self.say(f'step {step:,}: {name} decoded, in decoder_out/{name} ({_duration(seconds)})')
 
   def drain(self) -> None:
     """Waits for the steps that are not computed yet."""
@@ -238,6 +242,22 @@ def _report_to(
   return program
 
 
+def _tell_of_decoding(
+  watch: Watch, program: decode_programs.SingleTaskDecodeProgram
+) -> decode_programs.SingleTaskDecodeProgram:
+  """Lets a decoding program tell the watch when it has ended, and returns the program."""
+  decode = program.run
+
+  def run(state, step):
+    start = time.time()
+    output = decode(state, step)
+    watch.decoded(step, program.decode_input.name, time.time() - start)
+    return output
+
+  program.run = run
+  return program
+
+
 def _is_silent() -> bool:
   """Whether this process prints and records nothing. Only the first of several processes does."""
   return jax.process_index() > 0
@@ -276,6 +296,9 @@ def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None 
     def eval_programs(self):
       metric = self.METRIC if isinstance(self, Experiment) else _METRIC_OF_PAX
       return [_report_to(watch, program, metric) for program in super().eval_programs()]
+
+    def decode_programs(self):
+      return [_tell_of_decoding(watch, program) for program in super().decode_programs()]
 
   take_name(Watched, experiment_cls)
   return Watched

@@ -44,10 +44,17 @@ from laser_pax.configs.librispeech import (  # noqa: E402
   LibriSpeechStandardConformer,
   LibriSpeechStandardConformerTiny,
 )
+from laser_pax.configs.superglue import (  # noqa: E402
+  SuperGlueLaser2B,
+  SuperGlueLaserTiny,
+  SuperGlueStandard2B,
+  SuperGlueStandardTiny,
+)
 from laser_pax.experiment.bert import BertMLM  # noqa: E402
 from laser_pax.experiment.conformer import LibriSpeechConformer  # noqa: E402
 from laser_pax.experiment.decoder import DecoderLM  # noqa: E402
 from laser_pax.experiment.laser import LaserMixin  # noqa: E402
+from laser_pax.experiment.superglue import SuperGlueLM  # noqa: E402
 from laser_pax.experiment.vit import ImageNetViT  # noqa: E402
 
 __all__ = [
@@ -78,6 +85,11 @@ __all__ = [
   'LibriSpeechLaserConformerTiny',
   'LibriSpeechStandardConformer',
   'LibriSpeechStandardConformerTiny',
+  'SuperGlueLM',
+  'SuperGlueLaser2B',
+  'SuperGlueLaserTiny',
+  'SuperGlueStandard2B',
+  'SuperGlueStandardTiny',
   'WikipediaLaserBert2B',
   'WikipediaLaserBertTiny',
   'WikipediaStandardBert2B',

@@ -81,8 +81,8 @@ class ImageNetStandardViTS16(ImageNetViT):
   GLOBAL_BATCH_SIZE = 1_024
   NUM_TRAIN_STEPS = 140_000
   POD = 'v5p-4chips'  # [ours]
-  # Nothing of attention is computed again in the backward pass: it is the larger part of a layer's
-  # memory here, since a kernel pads 196 positions and heads of 64 to 256 and 128.
+  # Nothing of attention is kept: the backward pass computes it again. It would be the larger part
+  # of a layer's memory, since a kernel pads 196 positions and heads of 64 to 256 and 128.
   CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_WITH_NO_BATCH_DIM  # [ours]
 
 

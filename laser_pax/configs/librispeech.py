@@ -12,6 +12,7 @@ set its target, 8.59%.
 """
 
 from paxml import experiment_registry
+from praxis import layers
 
 from laser_pax.data import sample, sources
 from laser_pax.experiment.conformer import LibriSpeechConformer
@@ -35,6 +36,7 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   HIDDEN_DIMS = 256
   NUM_HEADS = 4
   VOCAB_SIZE = 40  # Little more than the letters.
+  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_EVERYTHING  # The fastest on a CPU.
   BATCH_NORM_DECAY = 0.95  # The statistics of a run of few steps.
   TIME_MASKS = 5
   FREQUENCY_MASKS = 1
@@ -89,6 +91,8 @@ class LibriSpeechStandardConformer(LibriSpeechConformer):
   GLOBAL_BATCH_SIZE = 256
   NUM_TRAIN_STEPS = 60_000
   POD = 'v5p-16chips'  # [ours]
+  # Nothing of attention is kept: the backward pass computes it again, in half of the memory.
+  CHECKPOINT_POLICY = layers.AutodiffCheckpointType.SAVE_DOT_WITH_NO_BATCH_DIM  # [ours]
 
 
 @experiment_registry.register

@@ -70,7 +70,7 @@ class DatasetSpec:
 
 def specs() -> list[DatasetSpec]:
   """Returns the data sets of this module."""
-  return [x for x in globals().values() if isinstance(x, DatasetSpec)]
+  return [x for x in globals().values() if isinstance(x, DatasetSpec)] + list(SUPER_GLUE.values())
 
 
 C4 = DatasetSpec(
@@ -126,3 +126,17 @@ LIBRISPEECH = DatasetSpec(
   features=('speech', 'text', 'speaker_id', 'chapter_id', 'id'),
   vocab_options='--dataset librispeech --character-coverage 1',
 )
+
+# The tasks of SuperGLUE by their usual names: each is a data set. Its fields are in
+# data/prepare/superglue.py. Own rows need no split `test`, whose labels nobody has.
+SUPER_GLUE = {
+  name: DatasetSpec(
+    name='super_glue',
+    config={'wsc': 'wsc.fixed'}.get(name, name),
+    version='1.0.2',
+    splits=('train', 'validation'),
+    features=(),
+    prepared_by='superglue',
+  )
+  for name in ('boolq', 'cb', 'copa', 'multirc', 'record', 'rte', 'wic', 'wsc')
+}

@@ -160,10 +160,28 @@ def vocab_command(data_dir: str, vocab: str, size: int, dataset: DatasetSpec | N
   return f'{command} {dataset.vocab_options}' if dataset and dataset.vocab_options else command
 
 
+def first_named(*candidates: Named) -> Named | None:
+  """Returns the first of some paths that is named at all, made absolute; None without one."""
+  for path, named_by in candidates:
+    if path:
+      return Named(folders.resolve(path), named_by)
+  return None
+
+
+def exists(path: str) -> bool:
+  """Returns whether a path exists, local or in a bucket."""
+  return epath.Path(path).exists()
+
+
+def same_contents(path: str, other: str) -> bool:
+  """Returns whether two files have the same bytes."""
+  return epath.Path(path).read_bytes() == epath.Path(other).read_bytes()
+
+
 def _name_data(attribute: str | None) -> Named | None:
   # For seqio this flag of paxml.main comes before all else, so the check must use its folder.
   flag = flags.FLAGS['tfds_data_dir'].value if 'tfds_data_dir' in flags.FLAGS else None
-  return _first(
+  return first_named(
     Named(flag, '--tfds_data_dir'),
     Named(attribute, 'DATA_DIR'),
     Named(os.environ.get(DATA_DIR_VARIABLE), DATA_DIR_VARIABLE),
@@ -171,14 +189,9 @@ def _name_data(attribute: str | None) -> Named | None:
 
 
 def _name_vocab(attribute: str | None) -> Named | None:
-  return _first(Named(attribute, 'VOCAB'), Named(os.environ.get(VOCAB_VARIABLE), VOCAB_VARIABLE))
-
-
-def _first(*candidates: Named) -> Named | None:
-  for path, named_by in candidates:
-    if path:
-      return Named(folders.resolve(path), named_by)
-  return None
+  return first_named(
+    Named(attribute, 'VOCAB'), Named(os.environ.get(VOCAB_VARIABLE), VOCAB_VARIABLE)
+  )
 
 
 def _check_vocab(

@@ -122,6 +122,40 @@ def validation_input(
   )
 
 
+def prefix_input(
+  *,
+  data_dir: str,
+  vocab: str,
+  rows: int,
+  prefix_len: int,
+  name: str,
+  dataset: DatasetSpec = C4,
+) -> inputs.Input:
+  """Returns the input of the first rows of the validation split, for a model to continue.
+
+  A row of `ids` is 0 and the first P - 1 of P tokens in order, without a gap between rows.
+
+  Args:
+    data_dir: Folder that contains the data set's folder.
+    vocab: SentencePiece model of T5's layout.
+    rows: B, the rows per host, in one batch.
+    prefix_len: P, the length of a row of `ids`.
+    name: Name of the input in PAX's logs, and of the folder of what is decoded.
+    dataset: Data set of texts.
+  """
+  task = text_task(
+    dataset, 'validation', data_dir=data_dir, vocab=vocab, seq_len=prefix_len, rows=rows
+  )
+  return inputs.eval_input(
+    task,
+    split='validation',
+    lengths={'targets': prefix_len},
+    converter=_converter(),
+    batch_size=rows,
+    name=name,
+  )
+
+
 class TextFeatures(seqio_input.LanguageModelFeatures):
   """PAX's converter of rows to a language model's batch, which starts faster."""
 
@@ -135,7 +169,15 @@ def _converter() -> pax_fiddle.Config[TextFeatures]:
   return pax_fiddle.Config(TextFeatures, pack=False, bos_id=0)
 
 
-def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, seq_len: int) -> str:
+def text_task(
+  dataset: DatasetSpec,
+  split: str,
+  *,
+  data_dir: str,
+  vocab: str,
+  seq_len: int,
+  rows: int | None = None,
+) -> str:
   """Registers the task for a split of `data_dir`, once, and returns its name.
 
   The documents are tokenised, and each gets an EOS. Then they are concatenated in order and cut
@@ -149,6 +191,7 @@ def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, se
     data_dir: Folder that contains the data set's folder.
     vocab: SentencePiece model of T5's layout.
     seq_len: T, the tokens per row.
+    rows: Number of rows that each host reads, the first ones; None for all.
 
   Returns:
     The name of the task in seqio. Tasks of other arguments have other names. The task has one
@@ -156,6 +199,7 @@ def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, se
   """
   key = hashlib.sha256(repr((data_dir, vocab)).encode()).hexdigest()[:8]
   name = f'laser_pax_{dataset.name}_{split}_{seq_len}_{key}'
+  name += '' if rows is None else f'_{rows}'
   if name in seqio.TaskRegistry.names():
     return name
   seqio.TaskRegistry.add(
@@ -170,6 +214,7 @@ def text_task(dataset: DatasetSpec, split: str, *, data_dir: str, vocab: str, se
       functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
       seqio.preprocessors.append_eos,
       functools.partial(concatenate_and_cut, drop_remainder=split == 'train'),
+      *([] if rows is None else [functools.partial(_first_rows, rows=rows)]),
     ],
     output_features={
       'targets': seqio.Feature(seqio.SentencePieceVocabulary(vocab, extra_ids=0), add_eos=True)
@@ -193,3 +238,7 @@ def concatenate_and_cut(
     drop_remainder: Whether to leave out a last row that is shorter than T.
   """
   return dataset.rebatch(sequence_length['targets'], drop_remainder=drop_remainder)
+
+
+def _first_rows(dataset: tf.data.Dataset, *, rows: int) -> tf.data.Dataset:
+  return dataset.take(rows)

@@ -10,7 +10,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from paxml import checkpoint_types, checkpoints, partitioning, trainer_lib
 from praxis import pax_fiddle, py_utils
 
-from laser_pax.evaluation import saved_models
+from laser_pax.experiment import saved_models
 from laser_pax.experiment.base import Experiment
 
 NestedMap = py_utils.NestedMap

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import jax
-from absl import flags, logging
-from etils import epath
-from paxml import base_experiment, tasks_lib
+from paxml import base_experiment, decode_programs, programs, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
-from laser_pax import folders, pax_fixes
+from laser_pax import pax_fixes
 from laser_pax.errors import UserError
-from laser_pax.experiment import checkpoints, checks, jobs, layouts, overrides, slices, training
+from laser_pax.experiment import checks, jobs, layouts, modes, overrides, slices, training
 
 pax_fixes.apply()  # Also for experiments that do not import laser_pax.configs.
 
@@ -273,6 +271,14 @@ class Experiment(base_experiment.BaseExperiment, Family):
     """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
     return [training.TrainProgram(self.micro_batches())]
 
+  def eval_programs(self) -> list[programs.BaseEvalProgram]:
+    """Returns PAX's evaluations."""
+    return modes.closed_at_exit(super().eval_programs())
+
+  def decode_programs(self) -> list[decode_programs.SingleTaskDecodeProgram]:
+    """Returns PAX's decodings."""
+    return modes.closed_at_exit(super().decode_programs())
+
   def validate(self) -> None:
     """Checks overrides, sizes, devices and data before anything is compiled.
 
@@ -280,13 +286,15 @@ class Experiment(base_experiment.BaseExperiment, Family):
       UserError: A value does not fit or is missing; the message has the fix.
     """
     super().validate()
+    modes.follow_run(self)
     self.check_overrides()
     self.check_numbers()
     self.check()
     self.check_pod()
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.check_data()
-    self._claim_job_folder()
+    modes.check_decodes(self)
+    modes.claim_job_folder(self)
 
   def check_numbers(self) -> None:
     """Checks the numbers of the training itself.
@@ -367,26 +375,6 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
   def job_mark(self) -> str:
     """Returns the text that marks a job's folder as this run's."""
-    changed = [f'{name}={value}' for name, value in vars(self).items() if name.isupper()]
+    named = {k: getattr(v, '__name__', v) for k, v in vars(self).items() if k.isupper()}
+    changed = [f'{name}={value}' for name, value in named.items()]  # A dtype by its name.
     return jobs.mark_text(f'{type(self).__module__}.{type(self).__name__}', changed)
-
-  def _claim_job_folder(self) -> None:
-    """Marks the folder of paxml's --job_log_dir as this experiment's. PAX itself does not.
-
-    Checkpoints that are not whole are moved aside, so that PAX resumes from one that is.
-
-    Raises:
-      UserError: The folder holds checkpoints of another experiment, or none that is whole.
-    """
-    if 'job_log_dir' not in flags.FLAGS or flags.FLAGS['job_log_dir'].value is None:
-      return
-    flag = flags.FLAGS['job_log_dir']
-    # PAX's modes disagree about relative names, and none expands `~`. All read this flag later.
-    folder = flag.value = epath.Path(folders.resolve(flag.value))
-    jobs.check_experiment(folder, self.job_mark())
-    jobs.write_mark(folder, self.job_mark())
-    if vocabulary := self.vocabulary():
-      jobs.keep_vocabulary(folder, vocabulary)
-    checkpoints.list_files_of_each()
-    for line in checkpoints.set_aside(folder):
-      logging.warning(line)

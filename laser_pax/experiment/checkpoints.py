@@ -56,11 +56,16 @@ def list_files_of_each() -> None:
   @functools.wraps(commit)
   def list_and_commit(temporary, *args, **kwargs):
     if '://' not in os.fspath(temporary):
-      text = json.dumps(_sizes(pathlib.Path(temporary)), indent=0)
-      (pathlib.Path(temporary) / LIST).write_text(text)
+      write_list(temporary)
     return commit(temporary, *args, **kwargs)
 
   utils.on_commit_callback = list_and_commit
+
+
+def write_list(folder: os.PathLike | str) -> None:
+  """Writes the list of a local checkpoint's files, when all others are written."""
+  text = json.dumps(_sizes(pathlib.Path(folder)), indent=0)
+  (pathlib.Path(folder) / LIST).write_text(text)
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:

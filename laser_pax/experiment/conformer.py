@@ -10,7 +10,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, layouts
+from laser_pax.experiment import base, checks, layouts, modes
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
@@ -55,14 +55,20 @@ class ConformerSizes:
     return self.num_layers * self.layer_weights() + convolutions + projections
 
   def kept_activations(self, policy: Policy) -> int:
-    """Returns how many activations are kept for the backward pass, per position and layer."""
-    del policy
-    return 4 * self.hidden_dims + 20 * self.model_dims
+    """Returns how many activations are kept for the backward pass, per position and layer.
+
+    They are a block's input and the results of its matrices, or all activations.
+    """
+    if policy == Policy.SAVE_DOT_WITH_NO_BATCH_DIM:
+      return 2 * self.hidden_dims + 10 * self.model_dims
+    return self._activations()
 
   def recomputed_activations(self, policy: Policy) -> int:
-    """Returns 0: nothing is computed again."""
-    del policy
-    return 0
+    """Returns how many activations a block's backward pass recomputes, per position and layer."""
+    return self._activations() - self.kept_activations(policy)
+
+  def _activations(self) -> int:
+    return 4 * self.hidden_dims + 20 * self.model_dims
 
   def backward_width(self) -> int:
     """Returns a quarter of the activations per position that a block's backward pass holds."""
@@ -83,8 +89,7 @@ class ConformerSizes:
 
   def step_flops(self, policy: Policy, platform: str) -> int:
     """Returns the operations of one step: 6 for each product of a weight, and attention's."""
-    del policy
-    products = 2 + (7 if platform == 'tpu' else 5)
+    products = 2 + (7 if platform == 'tpu' else 5) + (2 if policy in layouts.POLICIES else 0)
     attention = 2 * products * self.num_layers * self.seq_len**2 * self.model_dims
     return self.global_batch_size * (6 * self.multiplications() + attention)
 
@@ -140,7 +145,6 @@ class LibriSpeechConformer(AlgoPerf):
   KERNEL_SIZE = 5
   VOCAB_SIZE = 1_024
   FPROP_DTYPE = jnp.float32
-  CHECKPOINT_POLICY = Policy.SAVE_EVERYTHING
   # The statistics of the batch norm are those of the whole batch.
   MICRO_BATCHES = 1
 
@@ -250,7 +254,7 @@ class LibriSpeechConformer(AlgoPerf):
 
   def eval_programs(self) -> list[DecodingEvalProgram]:
     """Returns PAX's evaluations, which also compare words."""
-    return [DecodingEvalProgram(input_p) for input_p in self.eval_datasets()]
+    return modes.closed_at_exit([DecodingEvalProgram(x) for x in self.eval_datasets()])
 
   def _rows(self) -> dict:
     source = self.source()

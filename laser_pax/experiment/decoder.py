@@ -3,12 +3,15 @@
 import math
 
 import jax
-from praxis import py_utils
+from praxis import decoder_hparams, pax_fiddle, py_utils
 
-from laser_pax.data import records, sources, text_lm
+from laser_pax.data import records, sources, text_lm, vocabulary
 from laser_pax.data.datasets import C4
 from laser_pax.experiment import base
 from laser_pax.experiment.text import TextTransformer
+
+# PAX's modes that decode continue at least so many rows of the validation split, over all hosts.
+_DECODED_ROWS = 16
 
 # math.exp overflows above about this value.
 _MAX_LOG_PERPLEXITY = 700.0
@@ -35,6 +38,22 @@ class DecoderLM(TextTransformer):
   SEQ_LEN = 1024  # [paper]
   NUM_TRAIN_STEPS = 160_000  # [paper]
   VOCAB_SIZE = 32_000  # [derived], see C4Standard300M
+
+  def task(self) -> base.Task:
+    """Returns the task. Its model decodes greedily, for `decode_datasets`.
+
+    Raises:
+      UserError: The sizes do not fit each other.
+    """
+    task_p = super().task()
+    task_p.model.decoder_tpl = pax_fiddle.Config(
+      decoder_hparams.GreedyDecoderHParams,
+      seqlen=self.SEQ_LEN,
+      max_decode_steps=self.SEQ_LEN - self._prefix_len(),
+      fprop_for_prefix=True,
+      eos_id=vocabulary.EOS_ID,
+    )
+    return task_p
 
   def source(self) -> sources.Source:
     """Returns the data and the vocabulary of this experiment, after checking both.
@@ -64,6 +83,27 @@ class DecoderLM(TextTransformer):
       ),
       text_lm.validation_input(**common, batch_size=self.eval_batch_size() // processes),
     ]
+
+  def decode_datasets(self) -> base.Inputs:
+    """Returns the input of half rows of the validation split, which the model continues.
+
+    Raises:
+      UserError: As for `source`.
+    """
+    source = self.source()
+    return [
+      text_lm.prefix_input(
+        dataset=self.DATASET,
+        data_dir=source.data_dir,
+        vocab=source.vocab,
+        rows=jax.local_device_count() * -(-_DECODED_ROWS // jax.device_count()),
+        prefix_len=self._prefix_len(),
+        name='continuations',
+      )
+    ]
+
+  def _prefix_len(self) -> int:
+    return max(1, self.SEQ_LEN // 2)
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` sequences."""

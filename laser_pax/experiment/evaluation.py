@@ -1,8 +1,37 @@
-"""PAX's evaluation for families that are judged by what they decode, such as words."""
+"""PAX's evaluation for families that are judged by what they decode, such as words or answers."""
 
+import contextlib
 import dataclasses
+import json
+import statistics
+import types
+from collections.abc import Iterator, Mapping, Sequence
 
-from paxml import decode_programs, programs
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from paxml import decode_programs, programs, summary_utils
+
+# The metric in which a task's own metrics, and then the tasks, are brought together.
+SCORE = 'score'
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+  """Keeps jax from reading and writing its folder of compiled programs meanwhile, if on a CPU.
+
+  A decoding loop of PAX that jax 0.5.3 reads back from there ends before its first token, without
+  an error.
+  """
+  is_kept = jax.config.jax_enable_compilation_cache and jax.default_backend() == 'cpu'
+  if is_kept:
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # jax asks for the setting once, and then after a reset.
+  try:
+    yield
+  finally:
+    if is_kept:
+      jax.config.update('jax_enable_compilation_cache', True)
+      compilation_cache.reset_cache()
 
 
 class DecodingEvalProgram(programs.SingleTaskEvalProgram):
@@ -11,10 +40,10 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   PAX decodes in a training only with --decode_during_train, and an experiment has no say in how.
   """
 
-  def __init__(self, input_p):
-    """Takes the split's input."""
+  def __init__(self, input_p, decode_input_p=None):
+    """Takes the split's input, and the input to decode; None stands for the same one."""
     super().__init__(input_p)
-    self._decoding = decode_programs.SingleTaskDecodeProgram(input_p.clone())
+    self._decoding = decode_programs.SingleTaskDecodeProgram(decode_input_p or input_p.clone())
 
   def setup(self, task, partitioner, job_log_dir, eval_prng_seed, *args, **kwargs) -> None:
     """Sets both programs up."""
@@ -24,10 +53,79 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   def run(self, state, step):
     """Evaluates, and then decodes."""
     output = super().run(state, step)
-    decoded = self._decoding.run(state, step).processed_decode_metrics or {}
-    return dataclasses.replace(output, eval_metrics={**(output.eval_metrics or {}), **decoded})
+    with compiled_anew():
+      decoded = self._decoding.run(state, step)
+    metrics = {**(decoded.processed_decode_metrics or {}), **(decoded.seqio_metrics or {})}
+    return dataclasses.replace(output, eval_metrics={**(output.eval_metrics or {}), **metrics})
 
   def shutdown(self) -> None:
     """Closes both programs."""
     self._decoding.shutdown()
     super().shutdown()
+
+
+class TaskEvalProgram(DecodingEvalProgram):
+  """The evaluation of a task of seqio. Its score is the mean of the task's metrics.
+
+  Only the first of several processes knows the score.
+
+  Attributes:
+    scores: The score of each evaluation, by its step.
+  """
+
+  def __init__(self, input_p, decode_input_p):
+    """Takes the input with targets, to score them, and the one without, to decode them."""
+    super().__init__(input_p, decode_input_p)
+    self.scores: dict[int, float] = {}
+
+  def run(self, state, step):
+    """Evaluates and decodes. A step that an earlier process had decoded keeps its score."""
+    output = super().run(state, step)
+    if metrics := self._metrics(int(step)):
+      score = self.scores[int(step)] = statistics.fmean(metrics.values())
+      metrics = {**metrics, SCORE: score}
+    return dataclasses.replace(output, eval_metrics={**output.eval_metrics, **metrics})
+
+  def _metrics(self, step: int) -> Mapping[str, float]:
+    """Returns what PAX wrote of the task's metrics at a step."""
+    if jax.process_index():
+      return {}
+    folder = self._job_log_dir / 'decoder_out' / self._name
+    lines = [
+      line for file in folder.glob('*-metrics.jsonl') for line in file.read_text().split('\n')
+    ]
+    found = [metrics for metrics in map(json.loads, filter(None, lines)) if metrics['step'] == step]
+    return {name: value for name, value in found[-1].items() if name != 'step'} if found else {}
+
+
+class MeanProgram(programs.SingleTaskEvalProgram):
+  """No evaluation of its own, but the mean of the scores of others, which run before it."""
+
+  def __init__(self, tasks: Sequence[TaskEvalProgram], name: str):
+    """Takes the other programs, and a name that is shown like a split's."""
+    super().__init__(None)
+    self._tasks = tasks
+    self._eval_input_pipeline = types.SimpleNamespace(
+      name=name, hparams=types.SimpleNamespace(name=name)
+    )
+
+  def setup(
+    self, task, partitioner, job_log_dir, eval_prng_seed, enable_summary_writer=True
+  ) -> None:
+    """Opens the summary."""
+    folder = programs.get_summary_base_dir(job_log_dir) / f'eval_test_{self.eval_input.name}'
+    self._eval_summary_writer = self._exitstack.enter_context(
+      summary_utils.get_summary_writer(folder, enable_summary_writer)
+    )
+
+  def run(self, state, step):
+    """Returns the mean, if each of the others has a score."""
+    import tensorflow as tf
+
+    scores = [task.scores.get(int(step)) for task in self._tasks]
+    metrics = {}
+    if None not in scores:
+      metrics[SCORE] = statistics.fmean(scores)
+      with self._eval_summary_writer.as_default():
+        tf.summary.scalar(SCORE, metrics[SCORE], step=int(step))
+    return programs.EvalProgramOutput(state, eval_metrics=metrics)

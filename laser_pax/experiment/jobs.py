@@ -119,6 +119,28 @@ def read_mark(folder: os.PathLike | str) -> Run | None:
   return _run(text) if text else None
 
 
+def check_vocabulary(folder: os.PathLike | str, vocabulary: os.PathLike | str) -> None:
+  """Checks that the checkpoints of a folder were not trained with another vocabulary.
+
+  Args:
+    folder: Folder of the job.
+    vocabulary: File of the vocabulary.
+
+  Raises:
+    UserError: They were.
+  """
+  from etils import epath
+
+  kept = _file(folder).with_name(VOCABULARY)
+  if not kept.exists() or not _has_checkpoints(folder):
+    return
+  if kept.read_bytes() != epath.Path(vocabulary).read_bytes():
+    raise UserError(
+      f'{kept} is the vocabulary of the checkpoints in {folder}, and {vocabulary} is another: name '
+      'that vocabulary, or another --job_log_dir'
+    )
+
+
 def keep_vocabulary(folder: os.PathLike | str, vocabulary: os.PathLike | str) -> None:
   """Copies the vocabulary of a run into its folder. Only the first of several processes does.
 
@@ -134,14 +156,10 @@ def keep_vocabulary(folder: os.PathLike | str, vocabulary: os.PathLike | str) ->
 
   if jax.process_index() > 0:
     return
+  check_vocabulary(folder, vocabulary)
   kept, contents = _file(folder).with_name(VOCABULARY), epath.Path(vocabulary).read_bytes()
   if kept.exists() and kept.read_bytes() == contents:
     return
-  if kept.exists() and _has_checkpoints(folder):
-    raise UserError(
-      f'{kept} is the vocabulary of the checkpoints in {folder}, and {vocabulary} is another: name '
-      'that vocabulary, or another --job_log_dir'
-    )
   new = kept.with_name(f'{VOCABULARY}.new')
   new.write_bytes(contents)
   new.replace(kept)

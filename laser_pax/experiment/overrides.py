@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import enum
 import math
+from collections.abc import Callable
 from typing import Any
 
 from laser_pax.errors import UserError
@@ -66,3 +67,18 @@ def _type(cls: type, name: str) -> Any:
     kind = Any if default is None else type(default)
   is_simple = not isinstance(kind, type) or issubclass(kind, enum.Enum) or kind in _SIMPLE
   return kind if is_simple else pydantic.InstanceOf[kind]
+
+
+class FollowsFrom:
+  """A capital attribute whose value follows from others, unless it is overridden."""
+
+  def __init__(self, rule: str, compute: Callable[[Any], Any]):
+    """Takes the rule in words, and the function of the experiment that computes the value."""
+    self._rule, self._compute = rule, compute
+
+  def __get__(self, experiment: Any, cls: type) -> Any:
+    """Returns the value; of the class, this object."""
+    return self if experiment is None else self._compute(experiment)
+
+  def __repr__(self) -> str:
+    return self._rule

@@ -153,6 +153,25 @@ quickstart --out=
 quickstart --nope
 quickstart --family=
 quickstart --family=Text
+export
+export --checkpoint=<NONE> --out=<DIR>/x
+export --checkpoint=<DIR> --out=<DIR>/x
+export --checkpoint=<DIR> --out=
+import-weights
+import-weights --weights=<NONE> --job_log_dir=<DIR>/x
+import-weights --weights=<DIR> --job_log_dir=<DIR>/x
+import-weights --weights=<DIR> --job_log_dir=<FILE>
+eval
+eval extra
+eval --nope
+eval --checkpoint=<DIR> extra
+eval --checkpoint=<DIR> --suite=other
+eval --checkpoint=<DIR> --suite=paper --tasks=piqa
+eval --checkpoint=<DIR> --shots=-1
+eval --checkpoint=<DIR> --limit=0
+eval --checkpoint=<FILE>
+eval --checkpoint=<DIR>
+eval --checkpoint=<DIR> --exp=Nope
 prepare wikipedia
 prepare wikipedia <TEXTS>
 prepare wikipedia <TEXTS> --vocab

@@ -54,3 +54,17 @@ def test_checkpoints_without_a_mark_are_of_no_known_run(tmp_path):
     jobs.check_run(tmp_path, LASER)
   (tmp_path / jobs.MARK).write_text(LASER)
   jobs.check_run(tmp_path, LASER)
+
+
+def test_a_marks_overrides_give_the_experiment_again(tmp_path):
+  from laser_pax import configs
+
+  experiment = configs.C4LaserTiny()
+  experiment.FPROP_DTYPE, experiment.NUM_LAYERS, experiment.NUMERICS = 'bfloat16', 2, 'paper'
+  experiment.check_overrides()
+  (tmp_path / jobs.MARK).write_text(experiment.job_mark())
+  again = configs.C4LaserTiny()
+  for name, value in jobs.read_mark(tmp_path).overrides.items():
+    setattr(again, name, value)
+  again.check_overrides()
+  assert vars(again) == vars(experiment)

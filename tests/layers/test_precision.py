@@ -141,18 +141,72 @@ def test_small_values_under_flat_attention(dtype, scale, laser):
   check(dtype, [(arrays, causal(512), laser) for arrays in draws])
 
 
-def packed(length):
-  """Three segments, and padding in front that sees nothing."""
-  segments = np.searchsorted([length // 8, length // 4, length // 2], np.arange(length), 'right')
-  return causal(length) & (segments[:, None] == segments) & (segments > 0)
-
-
 def one_huge(value):
   value[len(value) // 3] = 1e4
 
 
 def last_is_greatest(value):
   value[-1] = value.max(0) + 6 * value.std()
+
+
+@functools.cache
+def step_of_decoding(cls, dtype, head):
+  """Returns a function of queries [T, H], cached keys and values [S, H], and a mask [T, 1, S]."""
+  sizes = {'input_dim': head, 'hidden_dim': head, 'num_heads': 1, 'dim_per_head': head}
+  config = pax_fiddle.Config(
+    cls, name='atten', **sizes, internal_enable_per_dim_scale=False, fprop_dtype=dtype
+  )
+  layer = base_layer.instantiate(config)
+
+  @jax.jit
+  def step(query, key, value, mask):
+    cache = {'key': key[None, :, None], 'value': value[None, :, None]}
+    with context():
+      return layer.apply(
+        {base_layer.DECODE_CACHE: cache},
+        *(query[:, None], 'key', 'value', mask),
+        method=lambda layer, *arguments: layer._dot_atten_one_step(*arguments)[0][:, 0],
+      )
+
+  return step
+
+
+def step_error(cls, dtype, arrays, reference):
+  """The error of the steps of some places, each with the cache of the places before it."""
+  places = np.arange(0, len(reference), 8)
+  query, key, value = (x.astype(dtype) for x in (arrays[0][places], *arrays[1:3]))
+  mask = jnp.where(causal(len(reference))[places], 0.0, LARGE_NEGATIVE)[:, None]
+  output = step_of_decoding(cls, dtype, query.shape[1])(query, key, value, mask)
+  assert output.dtype == dtype and np.isfinite(np.asarray(output, np.float64)).all()
+  return rms_error(output, reference[places])
+
+
+@DTYPES
+@pytest.mark.parametrize('scale', [0.01, 1, 100])
+@pytest.mark.parametrize('change', [lambda value: None, one_huge, last_is_greatest])
+def test_steps_of_decoding(dtype, scale, change):
+  """What a decoder runs for each new token: one query over the cache of keys and values."""
+  found = []
+  for seed in range(4):
+    arrays = draw(seed, 512, 32, scale, dtype)
+    change(arrays[2])
+    arrays[2] = rounded([arrays[2]], dtype)[0]
+    pairs = (
+      (layers.LaserFusedDotProductAttention, float64.laser),
+      (layers.FusedDotProductAttention, float64.standard),
+    )
+    exact = [reference(*arrays[:3], causal(512), arrays[3])[0] for _, reference in pairs]
+    found.append(
+      [step_error(cls, dtype, arrays, x) for (cls, _), x in zip(pairs, exact, strict=True)]
+    )
+  ours, theirs = np.sqrt((np.array(found) ** 2).mean(0))
+  assert ours <= (3e-6 if dtype == F32 else 1.3 * theirs), (ours, theirs)
+
+
+def packed(length):
+  """Three segments, and padding in front that sees nothing."""
+  segments = np.searchsorted([length // 8, length // 4, length // 2], np.arange(length), 'right')
+  return causal(length) & (segments[:, None] == segments) & (segments > 0)
 
 
 def last_is_out_of_reach(value):

@@ -163,7 +163,7 @@ def test_two_slices(quick):
   with following(quick) as (process, output):
     assert quick.pod('status').count('running') == 4
     os.kill(quick.pid(0, 'my-pod-1'), signal.SIGKILL)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=120) == 1
     error = output.read_text().splitlines()[-1]
   assert 'my-pod-1 worker 0' in error and 'logs 0 1' in error
   assert 'step ' in quick.pod('logs', '0', '1')

@@ -17,13 +17,15 @@ from pathlib import Path
 
 from laser_pax import folders
 from laser_pax.data import sources, vocabulary
-from laser_pax.data.datasets import C4, IMAGENET, LIBRISPEECH, WIKIPEDIA
+from laser_pax.data.datasets import C4, IMAGENET, LIBRISPEECH, SUPER_GLUE, WIKIPEDIA
 from laser_pax.data.prepare import c4
 
 FOLDER = Path(__file__).parent
 VOCAB = FOLDER / 'vocab.model'
 WORDPIECE = FOLDER / 'vocab.txt'
 CLIP_ART = FOLDER / 'clipart.tar.gz'
+# Rows of each split of our questions.
+QUESTIONS = 32
 
 
 def prepare_sample() -> sources.Source:
@@ -57,6 +59,34 @@ def prepare_records() -> str:
   folder = data_dir / WIKIPEDIA.folder
   _once(folder, data_dir, lambda: wikipedia.prepare(_texts(), data_dir, vocab=WORDPIECE, copies=1))
   return str(folder)
+
+
+def prepare_questions() -> str:
+  """Makes questions in the form of BoolQ from the addresses, under `~/.cache/laser_pax`, once.
+
+  Each split has QUESTIONS rows. They are our own (data/prepare/questions.py), not SuperGLUE's.
+
+  Returns:
+    The folder that contains the data set's folder.
+
+  Raises:
+    UserError: The folder cannot be written.
+  """
+  from laser_pax.data import records
+  from laser_pax.data.prepare import questions, superglue
+
+  data_dir = folders.cache_dir() / 'questions-1'
+  source = data_dir / 'source'
+
+  def make() -> None:
+    texts = prepare_sample().data_dir
+    for split, name in {'train': 'train.jsonl', 'validation': 'val.jsonl'}.items():
+      pieces = questions.pieces(records.read_texts(texts, C4, split))
+      questions.write(pieces, source / 'BoolQ' / name, QUESTIONS)
+    superglue.prepare([source], data_dir)
+
+  _once(data_dir / SUPER_GLUE['boolq'].folder, data_dir, make)
+  return str(data_dir)
 
 
 def prepare_images() -> str:

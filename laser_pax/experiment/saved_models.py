@@ -39,44 +39,45 @@ class Saved(NamedTuple):
     return epath.Path(self.job) / 'checkpoints' / f'checkpoint_{self.step:08d}'
 
 
-def find(checkpoint: str) -> Saved:
+def find(checkpoint: str, named_by: str = '--checkpoint') -> Saved:
   """Finds a checkpoint that is finished and whole.
 
   Args:
     checkpoint: Folder of a job, which stands for its newest whole checkpoint. Or the folder of one
       checkpoint, `JOB/checkpoints/checkpoint_00000600`.
+    named_by: The flag, attribute or variable that names it, for the message.
 
   Raises:
     UserError: There is none; the message says what is there.
   """
   path = epath.Path(folders.resolve(checkpoint))
   if not path.exists():
-    raise UserError(f'--checkpoint={path}: there is no such folder')
+    raise UserError(f'{named_by}={path}: there is no such folder')
   is_one = path.parent.name == 'checkpoints'
   job = str(path.parent.parent if is_one else path.parent if path.name == 'checkpoints' else path)
   steps = checkpoints.steps(job)
   if is_one:
-    step = _step_of(path)
+    step = _step_of(path, named_by)
   elif not steps:
     raise UserError(
-      f'--checkpoint={path}: no finished checkpoint is in {epath.Path(job) / "checkpoints"}; '
+      f'{named_by}={path}: no finished checkpoint is in {epath.Path(job) / "checkpoints"}; '
       'expected the --job_log_dir of a training that has saved one'
     )
   else:
     step = checkpoints.survey(job).whole
     if step is None:
-      raise UserError(f'--checkpoint={path}: none of the checkpoints {steps} is whole')
+      raise UserError(f'{named_by}={path}: none of the checkpoints {steps} is whole')
   if fault := checkpoints.fault(job, step):
-    raise UserError(f'--checkpoint={path}: checkpoint {step} is not whole: {fault}')
+    raise UserError(f'{named_by}={path}: checkpoint {step} is not whole: {fault}')
   return Saved(job, step, jobs.read_mark(job))
 
 
-def _step_of(path: epath.Path) -> int:
+def _step_of(path: epath.Path, named_by: str) -> int:
   match = _STEP.fullmatch(path.name)
   if match is None:
     is_being_written = _STEP.match(path.name) is not None
     reason = 'it is still being written' if is_being_written else 'it is no checkpoint'
-    raise UserError(f'--checkpoint={path}: {reason}; expected a folder like checkpoint_00000600')
+    raise UserError(f'{named_by}={path}: {reason}; expected a folder like checkpoint_00000600')
   return int(match[1])
 
 

@@ -1,0 +1,137 @@
+"""What a process does with its job's folder, in each of PAX's modes.
+
+A training claims the folder. In the other modes a process of its own evaluates or decodes the job's
+checkpoints. It waits for each new one, and may run beside the training that writes them. So it only
+reads: it takes the overrides of that run from the job's mark, and moves no checkpoint aside.
+"""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any, Protocol, TypeVar
+
+from absl import flags, logging
+
+from laser_pax import folders
+from laser_pax.errors import UserError
+from laser_pax.experiment import checkpoints, jobs
+
+_Programs = TypeVar('_Programs')
+
+TRAIN = 'train'
+_DECODING = ('decode', 'decode_once')
+
+
+class Experiment(Protocol):
+  """What is asked here of an experiment, which base.py defines.
+
+  Attributes:
+    METRIC: The figure that a run is judged by.
+  """
+
+  METRIC: Any
+
+  def job_mark(self) -> str:
+    """Returns the text that marks a job's folder as this run's."""
+
+  def vocabulary(self) -> str | None:
+    """Returns the file of the vocabulary, or None."""
+
+  def decode_datasets(self) -> list[Any]:
+    """Returns the inputs to decode."""
+
+
+def mode() -> str:
+  """Returns the mode of this process: paxml's flag --mode. Without paxml.main it is 'train'."""
+  return flags.FLAGS['mode'].value if 'mode' in flags.FLAGS else TRAIN
+
+
+def _job_folder() -> str | None:
+  """Returns the folder of paxml's --job_log_dir, or None."""
+  if 'job_log_dir' not in flags.FLAGS or flags.FLAGS['job_log_dir'].value is None:
+    return None
+  return folders.resolve(flags.FLAGS['job_log_dir'].value)
+
+
+def follow_run(experiment: Experiment) -> None:
+  """Gives an experiment the overrides of the run in its job's folder; those of its own stay.
+
+  Without them PAX waits for the steps of the class, which the run may never reach. In a training
+  nothing is done.
+
+  Args:
+    experiment: The experiment.
+
+  Raises:
+    UserError: Another experiment's run is in the folder.
+  """
+  folder = _job_folder()
+  if mode() == TRAIN or folder is None:
+    return
+  jobs.check_experiment(folder, experiment.job_mark())
+  run = jobs.read_mark(folder)
+  for name, value in (run.overrides if run else {}).items():
+    if name not in vars(experiment):
+      setattr(experiment, name, value)
+
+
+def closed_at_exit(programs: _Programs) -> _Programs:
+  """Returns PAX's programs, which are closed when this process ends.
+
+  PAX closes them after a training alone. In the other modes their last summaries may be lost, and a
+  traceback is shown.
+
+  Args:
+    programs: List of evaluation or decoding programs.
+  """
+  if mode() != TRAIN:
+    for program in programs:
+      atexit.register(program.shutdown)
+  return programs
+
+
+def check_decodes(experiment: Experiment) -> None:
+  """Checks, in a mode that decodes, that an experiment has something to decode.
+
+  Raises:
+    UserError: It has not.
+  """
+  if mode() in _DECODING and not experiment.decode_datasets():
+    raise UserError(
+      f'--mode={mode()}: {type(experiment).__name__} has nothing to decode; its answers are judged '
+      f'by {experiment.METRIC.name}, so give --mode=eval'
+    )
+
+
+def claim_job_folder(experiment: Experiment) -> None:
+  """Marks the folder of paxml's --job_log_dir as an experiment's. PAX itself does not.
+
+  Checkpoints that are not whole are moved aside, so that PAX resumes from one that is. A process
+  that does not train does neither.
+
+  Args:
+    experiment: The experiment.
+
+  Raises:
+    UserError: The folder holds checkpoints of another experiment or vocabulary, or none that is
+      whole.
+  """
+  from etils import epath
+
+  folder = _job_folder()
+  if folder is None:
+    return
+  # PAX's modes disagree about relative names, and none expands `~`. All read this flag later.
+  flags.FLAGS['job_log_dir'].value = epath.Path(folder)
+  mark, vocabulary = experiment.job_mark(), experiment.vocabulary()
+  jobs.check_experiment(folder, mark)
+  if vocabulary:
+    jobs.check_vocabulary(folder, vocabulary)
+  if mode() != TRAIN:
+    return
+  jobs.write_mark(folder, mark)
+  if vocabulary:
+    jobs.keep_vocabulary(folder, vocabulary)
+  checkpoints.list_files_of_each()
+  for line in checkpoints.set_aside(folder):
+    logging.warning(line)
