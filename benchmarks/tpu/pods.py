@@ -1,6 +1,6 @@
 """Compiles the pairs for their slices, and writes the tables of docs/pods.md.
 
-`python -m benchmarks.tpu.pods` compiles each pair, train and evaluation step, in some forty
+`python -m benchmarks.tpu.pods` compiles each pair, train and evaluation step, in some fifty
 minutes on two cores. With `--meshes` it compiles several layouts of each LASER decoder, in about
 half an hour. The exit code is 1 where one does not fit. docs/results keeps each report as a line of
 JSON.
@@ -32,6 +32,7 @@ PAIRS = [
   *DECODERS,
   ('WikipediaStandardBert2B', 'WikipediaLaserBert2B'),
   ('ImageNetStandardViTS16', 'ImageNetLaserViTS16'),
+  ('ImageNetStandardViTS16QkNorm', 'ImageNetLaserViTS16QkNorm'),
   ('LibriSpeechStandardConformer', 'LibriSpeechLaserConformer'),
 ]
 

@@ -23,7 +23,7 @@ from laser_pax.experiment.laser import LaserMixin
 class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   """Standard attention at a size for laptops, on spoken prompts [ours].
 
-  0.315M parameters, 4.78M frames, one device.
+  0.315M parameters, 3.98M frames, one device.
   """
 
   TRAIN_SPLITS = ('train_clean100',)
@@ -42,15 +42,15 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
   FREQUENCY_MASKS = 1
 
   GLOBAL_BATCH_SIZE = 8
-  NUM_TRAIN_STEPS = 1_200
-  WARMUP_STEPS = 120
+  NUM_TRAIN_STEPS = 1_000
+  WARMUP_STEPS = 100
   LEARNING_RATE = 5e-3
   WEIGHT_DECAY = 0.1
   ADAM_BETA1 = 0.9
   ADAM_BETA2 = 0.98
   SUMMARY_INTERVAL_STEPS = 10
-  EVAL_INTERVAL_STEPS = 300
-  CHECKPOINT_EVERY_N_STEPS = 300
+  EVAL_INTERVAL_STEPS = 250
+  CHECKPOINT_EVERY_N_STEPS = 250
 
   def source(self) -> sources.Source:
     """Returns the prompts, which are fetched once, unless the user names other data.
@@ -69,7 +69,7 @@ class LibriSpeechStandardConformerTiny(LibriSpeechConformer):
 class LibriSpeechLaserConformerTiny(LaserMixin, LibriSpeechStandardConformerTiny):
   """LASER at a size for laptops, on spoken prompts [ours].
 
-  0.315M parameters, 4.78M frames, one device.
+  0.315M parameters, 3.98M frames, one device.
   """
 
 
