@@ -178,9 +178,9 @@ def with_a_part_twice(folder):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (without_a_part, "MLPerf's 2 parts and eval.txt; missing: part-00000-of-00002: fetch"),
+    (without_a_part, "MLPerf's release, and eval.txt; missing: part-00000-of-00002: fetch"),
     (without_eval, 'missing: eval.txt: fetch'),
-    (with_another_release, 'several releases, of 2 and of 3 parts'),
+    (with_another_release, 'several wholes, of 2 and of 3 parts'),
     (with_a_part_twice, 'again/part-00000-of-00002 and .*: name one of them'),
   ],
 )

@@ -7,6 +7,7 @@ bert_config.json, which are no articles.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from laser_pax import folders
@@ -20,7 +21,7 @@ PARTS, EVAL_ARTICLES, EVAL_BYTES = 500, 10_000, 32_851_144
 NO_PART = f"neither a part of MLPerf's release nor {EVAL_TEXT}"
 
 _PART = re.compile(r'part-(\d+)-of-(\d+)')
-_SHOWN = 5  # So many names of missing files are told.
+_SHOWN = 5  # So many names are told.
 
 
 def is_part(path: Path) -> bool:
@@ -56,32 +57,46 @@ def check_complete(sources: files.Sources) -> None:
   parts = [path for path in sources.taken if is_part(path)]
   if not parts:
     return
-  counts = {int(_PART.fullmatch(path.name)[2]) for path in parts}
-  if len(counts) > 1:
-    raise UserError(
-      f'these are parts of several releases, of {" and of ".join(map(str, sorted(counts)))} parts: '
-      'name the files of one'
-    )
-  (count,) = counts
   found: dict[str, Path] = {}
   for path in sources.taken:
-    match = _PART.fullmatch(path.name)
-    name = _part_name(int(match[1]), count) if match else EVAL_TEXT
-    if (first := found.setdefault(name, path)) is not path:
+    if (first := found.setdefault(path.name, path)) is not path:
       raise UserError(f'{folders.shown(first)} and {folders.shown(path)}: name one of them')
-  expected = [*(_part_name(number, count) for number in range(count)), EVAL_TEXT]
-  if missing := [name for name in expected if name not in found]:
-    more = f' and {len(missing) - _SHOWN:,} more' if len(missing) > _SHOWN else ''
+  missing = missing_parts(found) + [EVAL_TEXT] * (EVAL_TEXT not in found)
+  if missing:
     raise UserError(
-      f"expected MLPerf's {count:,} parts and {EVAL_TEXT}; missing: {', '.join(missing[:_SHOWN])}"
-      f'{more}: fetch them'
+      f"expected all parts of MLPerf's release, and {EVAL_TEXT}; missing: {listed(missing)}: "
+      'fetch them'
     )
-  if count == PARTS:
+  if len(parts) == PARTS:
     _check_eval_text(found[EVAL_TEXT])
 
 
-def _part_name(number: int, count: int) -> str:
-  return f'part-{number:05d}-of-{count:05d}'
+def missing_parts(names: Iterable[str]) -> list[str]:
+  """Returns the names of the parts that are not there, by the number of parts in the others' names.
+
+  Args:
+    names: Names of files, of which some are parts.
+
+  Raises:
+    UserError: They do not agree about the number of parts.
+  """
+  parts = [tuple(map(int, match.groups())) for match in map(_PART.fullmatch, names) if match]
+  counts = sorted({count for _, count in parts})
+  if len(counts) > 1:
+    raise UserError(
+      f'these are parts of several wholes, of {" and of ".join(map(str, counts))} parts: name the '
+      'files of one'
+    )
+  numbers = {number for number, _ in parts}
+  return [
+    f'part-{i:05d}-of-{count:05d}' for count in counts for i in range(count) if i not in numbers
+  ]
+
+
+def listed(names: Sequence[str]) -> str:
+  """Returns names for a message: the first ones, and how many others there are."""
+  more = f' and {len(names) - _SHOWN:,} more' if len(names) > _SHOWN else ''
+  return ', '.join(names[:_SHOWN]) + more
 
 
 def _check_eval_text(path: Path) -> None:
