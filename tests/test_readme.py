@@ -108,7 +108,7 @@ def test_quickstart_ends_with_the_table_and_the_picture(commands, tmp_path, monk
   out = capfd.readouterr().out
   for word in ('standard', 'LASER', 'test loss', 'perplexity', 'tokens/s', 'unigram entropy'):
     assert word in out
-  assert (tmp_path / '10-steps' / 'quickstart.png').read_bytes().startswith(b'\x89PNG')
+  assert (tmp_path / '10-steps' / 'quickstart_text.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_list_and_show(succeeds, tmp_path):

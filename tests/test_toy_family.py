@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from laser_pax.cli import experiments
+from laser_pax.cli import eval, experiments
 from laser_pax.costs import libtpu
 from laser_pax.errors import UserError
 from tests.support.commands import QUICK_COMPILE, ROOT
@@ -39,6 +39,11 @@ def test_list_has_a_row_of_it():
     'steps': '40',
     'chips': '1',
   }
+
+
+def test_it_scores_no_text():
+  with pytest.raises(UserError, match='Bags is no decoder of text'):
+    eval._check_family(experiments.load(NAME)())
 
 
 def test_show_prints_its_own_rows(run):

@@ -15,6 +15,7 @@ class Run:
 
   Attributes:
     name: Name to show.
+    split: Name to show of the evaluation split.
     train: Training loss by step.
     evaluations: Figure of the metric on the whole evaluation split, by step.
     units_per_second: Median number of units (tokens, images) per second.
@@ -22,13 +23,14 @@ class Run:
   """
 
   name: str
+  split: str
   train: dict[int, float]
   evaluations: dict[int, float]
   units_per_second: float
   minutes: float
 
   @property
-  def test(self) -> float:
+  def last(self) -> float:
     """Figure of the metric at the last evaluation."""
     return self.evaluations[max(self.evaluations)]
 
@@ -73,7 +75,7 @@ def read_run(
       evaluations[record['step']] = record[label]
   if not evaluations or not rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')
-  return Run(name, train, evaluations, statistics.median(rates), minutes)
+  return Run(name, split or 'test', train, evaluations, statistics.median(rates), minutes)
 
 
 def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[float]]:
@@ -119,7 +121,7 @@ def plot_runs(
   losses, differences, metric = axes[0], axes[1], axes[0 if is_loss else 2]
   for run, color in zip(runs, ('#3a6ea5', '#d1495b', '#66a182', '#edae49'), strict=False):
     losses.plot(*smooth(run.train), color=color, label=f'{run.name}, training')
-    words = f'{run.name}, test: {run.test:.4f} at the end'
+    words = f'{run.name}, {run.split}: {run.last:.4f} at the end'
     metric.plot(*zip(*run.evaluations.items(), strict=True), 'o', color=color, label=words)
     if run is not runs[0]:
       pairs = [(run.train, runs[0].train, '-')]
@@ -132,7 +134,7 @@ def plot_runs(
   differences.axhline(0, color='0.5', ls=':')
   if is_loss:
     top = max(chance[1], *(max(run.evaluations.values()) for run in runs))
-    losses.set_ylim(min(run.test for run in runs) - 0.3, top + 0.7)
+    losses.set_ylim(min(run.last for run in runs) - 0.3, top + 0.7)
   else:
     metric.set_ylabel(label)
   losses.set_ylabel('loss (nats)')

@@ -136,9 +136,7 @@ def _folder(saved: 'Saved', out: str | None) -> Path:
 
 
 def _check_family(experiment: 'Experiment') -> None:
-  from laser_pax.experiment.decoder import DecoderLM
-
-  if not isinstance(experiment, DecoderLM):
+  if not experiment.SCORES_TEXT:
     raise UserError(
       f'{type(experiment).__name__} is no decoder of text: eval takes those of C4, such as '
       'C4LaserTiny'

@@ -93,7 +93,11 @@ def check_chips(pod: str) -> str:
 
 
 def check_data(data: str, vocab: str) -> str:
-  """Looks for the prepared data, and for the vocabulary of texts. Reads a byte of each split."""
+  """Looks for the prepared data, and for the vocabulary of texts. Reads a byte of each split.
+
+  A folder may hold several data sets, and the job's is not known here. So a vocabulary may be
+  missing if one of them needs none; a job that needs it says so when it starts.
+  """
   if not data and not vocab:
     return 'the sample'
 
@@ -105,15 +109,19 @@ def check_data(data: str, vocab: str) -> str:
   prepared = [spec for spec in datasets.specs() if spec.find(folder)]
   if not prepared:
     known = ', '.join(spec.folder for spec in datasets.specs())
-    raise UserError(f'no prepared data: {folder} has all splits of none of {known}: copy the whole')
+    raise UserError(f'no prepared data: expected one of {known} in {folder}, whole: copy it there')
   for spec in prepared:
     for pattern in spec.file_patterns():
       with min(epath.Path(spec.find(folder)).glob(pattern)).open('rb') as f:
         f.read(1)
-  if not vocab and any(spec.is_text() for spec in prepared):
-    raise UserError('DATA_DIR is set and VOCAB is not: set the vocabulary that goes with the data')
   if not vocab:
-    return ', '.join(dict.fromkeys(spec.name for spec in prepared))
+    texts = dict.fromkeys(spec.name for spec in prepared if spec.is_text())
+    if all(spec.is_text() for spec in prepared):
+      raise UserError(
+        f'DATA_DIR is set and VOCAB is not: set the vocabulary that goes with {", ".join(texts)}'
+      )
+    note = f'; no VOCAB for {", ".join(texts)}' if texts else ''
+    return ', '.join(dict.fromkeys(spec.name for spec in prepared)) + note
   if not epath.Path(vocab).exists():
     raise UserError(f'no vocabulary: {vocab} is not there: copy it, or set VOCAB to where it is')
   return f'{vocabulary.vocabulary_size(vocab)} pieces'

@@ -64,7 +64,11 @@ def prepare_wikipedia(
   ] = 10,
   seed: Annotated[int, typer.Option(help='seed of lengths, pairs and masks')] = 12_345,
 ) -> None:
-  """Writes records for BERT, in MLPerf's layout. It resumes, and never overwrites."""
+  """Writes records for BERT, in MLPerf's layout. It resumes, and never overwrites.
+
+  If one of MLPerf's parts is among the sources, all must be (500), and eval.txt (10,000 articles,
+  32,851,144 bytes). All other files, such as vocab.txt, are then left out.
+  """
   from laser_pax.data.prepare import wikipedia
 
   _prepare(

@@ -64,7 +64,7 @@ def quickstart(
   finished = [
     runs.read_run(kind, folder / name, label, metric.split) for kind, name in twins.items()
   ]
-  picture = folder / ('quickstart.png' if family == 'text' else f'quickstart_{family}.png')
+  picture = folder / f'quickstart_{family}.png'
   runs.plot_runs(finished, label, chance, picture)
   console.rule('result')
   console.print(result_table(finished, experiment, chance))
@@ -88,7 +88,12 @@ def result_table(
   """Returns the comparison: a row for each run, and one for what frequencies alone reach."""
   metric = experiment.METRIC
   table = Table(box=None)
-  columns = (f'test {metric.label}', *metric.derived, f'{experiment.UNIT}/s', 'minutes')
+  columns = (
+    f'{finished[0].split} {metric.label}',
+    *metric.derived,
+    f'{experiment.UNIT}/s',
+    'minutes',
+  )
   for column in ('attention', *columns):
     table.add_column(column, justify='left' if column == 'attention' else 'right')
 
@@ -97,6 +102,6 @@ def result_table(
 
   for run in finished:
     rate, minutes = f'{run.units_per_second:,.0f}', f'{run.minutes:.1f}'
-    table.add_row(run.name, *figures(run.test), rate, minutes)
+    table.add_row(run.name, *figures(run.last), rate, minutes)
   table.add_row(chance[0], *figures(chance[1]), '', '')
   return table

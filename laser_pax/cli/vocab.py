@@ -29,7 +29,8 @@ def vocab(
   ],
   out: Annotated[str, typer.Option(help='the file to write; never overwritten')],
   kind: Annotated[
-    Kind, typer.Option(help='sentencepiece for C4, wordpiece, in lower case, for BERT')
+    Kind,
+    typer.Option(help='sentencepiece for C4 and LibriSpeech; wordpiece, in lower case, for BERT'),
   ] = Kind.SENTENCEPIECE,
   dataset: Annotated[
     str | None,
@@ -63,6 +64,8 @@ def vocab(
 ) -> None:
   """Trains a vocabulary on the train split. The same texts give the same vocabulary.
 
+  Of source files, it reads none that `prepare` would evaluate on by its name.
+
   SentencePiece: unigram, with pad 0, eos 1, unk 2, no bos. WordPiece: BERT's layout.
   """
   from laser_pax.data import vocabulary, wordpiece
@@ -71,7 +74,7 @@ def vocab(
   if kind == Kind.WORDPIECE and character_coverage is not None:
     raise UserError('--character-coverage is of sentencepiece alone: leave it out')
   vocabulary.check_new_file(file)
-  texts = _texts(folders.resolve_local(data), dataset)
+  texts = _texts(folders.resolve_local(data), dataset, kind)
   if kind == Kind.WORDPIECE:
     wordpiece.make_vocab(vocabulary.first_sentences(texts, sentences), file, size=pieces)
   else:
@@ -82,14 +85,15 @@ def vocab(
   typer.echo(f'{file}: {pieces:,} pieces')
 
 
-def _texts(folder: Path, name: str | None) -> Iterator[str]:
-  """Returns the documents of a prepared data set with text, or of source files.
+def _texts(folder: Path, name: str | None, kind: Kind) -> Iterator[str]:
+  """Returns the documents to train on, of a prepared data set with text or of source files.
 
   Raises:
-    UserError: The folder has several such data sets, or not the one that is named.
+    UserError: The folder has several such data sets, or not the one that is named. Or all of its
+      files are to evaluate on.
   """
   from laser_pax.data import datasets, records
-  from laser_pax.data.prepare import files, wikipedia
+  from laser_pax.data.prepare import files, parts, wikipedia
 
   prepared = [
     spec for spec in datasets.specs() if spec.is_text() and (folder / spec.folder).exists()
@@ -101,5 +105,9 @@ def _texts(folder: Path, name: str | None) -> Iterator[str]:
       raise UserError(f'{folder} holds {names}: name one of them with --dataset, got {name}')
   if prepared:
     return records.read_texts(folder, prepared[0], prepared[0].splits[0])
-  sources = files.find_sources([folder], is_source=wikipedia.is_source).taken
-  return (document.text for file in sources for document in wikipedia.read_source(file))
+  is_evaluation = wikipedia.is_evaluation if kind == Kind.WORDPIECE else parts.is_validation
+  sources = files.without_leaks(wikipedia.find_sources([folder]), is_evaluation).taken
+  train = [file for file in sources if not is_evaluation(file)]
+  if not train:
+    raise UserError(f'{folder}: all of its {len(sources)} files are to evaluate on: name others')
+  return (document.text for file in train for document in wikipedia.read_source(file))

@@ -15,7 +15,8 @@ class DatasetSpec:
     splits: Names of the splits, the training split first.
     features: Names of a record's fields.
     prepared_by: The name that `prepare` takes; None stands for `name`.
-    patterns: Patterns of the files of each split. The default is TFDS's.
+    patterns: Patterns of files that a prepared folder must have. The default is TFDS's, for each
+      split.
     may_be_bare: Whether the data folder may be the data set's own folder.
     vocab_options: Options of `vocab` that this data set wants.
   """
@@ -45,11 +46,11 @@ class DatasetSpec:
     return 'text' in self.features
 
   def file_patterns(self) -> tuple[str, ...]:
-    """Returns the patterns of the files of each split."""
+    """Returns the patterns, of each of which a prepared folder must have a file."""
     return self.patterns or tuple(f'*-{split}.*' for split in self.splits)
 
   def find(self, data_dir: str) -> str | None:
-    """Returns the folder in which each split has a file, or None.
+    """Returns the folder in which each of the patterns has a file, or None.
 
     Args:
       data_dir: The data folder, local or in a bucket.
@@ -124,6 +125,7 @@ LIBRISPEECH = DatasetSpec(
     'test_other',
   ),
   features=('speech', 'text', 'speaker_id', 'chapter_id', 'id'),
+  patterns=('*-train_*.*', '*-dev_*.*'),  # One subset to train on and one to validate on will do.
   vocab_options='--dataset librispeech --character-coverage 1',
 )
 

@@ -30,6 +30,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 GREY = 128
+# At 22.5 Posterize would keep nine bits of eight.
+GREATEST_MAGNITUDE = 22
 # The size for which AlgoPerf gives distances in pixels.
 _SIZE = 224
 

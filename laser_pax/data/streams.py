@@ -112,7 +112,7 @@ def find_records(folder: str, splits: Sequence[str]) -> Records:
 def check_files(
   folder: str, splits: Sequence[str], features: Mapping[str, tf.io.FixedLenFeature], remedy: str
 ) -> None:
-  """Checks that all files of some splits are whole, and the layout of each split's first record.
+  """Checks that all files of some splits are there and whole, and each split's first record.
 
   Args:
     folder: Folder of the data set.
@@ -121,7 +121,7 @@ def check_files(
     remedy: What to do about a broken file.
 
   Raises:
-    UserError: A file is cut short, or has another layout.
+    UserError: A file is missing, cut short, or has another layout.
   """
   for split in splits:
     paths = find_records(folder, [split]).files

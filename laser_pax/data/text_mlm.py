@@ -33,6 +33,7 @@ from paxml import seqio_input
 from praxis import base_hyperparams, pax_fiddle, py_utils
 
 from laser_pax.data import inputs, text_lm, tfrecords, wordpiece
+from laser_pax.data.prepare import mlperf
 from laser_pax.data.prepare.wikipedia import EVAL_FILE, PREDICTIONS, TOKENS
 from laser_pax.errors import UserError
 
@@ -280,7 +281,7 @@ def vocab_size(path: str) -> int | None:
 
 
 def check_records(folder: str, vocab_size: int, command: str) -> None:
-  """Checks the files' ends, and the layout and tokens of the first records to evaluate on.
+  """Checks the files and their ends, and the layout and tokens of the first records.
 
   Args:
     folder: Folder of the records.
@@ -288,11 +289,13 @@ def check_records(folder: str, vocab_size: int, command: str) -> None:
     command: The command that makes records.
 
   Raises:
-    UserError: A file is cut short, is of another layout, or has tokens that the model lacks.
+    UserError: A file is missing, cut short, of another layout, or has tokens that the model lacks.
   """
   evaluation = epath.Path(folder) / EVAL_FILE
   parts = sorted(epath.Path(folder).glob('part-*-of-*'))
   remedy = f'copy it again, or remove the folder and make it with: {command}'
+  if missing := mlperf.missing_parts(path.name for path in parts):
+    raise UserError(f'{folder}: missing: {mlperf.listed(missing)}; {remedy}')
   tfrecords.check_whole([*parts, evaluation], remedy)
   tokens = 0
   for path, count in ((parts[0], 1), (evaluation, _CHECKED_RECORDS)):

@@ -72,20 +72,28 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 def check_whole(paths: Iterable[epath.PathLike], remedy: str) -> None:
-  """Checks that each file ends with a whole record.
+  """Checks that each file is there and ends with a whole record.
 
   Args:
     paths: TFRecord files.
     remedy: What to do about a broken file.
 
   Raises:
-    UserError: One does not.
+    UserError: One is not.
   """
   paths = list(paths)
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    for path, whole in zip(paths, pool.map(is_whole, paths), strict=True):
-      if not whole:
-        raise UserError(f'{path}: cut short, its last record is not whole; {remedy}')
+    for path, fault in zip(paths, pool.map(_fault, paths), strict=True):
+      if fault:
+        raise UserError(f'{path}: {fault}; {remedy}')
+
+
+def _fault(path: epath.PathLike) -> str:
+  """Returns what is wrong with a file; nothing if it is whole."""
+  try:
+    return '' if is_whole(path) else 'cut short, its last record is not whole'
+  except FileNotFoundError:
+    return 'missing, though the data set lists it'
 
 
 def first_records(path: epath.PathLike, count: int) -> list[bytes]:

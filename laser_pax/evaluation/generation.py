@@ -25,7 +25,6 @@ from laser_pax.errors import UserError
 from laser_pax.evaluation.restored import Restored
 from laser_pax.experiment import jobs, saved_models
 from laser_pax.experiment.base import Experiment
-from laser_pax.experiment.decoder import DecoderLM
 
 NestedMap = py_utils.NestedMap
 
@@ -72,7 +71,7 @@ def check(
   Raises:
     UserError: As for `generate`.
   """
-  if not isinstance(experiment, DecoderLM):
+  if not experiment.SCORES_TEXT:
     raise UserError(
       f'{type(experiment).__name__} generates no text: expected a decoder, such as C4LaserTiny'
     )

@@ -80,10 +80,13 @@ class Family(abc.ABC):
   Attributes:
     METRIC: The figure that a run is judged by.
     UNIT: The unit in which training is counted, in the plural: 'tokens', 'images', 'frames'.
+    SCORES_TEXT: Whether the model gives each token's probability after the ones before it, so that
+      `eval` and `generate` take it.
   """
 
   METRIC: Metric
   UNIT: str
+  SCORES_TEXT = False
 
   @abc.abstractmethod
   def task(self) -> Task:

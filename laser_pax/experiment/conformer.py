@@ -21,8 +21,6 @@ from laser_pax.layers import log_mel, speech, use_fused
 class ConformerSizes:
   """The sizes of a Conformer for the layout rule: `layouts.Sizes`. A position is four frames.
 
-  All activations are kept for the backward pass, whatever the policy.
-
   Attributes:
     num_layers: L, the number of blocks.
     model_dims: D, the width of the model.
@@ -362,9 +360,10 @@ class LibriSpeechConformer(AlgoPerf):
       UserError: They do not; the message has the fix.
     """
     rows = self._rows()
+    has_test = librispeech.has_splits(rows['folder'], self.TEST_SPLITS)
     librispeech.check_data(
       rows['folder'],
-      (*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS),
+      (*self.TRAIN_SPLITS, *self.VALIDATION_SPLITS, *(self.TEST_SPLITS if has_test else ())),
       rows['samples'],
       rows['labels'],
       self.DATASET.prepare_command(self.source().data_dir),

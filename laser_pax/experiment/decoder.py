@@ -29,6 +29,7 @@ class DecoderLM(TextTransformer):
   """
 
   METRIC = base.Metric(name='log_pplx', label='loss', derived={'perplexity': _perplexity})
+  SCORES_TEXT = True
   IS_CAUSAL = True
 
   DATASET = C4

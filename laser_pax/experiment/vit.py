@@ -6,8 +6,9 @@ from paxml import tasks_lib
 from praxis import base_layer, layers, pax_fiddle, py_utils
 from praxis.layers import activations, normalizations, poolings, vits
 
-from laser_pax.data import imagenet
+from laser_pax.data import imagenet, rand_augment
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
+from laser_pax.errors import UserError
 from laser_pax.experiment import base, checks, layouts, transformer
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.layers import use_fused, use_rows_einsum
@@ -37,7 +38,7 @@ class ImageNetViT(AlgoPerf):
     LABEL_SMOOTHING: Share of the target that all classes get alike, in training.
     MIXUP_ALPHA: Parameter of mixup's Beta distribution. 0 switches mixup off.
     RAND_AUGMENT_OPS: Operations of RandAugment on each image. 0 switches it off.
-    RAND_AUGMENT_MAGNITUDE: Their strength.
+    RAND_AUGMENT_MAGNITUDE: Their strength, at most 22.
     TRAIN_EVAL_IMAGES: Training images that are also evaluated on, without augmentation.
   """
 
@@ -293,6 +294,11 @@ class ImageNetViT(AlgoPerf):
     parts = ('DROPOUT_PROB', 'LABEL_SMOOTHING')
     checks.check_at_least(self, 0, (*parts, 'MIXUP_ALPHA', 'RAND_AUGMENT_OPS'))
     checks.check_at_least(self, 0, ('RAND_AUGMENT_MAGNITUDE',))
+    if self.RAND_AUGMENT_MAGNITUDE > rand_augment.GREATEST_MAGNITUDE:
+      raise UserError(
+        f'RAND_AUGMENT_MAGNITUDE must be at most {rand_augment.GREATEST_MAGNITUDE}, got '
+        f"{self.RAND_AUGMENT_MAGNITUDE}: AlgoPerf's is 10"
+      )
     checks.check_patches(self.IMAGE_SIZE, self.PATCH_SIZE)
     checks.check_positions(self.MODEL_DIMS)
     checks.check_heads(self.MODEL_DIMS, self.NUM_HEADS, self.MODEL_DIMS // self.NUM_HEADS)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from laser_pax import configs
 from laser_pax.analysis import runs
+from laser_pax.cli import quickstart
 from laser_pax.errors import UserError
 
 
@@ -39,7 +41,7 @@ def test_the_last_records_of_a_resumed_run_count_and_its_minutes_add_up(tmp_path
   _write(tmp_path, records)
   run = runs.read_run('LASER', tmp_path)
   assert run.train == {1: 2.0, 2: 8.0, 3: 7.0}
-  assert run.test == 7.5
+  assert run.last == 7.5
   assert run.minutes == pytest.approx(2.0)
   assert run.units_per_second == 100.0
 
@@ -56,7 +58,7 @@ def test_a_line_that_was_cut_is_left_out(tmp_path):
   _write(tmp_path, [_train(1, 1), _train(2, 2), _eval(2, 3, 0.5)])
   with (tmp_path / 'progress.jsonl').open('a') as file:
     file.write('{"kind": "tr')
-  assert runs.read_run('x', tmp_path).test == 0.5
+  assert runs.read_run('x', tmp_path).last == 0.5
 
 
 def test_smoothing_keeps_a_constant_and_leaves_skipped_losses_out():
@@ -65,11 +67,25 @@ def test_smoothing_keeps_a_constant_and_leaves_skipped_losses_out():
   assert runs.smooth({1: 1.0, 2: 3.0, 3: 5.0}, window=2)[1] == [1.0, 2.0, 4.0]
 
 
+def test_figures_are_called_by_their_split(tmp_path):
+  records = [_train(1, 1), _train(2, 2), _eval(2, 3, 0.5, 'accuracy') | {'split': 'validation'}]
+  records.append(_eval(2, 3, 0.9, 'accuracy') | {'split': 'train_eval'})
+  _write(tmp_path, records)
+  run = runs.read_run('LASER', tmp_path, 'accuracy', 'validation')
+  assert run.last == 0.5
+  experiment = configs.ImageNetLaserViTTiny()
+  table = quickstart.result_table([run], experiment, ('by frequency', 0.4))
+  assert [column.header for column in table.columns][1] == 'validation accuracy'
+  runs.plot_runs([run], 'accuracy', ('by frequency', 0.4), tmp_path / 'curves.svg')
+  # Letters are shapes in an SVG file, and each text is told in a comment.
+  assert '<!-- LASER, validation: 0.5000 at the end -->' in (tmp_path / 'curves.svg').read_text()
+
+
 @pytest.mark.parametrize('label', ['loss', 'accuracy'])
 def test_plot_is_a_picture(tmp_path, label):
   _write(tmp_path / 'a', [_train(1, 1), _train(2, 2), _eval(2, 3, 0.5, label)])
   run = runs.read_run('a', tmp_path / 'a', label)
-  assert run.test == 0.5
+  assert run.last == 0.5 and run.split == 'test'
   picture = tmp_path / 'plots' / 'curves.png'
   runs.plot_runs([run, run], label, ('by frequency', 0.4), picture)
   assert picture.read_bytes().startswith(b'\x89PNG')

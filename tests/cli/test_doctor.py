@@ -10,6 +10,7 @@ import pytest
 from laser_pax.cli import doctor
 from laser_pax.data import sources
 from laser_pax.data.datasets import C4
+from tests.support import small_speech
 
 _REQUIRED = {name: '1.0' for name in doctor.PINNED} | {'rich': '15.0'}
 _CPU = doctor.Devices(('cpu cpu',))
@@ -166,6 +167,13 @@ def test_data_without_texts_need_no_vocabulary_of_sentencepiece(healthy, tmp_pat
   environ = {sources.DATA_DIR_VARIABLE: str(tmp_path)}
   findings = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
   assert findings['data'].state == 'ok' and 'vocabulary' not in findings
+
+
+def test_speech_without_the_subsets_that_are_not_used_is_prepared(healthy):
+  data_dir, vocab = small_speech.prepared()  # train-clean-100 and dev-clean alone
+  environ = {sources.DATA_DIR_VARIABLE: data_dir, sources.VOCAB_VARIABLE: vocab}
+  findings = {f.subject: f for f in _diagnose(_with(healthy, environ=environ))}
+  assert (findings['data'].state, findings['data'].actual) == ('ok', f'{data_dir} (librispeech)')
 
 
 def test_no_data_at_all_is_noted_with_the_commands(healthy, monkeypatch, tmp_path):

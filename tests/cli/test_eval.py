@@ -103,7 +103,10 @@ def test_wrong_uses_are_refused(job, include, tmp_path, capsys, monkeypatch):
   assert 'not of laser_pax.configs.C4StandardTiny' in _refused(
     capsys, checkpoint, '--exp=C4StandardTiny', '--tasks=tools'
   )
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda name: None if name == 'lm_eval' else find_spec(name)
+  )
   assert 'scripts/setup.sh eval' in _refused(capsys, checkpoint)
 
 

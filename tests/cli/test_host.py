@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import time
 import pytest
 
 from laser_pax.cli import host, host_checks
+from laser_pax.data.datasets import C4
 from laser_pax.errors import UserError
+from tests.support import small_speech
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -127,6 +130,16 @@ def test_data_and_vocabulary_are_looked_for(tmp_path):
   for name in ('part-00000-of-00001', 'eval_10k'):
     (tmp_path / name).write_text('')
   assert host_checks.check_data(str(tmp_path), '') == 'wikipedia'
+  # Beside others, C4 needs a vocabulary for its own jobs alone.
+  shutil.copytree(pathlib.Path(source.data_dir) / C4.folder, tmp_path / C4.folder)
+  assert host_checks.check_data(str(tmp_path), '') == 'c4, wikipedia; no VOCAB for c4'
+
+
+def test_speech_without_the_subsets_that_are_not_used_is_prepared():
+  data_dir, vocab = small_speech.prepared()  # train-clean-100 and dev-clean alone
+  assert host_checks.check_data(data_dir, vocab) == '40 pieces'
+  with pytest.raises(UserError, match='VOCAB is not: .* librispeech'):
+    host_checks.check_data(data_dir, '')
 
 
 def test_the_job_folder_is_probed_and_left_clean(tmp_path):

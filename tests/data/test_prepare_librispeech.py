@@ -1,6 +1,7 @@
 """prepare librispeech: the records, archives, what is left out, and what is refused."""
 
 import gzip
+import io
 import json
 import shutil
 import tarfile
@@ -113,6 +114,51 @@ def test_what_is_broken_is_left_out_by_name(source, tmp_path):
     'train_clean100': 1,
     'dev_clean': 3,
   } | {split: 0 for split in LIBRISPEECH.splits if split not in ('train_clean100', 'dev_clean')}
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'subtype'),
+  [('wav', 'FLOAT'), ('wav', 'DOUBLE'), ('wav', 'PCM_24'), ('flac', 'PCM_24')],
+)
+def test_samples_of_each_kind_are_read_alike(source, tmp_path, subtype, suffix):
+  file = source / 'dev-clean/2/1/2-1-0003.flac'
+  samples, rate = soundfile.read(file)
+  file.unlink()
+  soundfile.write(file.with_suffix(f'.{suffix}'), samples, rate, subtype)
+  of_source, _ = prepared([source], tmp_path / 'a')
+  of_sample, _ = prepared([small_speech.FOLDER], tmp_path / 'b')
+  assert contents(of_source) == contents(of_sample)
+
+
+@pytest.mark.parametrize('peak', [np.nan, np.inf, 20_000.0])
+def test_floats_of_another_scale_are_left_out(peak):
+  file = io.BytesIO()
+  soundfile.write(file, np.array([0.1, peak, 0.2]), librispeech.RATE, 'FLOAT', format='WAV')
+  assert librispeech._samples(file.getvalue()) == (None, librispeech.NOT_SCALED)
+
+
+@pytest.mark.parametrize('kind', ['WAV', 'FLAC'])
+def test_a_file_that_was_cut_in_its_middle_is_left_out(kind):
+  file = io.BytesIO()
+  samples = np.random.default_rng(0).uniform(-0.5, 0.5, 9_000)
+  soundfile.write(file, samples, librispeech.RATE, 'PCM_16', format=kind)
+  data = file.getvalue()
+  assert librispeech._samples(data)[1] == ''
+  for length in range(len(data) // 4, len(data), 997):
+    # libsndfile refuses a cut FLAC file itself.
+    assert librispeech._samples(data[:length]) == (
+      None,
+      {'WAV': librispeech.CUT, 'FLAC': librispeech.DAMAGED}[kind],
+    )
+
+
+def test_a_wav_of_unknown_length_is_whole():
+  file = io.BytesIO()
+  soundfile.write(file, np.full(800, 0.1), librispeech.RATE, 'PCM_16', format='WAV')
+  data = bytearray(file.getvalue())
+  data[4:8] = data[40:44] = b'\xff' * 4  # As written to a pipe.
+  samples, reason = librispeech._samples(bytes(data))
+  assert len(samples) == 800 and reason == ''
 
 
 def test_an_archive_beside_its_folder_gives_each_utterance_once(source, tmp_path):

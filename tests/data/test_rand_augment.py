@@ -29,6 +29,14 @@ def test_there_are_algoperfs_sixteen():
   assert len(rand_augment.OPERATIONS) == 16
 
 
+def test_each_operation_works_at_the_greatest_magnitude():
+  for name in rand_augment.OPERATIONS:
+    result = apply(name, PICTURE, magnitude=rand_augment.GREATEST_MAGNITUDE)
+    assert result.shape == PICTURE.shape
+    if name == 'Posterize':
+      np.testing.assert_array_equal(result, PICTURE)
+
+
 def pil(image):
   return Image.fromarray(image)
 

@@ -35,6 +35,9 @@ def test_the_broken_file_is_named(tmp_path):
   broken.write_bytes(whole.read_bytes()[:-1])
   with pytest.raises(UserError, match=f'{broken}: cut short.*; copy it'):
     tfrecords.check_whole([whole, broken], 'copy it')
+  broken.unlink()
+  with pytest.raises(UserError, match=f'{broken}: missing.*; copy it'):
+    tfrecords.check_whole([whole, broken], 'copy it')
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import collections
 import json
 import random
+import shutil
 
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laser_pax.cli import vocab
 from laser_pax.data import sample, text_mlm, wordpiece
-from laser_pax.data.prepare import documents, parts, wikipedia
+from laser_pax.data.prepare import documents, files, mlperf, parts, wikipedia
 from laser_pax.errors import UserError
 
 VOCAB_SIZE = 4096
@@ -105,7 +107,7 @@ def test_a_blank_line_ends_a_document_of_mlperf(tmp_path):
 
 
 @pytest.fixture
-def mlperf(tmp_path, monkeypatch):
+def release(tmp_path, monkeypatch):
   """Files as MLPerf names them; each becomes a part of the work."""
   monkeypatch.setattr(parts, 'PART_BYTES', 1)
   folder = tmp_path / 'mlperf'
@@ -127,9 +129,12 @@ def prepare(source, out, **options):
   return wikipedia.prepare([source], out, vocab=sample.WORDPIECE, copies=2, **options)
 
 
-def test_mlperfs_files_become_records(mlperf, tmp_path):
-  (mlperf / 'README.md').write_text('no source')
-  final = prepare(mlperf, tmp_path / 'out')
+def test_mlperfs_files_become_records(release, tmp_path):
+  (release / 'README.md').write_text('no source')
+  # The release has these too: one is no document, and the other no JSON lines.
+  (release / 'vocab.txt').write_text('[PAD]')
+  (release / 'bert_config.json').write_text('{\n}')
+  final = prepare(release, tmp_path / 'out')
   assert {p.name for p in final.iterdir()} == {
     'part-00000-of-00002',
     'part-00001-of-00002',
@@ -139,20 +144,105 @@ def test_mlperfs_files_become_records(mlperf, tmp_path):
   }
   report = json.loads((final / 'report.json').read_text())
   assert report['documents'] == {'in': 18, 'blank': 0, 'train': 12, 'eval': 6}
-  assert [x['reason'] for x in report['left_out']] == ['no suffix of a source']
+  assert [x['reason'] for x in report['left_out']] == [
+    'no suffix of a source',
+    mlperf.NO_PART,
+    mlperf.NO_PART,
+  ]
   for name in ('part-00000-of-00002', 'eval_10k'):
     for record in tf.data.TFRecordDataset(str(final / name)):
       parsed = tf.io.parse_single_example(record, text_mlm._RECORD)
       assert parsed['input_ids'][0] == wordpiece.CLS
-  assert contents(prepare(mlperf, tmp_path / 'again')) == contents(final)
-  other = contents(prepare(mlperf, tmp_path / 'other', seed=1))
+  assert contents(prepare(release, tmp_path / 'again')) == contents(final)
+  other = contents(prepare(release, tmp_path / 'other', seed=1))
   assert other['part-00000-of-00002'] != contents(final)['part-00000-of-00002']
 
 
-def test_a_large_file_becomes_several_shards(mlperf, tmp_path, monkeypatch):
+def without_a_part(folder):
+  (folder / 'part-00000-of-00002').unlink()
+
+
+def without_eval(folder):
+  (folder / 'eval.txt').unlink()
+
+
+def with_another_release(folder):
+  (folder / 'part-00000-of-00003').write_text('A sentence.')
+
+
+def with_a_part_twice(folder):
+  (folder / 'again').mkdir()
+  (folder / 'again' / 'part-00000-of-00002').write_text('A sentence.')
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (without_a_part, "MLPerf's release, and eval.txt; missing: part-00000-of-00002: fetch"),
+    (without_eval, 'missing: eval.txt: fetch'),
+    (with_another_release, 'several wholes, of 2 and of 3 parts'),
+    (with_a_part_twice, 'again/part-00000-of-00002 and .*: name one of them'),
+  ],
+)
+def test_a_release_that_is_not_complete_is_refused(release, tmp_path, change, words):
+  change(release)
+  with pytest.raises(UserError, match=words):
+    prepare(release, tmp_path / 'out')
+
+
+def test_mlperfs_own_release_must_have_all_articles_to_evaluate_on(tmp_path, monkeypatch):
+  evaluation = tmp_path / 'eval.txt'
+  evaluation.write_text('One.\n\nTwo.\n')
+  names = [f'part-{i:05d}-of-00500' for i in range(mlperf.PARTS)]
+  sources = files.Sources([evaluation, *(tmp_path / name for name in names)], [], {})
+  with pytest.raises(UserError, match='expected .* 32,851,144 bytes; got 2 articles, 11 bytes'):
+    mlperf.check_complete(sources)
+  del sources.taken[7:]
+  with pytest.raises(UserError, match='part-00010-of-00500 and 489 more: fetch'):
+    mlperf.check_complete(sources)
+  sources = sources._replace(taken=[evaluation, *(tmp_path / name for name in names)])
+  for name, value in {'EVAL_ARTICLES': 2, 'EVAL_BYTES': 11}.items():
+    with monkeypatch.context() as patch:
+      patch.setattr(mlperf, name, value)
+      mlperf.check_complete(sources)
+
+
+def test_the_vocabulary_is_no_document(tmp_path):
+  folder = tmp_path / 'source'
+  folder.mkdir()
+  vocab = shutil.copy(sample.WORDPIECE, folder / 'vocab.txt')
+  with pytest.raises(UserError, match='vocab.txt: the only file, and it is the vocabulary'):
+    wikipedia.prepare([folder], tmp_path / 'out', vocab=vocab)
+  for name in ('a', 'eval-b'):
+    (folder / f'{name}.txt').write_text(f'A sentence of {name}. And another one.')
+  final = wikipedia.prepare([folder], tmp_path / 'out', vocab=vocab, copies=1)
+  report = json.loads((final / 'report.json').read_text())
+  assert report['documents'] == {'in': 2, 'blank': 0, 'train': 1, 'eval': 1}
+  assert report['left_out'] == [{'path': str(vocab), 'reason': wikipedia.VOCAB}]
+
+
+@pytest.mark.parametrize('kind', vocab.Kind)
+def test_a_vocabulary_is_trained_on_what_is_trained_on(tmp_path, kind):
+  for name, text in {
+    'eval.txt': 'evaluated',
+    'train.txt': 'trained',
+    'z-validation.txt': 'validated',
+    'zz.txt': 'validated',  # A copy, which `prepare` leaves out.
+  }.items():
+    (tmp_path / name).write_text(text)
+  texts = list(vocab._texts(tmp_path, None, kind))
+  expected = ['trained'] if kind == 'wordpiece' else ['evaluated', 'trained']
+  assert texts == expected
+  (tmp_path / 'train.txt').unlink()
+  (tmp_path / 'eval.txt').unlink()
+  with pytest.raises(UserError, match='all of its 1 files are to evaluate on'):
+    vocab._texts(tmp_path, None, kind)
+
+
+def test_a_large_file_becomes_several_shards(release, tmp_path, monkeypatch):
   """So a dump of gigabytes needs no more memory than a shard."""
   monkeypatch.setattr(wikipedia, 'SHARD_CHARS', 1500)  # Two of six documents.
-  final = prepare(mlperf, tmp_path / 'out')
+  final = prepare(release, tmp_path / 'out')
   report = json.loads((final / 'report.json').read_text())
   assert report['documents'] == {'in': 18, 'blank': 0, 'train': 12, 'eval': 6}
   assert [shard['documents'] for shard in report['splits']['train']] == [2] * 6
@@ -160,11 +250,11 @@ def test_a_large_file_becomes_several_shards(mlperf, tmp_path, monkeypatch):
   assert names == [f'part-{i:05d}-of-00006' for i in range(6)]
   counts = [sum(1 for _ in tf.data.TFRecordDataset(str(final / name))) for name in names]
   assert counts == [shard['records'] for shard in report['splits']['train']]
-  assert contents(prepare(mlperf, tmp_path / 'again')) == contents(final)
+  assert contents(prepare(release, tmp_path / 'again')) == contents(final)
 
 
-def test_stopped_and_started_again_it_writes_the_same(mlperf, tmp_path, monkeypatch):
-  whole = contents(prepare(mlperf, tmp_path / 'whole'))
+def test_stopped_and_started_again_it_writes_the_same(release, tmp_path, monkeypatch):
+  whole = contents(prepare(release, tmp_path / 'whole'))
   read_blocks = documents.read_blocks
 
   def fail_late(path, open_file):
@@ -175,14 +265,14 @@ def test_stopped_and_started_again_it_writes_the_same(mlperf, tmp_path, monkeypa
   with monkeypatch.context() as patch:
     patch.setattr(documents, 'read_blocks', fail_late)
     with pytest.raises(KeyboardInterrupt):
-      prepare(mlperf, tmp_path / 'out')
-  assert contents(prepare(mlperf, tmp_path / 'out')) == whole
+      prepare(release, tmp_path / 'out')
+  assert contents(prepare(release, tmp_path / 'out')) == whole
 
 
-def test_evaluation_takes_records_at_a_constant_stride(mlperf, tmp_path, monkeypatch):
-  every = list(tf.data.TFRecordDataset(str(prepare(mlperf, tmp_path / 'a') / 'eval_10k')))
+def test_evaluation_takes_records_at_a_constant_stride(release, tmp_path, monkeypatch):
+  every = list(tf.data.TFRecordDataset(str(prepare(release, tmp_path / 'a') / 'eval_10k')))
   monkeypatch.setattr(wikipedia, 'EVAL_RECORDS', len(every) // 3)
-  some = list(tf.data.TFRecordDataset(str(prepare(mlperf, tmp_path / 'b') / 'eval_10k')))
+  some = list(tf.data.TFRecordDataset(str(prepare(release, tmp_path / 'b') / 'eval_10k')))
   assert some == every[::3][: len(every) // 3]
 
 
@@ -195,13 +285,13 @@ def test_evaluation_takes_records_at_a_constant_stride(mlperf, tmp_path, monkeyp
   ],
 )
 def test_another_vocabulary_is_refused_before_anything_is_written(
-  mlperf, tmp_path, pieces, message
+  release, tmp_path, pieces, message
 ):
   vocab = tmp_path / 'vocab.txt'
   if pieces is not None:
     vocab.write_text('\n'.join(pieces))
   with pytest.raises(UserError, match=message):
-    wikipedia.prepare([mlperf], tmp_path / 'out', vocab=vocab)
+    wikipedia.prepare([release], tmp_path / 'out', vocab=vocab)
   assert not list((tmp_path / 'out').rglob('*.tfrecord'))
 
 

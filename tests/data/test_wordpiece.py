@@ -13,8 +13,8 @@ TEXT = 'The Council of the Union met. The council met again, and the union with 
 def texts(tmp_path):
   folder = tmp_path / 'texts'
   folder.mkdir()
-  (folder / 'one.txt').write_text(TEXT * 30)
-  # A source of `prepare wikipedia`, which `prepare c4` does not know.
+  (folder / 'part-00001-of-00002').write_text(TEXT * 30)
+  # Sources of `prepare wikipedia`, which `prepare c4` does not know.
   (folder / 'part-00000-of-00002').write_text('Zebras met.\nZebras ate.\n\nZebras ran.\n' * 20)
   return str(folder)
 

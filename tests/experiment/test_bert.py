@@ -108,6 +108,17 @@ def test_records_that_are_cut_short_are_refused(tmp_path, name):
     experiment.check_data()
 
 
+def test_records_of_which_a_part_is_missing_are_refused(tmp_path):
+  experiment = WikipediaLaserBertTiny().on()
+  experiment.DATA_DIR = str(small_records.write(tmp_path))
+  (tmp_path / 'part-00001-of-00002').rename(tmp_path / 'part-00001-of-00003')
+  with pytest.raises(UserError, match='several wholes, of 2 and of 3 parts'):
+    experiment.check_data()
+  (tmp_path / 'part-00001-of-00003').unlink()
+  with pytest.raises(UserError, match='missing: part-00001-of-00002; copy it .*prepare wikipedia'):
+    experiment.check_data()
+
+
 @pytest.mark.parametrize('name', ['part-00000-of-00002', 'eval_10k'])
 def test_records_of_another_layout_are_refused(tmp_path, name):
   import tensorflow as tf

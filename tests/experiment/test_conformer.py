@@ -89,17 +89,23 @@ def test_data_and_vocabulary_are_checked(tmp_path):
     experiment.check_data()
 
 
-def test_a_file_that_was_cut_is_refused(tmp_path):
+@pytest.mark.parametrize('use', ['VALIDATION_SPLITS', 'TEST_SPLITS'])
+def test_a_file_that_is_cut_or_missing_is_refused(tmp_path, use):
   data_dir, vocab = small_speech.prepared()
   data_dir = shutil.copytree(data_dir, tmp_path / 'data')
   experiment = configs.LibriSpeechLaserConformerTiny().on()
   experiment.DATA_DIR, experiment.VOCAB = str(data_dir), vocab
   experiment.VOCAB_SIZE = small_speech.VOCAB_SIZE
   experiment.MAX_LABELS = 256
+  experiment.TRAIN_SPLITS = experiment.VALIDATION_SPLITS = ('train_clean100',)
+  setattr(experiment, use, ('dev_clean',))
   experiment.check_data()
   (file,) = data_dir.glob('librispeech/default/2.1.1/librispeech-dev_clean.tfrecord*')
   file.write_bytes(file.read_bytes()[:-100])
   with pytest.raises(UserError, match='dev_clean.tfrecord.*: cut short'):
+    experiment.check_data()
+  file.unlink()
+  with pytest.raises(UserError, match='dev_clean.tfrecord.*: missing, .*prepare librispeech'):
     experiment.check_data()
 
 

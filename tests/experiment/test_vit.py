@@ -151,6 +151,7 @@ def test_equal_logits_are_not_all_right(started):
     ({'MODEL_DIMS': 6, 'NUM_HEADS': 2}, 'multiple of 4, at least 8; got 6: set it to 8'),
     ({'LABEL_SMOOTHING': -0.1}, 'LABEL_SMOOTHING must be at least 0'),
     ({'MIXUP_ALPHA': -1.0}, 'MIXUP_ALPHA must be at least 0'),
+    ({'RAND_AUGMENT_MAGNITUDE': 23}, 'RAND_AUGMENT_MAGNITUDE must be at most 22, got 23'),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(changed, said):

@@ -6,27 +6,12 @@ import types
 import jax
 import numpy as np
 from paxml import experiment_registry, tasks_lib
-from praxis import base_input, base_model, layers, pax_fiddle, py_utils
+from praxis import base_input, layers, pax_fiddle, py_utils
 
 from laser_pax.experiment import base, optimizers
+from laser_pax.layers import vision
 
 WORDS, CLASSES, LENGTH, DIMS = 40, 4, 8, 8
-
-
-class Model(base_model.BaseModel):
-  def setup(self):
-    lookup = pax_fiddle.Config(layers.Embedding, input_dims=DIMS, num_classes=WORDS)
-    head = pax_fiddle.Config(layers.FullSoftmax, input_dims=DIMS, num_classes=CLASSES)
-    self.create_child('lookup', lookup)
-    self.create_child('head', head)
-
-  def compute_predictions(self, batch):
-    bags, weights = self.lookup.emb_lookup(batch.words).mean(1), batch.weights[:, None]
-    return self.head(bags, weights, class_ids=batch.labels[:, None])
-
-  def compute_loss(self, predictions, batch):
-    loss = predictions.avg_xent, predictions.total_weight
-    return py_utils.NestedMap(total_loss=loss), py_utils.NestedMap()
 
 
 class Input(base_input.BaseInput):
@@ -41,8 +26,8 @@ class Input(base_input.BaseInput):
     self._place += 1
     labels = rng.integers(CLASSES, size=self.batch_size, dtype=np.int32)
     words = rng.integers(10 * (labels[:, None] + 1), size=(self.batch_size, LENGTH), dtype=np.int32)
-    weights = np.ones(self.batch_size, np.float32)
-    return py_utils.NestedMap(words=words, labels=labels, weights=weights)
+    shares, classes = np.eye(WORDS, dtype=np.float32)[words].mean(1), np.eye(CLASSES)[labels]
+    return py_utils.NestedMap(words=shares, labels=classes.astype(np.float32))
 
   def reset(self):
     self._place = 0
@@ -63,8 +48,12 @@ class Bags(base.Experiment):
   SUMMARY_INTERVAL_STEPS, CHECKPOINT_EVERY_N_STEPS, EVAL_INTERVAL_STEPS = 1, 4, 6
 
   def task(self):
-    model = pax_fiddle.Config(Model, name='bags', ici_mesh_shape=self.layout().ici_mesh_shape)
-    model.mesh_axis_names = ['replica', 'data', 'mdl']
+    model = pax_fiddle.Config(
+      vision.ImageClassifier, name='bags', input_field='words', label_field='labels',
+      network_tpl=pax_fiddle.Config(layers.Linear, input_dims=WORDS, output_dims=DIMS),
+      softmax_tpl=pax_fiddle.Config(layers.FullSoftmax, input_dims=DIMS, num_classes=CLASSES),
+      ici_mesh_shape=self.layout().ici_mesh_shape, mesh_axis_names=['replica', 'data', 'mdl'],
+    )  # fmt: skip
     task = pax_fiddle.Config(tasks_lib.SingleTask, name='bags', model=model)
     optimizers.set_adamw(
       task, learning_rate=self.LEARNING_RATE, weight_decay=0.0, beta1=0.9, beta2=0.99,
@@ -80,9 +69,9 @@ class Bags(base.Experiment):
     return [train, test.set(reset_for_eval=True)]
 
   def input_specs(self, batch_size):
-    words = jax.ShapeDtypeStruct((batch_size, LENGTH), np.int32)
-    labels, weights = (jax.ShapeDtypeStruct((batch_size,), t) for t in (np.int32, np.float32))
-    return py_utils.NestedMap(words=words, labels=labels, weights=weights)
+    sizes = {'words': WORDS, 'labels': CLASSES}
+    specs = {k: jax.ShapeDtypeStruct((batch_size, n), np.float32) for k, n in sizes.items()}
+    return py_utils.NestedMap(specs)
 
   def sizes(self):
     weights, batch = DIMS * (WORDS + CLASSES), self.GLOBAL_BATCH_SIZE

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -265,9 +265,20 @@ def without_leaks(sources: Sources, is_validation: Callable[[Path], bool]) -> So
     for path in group
     if not is_validation(path)
   }
-  left_out = [*sources.left_out, *(LeftOut(path, LEAK) for path in leaks)]
+  return without(sources, leaks, LEAK)
+
+
+def without(sources: Sources, paths: Set[Path], reason: str) -> Sources:
+  """Leaves out some files.
+
+  Args:
+    sources: What was found.
+    paths: The files of `taken` to leave out.
+    reason: Why.
+  """
+  left_out = [*sources.left_out, *(LeftOut(path, reason) for path in paths)]
   return Sources(
-    [path for path in sources.taken if path not in leaks],
+    [path for path in sources.taken if path not in paths],
     sorted(left_out, key=lambda x: os.fsencode(x.path)),
-    {copy: first for copy, first in sources.copies.items() if not {copy, first} & leaks},
+    {copy: first for copy, first in sources.copies.items() if not {copy, first} & paths},
   )

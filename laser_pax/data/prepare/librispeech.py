@@ -8,7 +8,8 @@ Sources are LibriSpeech's archives, and folders that have what is in them:
 | what is found | what becomes of it |
 |---|---|
 | a transcript without audio, audio without a transcript | left out, with its name |
-| audio of another rate, of several channels, without a sample, or damaged | left out, likewise |
+| audio of another rate, of several channels, without a sample, damaged, cut | left out, likewise |
+| audio of floats | between -1 and 1: scaled to 16 bits; else left out |
 | an archive that is cut, or has another number of utterances than LibriSpeech's | refused |
 """
 
@@ -18,6 +19,7 @@ import dataclasses
 import io
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,6 +49,14 @@ SUBSETS = {
 NO_AUDIO, NO_TRANSCRIPT = 'a transcript without audio', 'audio without a transcript'
 AGAIN = 'an utterance that another source has too'
 DAMAGED, NO_SAMPLE = 'damaged audio', 'audio without a sample'
+CUT = 'audio that is cut short'
+NOT_SCALED = 'audio of floats that are not between -1 and 1'
+
+# Floats are scaled by this. A peak may lie a little above it, and is cut.
+_SCALE, _GREATEST_PEAK = 2**15, 2.0
+# A program that writes to a pipe does not know the length, and gives about this or more.
+_UNKNOWN_BYTES = 2**31 - 2**16
+_MOST_FRAMES = 2**40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,20 +248,8 @@ class _Conversion(shards.Conversion):
   SHARD_BYTES = 2**25  # Records have ten times as many.
 
   def convert(self, item: Utterance) -> shards.Converted:
-    import soundfile
-
-    data = archives.read_at(item.file, item.offset, item.size)
-    try:
-      samples, rate = soundfile.read(io.BytesIO(data), dtype='int16')
-    except (soundfile.LibsndfileError, EOFError):
-      return shards.Converted(None, DAMAGED)
-    if rate != RATE:
-      return shards.Converted(None, f'audio at {rate:,} Hz, not {RATE:,}')
-    if samples.ndim != 1:
-      return shards.Converted(None, f'audio of {samples.shape[1]} channels, not one')
-    if not len(samples):
-      return shards.Converted(None, NO_SAMPLE)
-    return shards.Converted(_record(item, samples))
+    samples, reason = _samples(archives.read_at(item.file, item.offset, item.size))
+    return shards.Converted(None, reason) if reason else shards.Converted(_record(item, samples))
 
   def features(self) -> Any:
     import numpy as np
@@ -266,6 +264,52 @@ class _Conversion(shards.Conversion):
         'id': np.str_,
       }
     )
+
+
+def _samples(data: bytes) -> tuple[Any, str]:
+  """Returns the samples of a file as 16-bit integers, and why they cannot be used, if so."""
+  import numpy as np
+  import soundfile
+
+  try:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+      # To integers, soundfile does not scale floats.
+      is_float, frames, rate = file.subtype in ('FLOAT', 'DOUBLE'), file.frames, file.samplerate
+      if frames > _MOST_FRAMES:  # So libsndfile says that a FLAC file does not tell its length.
+        return None, DAMAGED
+      samples = file.read(dtype='float64' if is_float else 'int16')
+  except (soundfile.LibsndfileError, EOFError):
+    return None, DAMAGED
+  if rate != RATE:
+    return None, f'audio at {rate:,} Hz, not {RATE:,}'
+  if samples.ndim != 1:
+    return None, f'audio of {samples.shape[1]} channels, not one'
+  if len(samples) < frames or _is_cut_wav(data):
+    return None, CUT
+  if not len(samples):
+    return None, NO_SAMPLE
+  if is_float:
+    if not np.abs(samples).max() < _GREATEST_PEAK:  # Also where it is no number.
+      return None, NOT_SCALED
+    samples = np.rint(samples.clip(-1, 1 - 1 / _SCALE) * _SCALE).astype(np.int16)
+  return samples, ''
+
+
+def _is_cut_wav(data: bytes) -> bool:
+  """Returns whether a WAV file lacks some of the samples that its header tells.
+
+  libsndfile reads what is left, and takes it for the whole.
+  """
+  if data[:4] != b'RIFF' or data[8:12] != b'WAVE':
+    return False
+  place = 12
+  while place + 8 <= len(data):
+    name, (size,) = data[place : place + 4], struct.unpack_from('<I', data, place + 4)
+    place += 8
+    if name == b'data':
+      return place + size > len(data) and size < _UNKNOWN_BYTES
+    place += size + size % 2
+  return False
 
 
 def _record(utterance: Utterance, samples: Any) -> bytes:

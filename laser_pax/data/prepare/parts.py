@@ -57,6 +57,11 @@ def check_new(final: Path) -> None:
   folders.make_folder(final.parent)
 
 
+def is_validation(file: Path) -> bool:
+  """Whether a file's name has `validation` in it."""
+  return 'validation' in file.name.lower()
+
+
 class PartWriter(Protocol):
   """What writes the documents of one part.
 
@@ -104,7 +109,7 @@ class Conversion(abc.ABC):
     self.parts = _group(taken)
     if all(self.is_validation(f) for f in taken):
       raise UserError(
-        f'all {len(taken)} files have "validation" in their names, so the train split would be '
+        f'all {len(taken)} files are to validate on by their names, so the train split would be '
         'empty: name training files too'
       )
     self.every = round(1 / fraction)
@@ -126,7 +131,7 @@ class Conversion(abc.ABC):
 
   def is_validation(self, file: Path) -> bool:
     """Whether a file's name says that it is of the second split."""
-    return 'validation' in file.name.lower()
+    return is_validation(file)
 
   def read(self, path: Path, open_file: Any) -> Iterator[documents.Document]:
     """Yields the documents of a file."""

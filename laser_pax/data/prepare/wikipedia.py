@@ -29,7 +29,8 @@ from rich.progress import Progress
 
 from laser_pax.data import wordpiece
 from laser_pax.data.datasets import WIKIPEDIA
-from laser_pax.data.prepare import documents, files, mediawiki, parts
+from laser_pax.data.prepare import documents, files, mediawiki, mlperf, parts
+from laser_pax.errors import UserError
 
 # The sizes of MLPerf's records.
 TOKENS, PREDICTIONS = 512, 76
@@ -39,10 +40,10 @@ EVAL_FILE = 'eval_10k'
 # A shard is closed at this size of its text. Its documents and records are held in memory, at some
 # 20 bytes a character.
 SHARD_CHARS = 2**25
+VOCAB = 'the vocabulary'  # A reason to leave a file out.
 
 _MASKED_SHARE = 0.15
 _SHORT_SHARE = 0.1  # So many documents are cut to rows of a random shorter length.
-_MLPERF_PART = re.compile(r'part-\d+-of-\d+')
 # A sentence ends with a mark, maybe a quote or bracket, then white space and a capital or a digit.
 _SENTENCE_END = re.compile(r'(?<=[.!?])["\')\]]*\s+(?=["\'(\[]*[A-Z0-9])')
 
@@ -59,9 +60,10 @@ def prepare(
 ) -> Path:
   """Writes `data_dir/wikipedia/mlperf/1.0.0`: records to train on, to evaluate on, and vocab.txt.
 
-  Sources are MLPerf's own text files (part-00000-of-00500 and so on, and eval.txt), dumps of
-  MediaWiki (mediawiki.py), and all that `prepare c4` takes. In MLPerf's files a line is a sentence,
-  and a blank line ends a document. In others, text is cut into sentences.
+  Sources are MLPerf's own text files (mlperf.py), dumps of MediaWiki (mediawiki.py), and all that
+  `prepare c4` takes. In MLPerf's files a line is a sentence, and a blank line ends a document. In
+  others, text is cut into sentences. If one of MLPerf's parts is there, all must be, and eval.txt;
+  other files are then left out. The vocabulary's own file is never a source.
 
   Args:
     source_paths: Files and folders, see `files.find_sources`.
@@ -77,10 +79,12 @@ def prepare(
     The folder of the finished data set.
 
   Raises:
-    UserError: As for `c4.prepare`; or the vocabulary is of another layout.
+    UserError: As for `c4.prepare`; or the vocabulary is of another layout, or MLPerf's release is
+      not complete.
   """
   final = parts.dataset_folder(WIKIPEDIA, data_dir)
-  sources = files.find_sources(source_paths, final, is_source=is_source)
+  sources = find_sources(source_paths, final, vocab)
+  mlperf.check_complete(sources)
   parts.check_new(final)
   tokenizer = wordpiece.Tokenizer(vocab)
   progress = progress or Progress(disable=True)
@@ -91,10 +95,37 @@ def prepare(
   return final
 
 
+def find_sources(
+  paths: Sequence[str | Path], own: Path | None = None, vocab: str | Path | None = None
+) -> files.Sources:
+  """Finds the source files (see `files.find_sources`).
+
+  Args:
+    paths: Source files and folders.
+    own: Folder that is being written.
+    vocab: The vocabulary's file, which is left out.
+
+  Raises:
+    UserError: As for `files.find_sources`; or nothing is there beside the vocabulary.
+  """
+  sources = files.find_sources(paths, own, is_source)
+  own_vocab = Path(vocab) if vocab is not None else None
+  if own_vocab is not None and own_vocab.exists():  # One in a bucket is no source.
+    same = {path for path in sources.taken if path.samefile(own_vocab)}
+    sources = files.without(sources, same, VOCAB)
+  if not sources.taken:
+    raise UserError(f'{own_vocab}: the only file, and it is the vocabulary: name texts too')
+  return mlperf.without_rest(sources)
+
+
 def is_source(path: Path) -> bool:
   """Whether a file's name is that of a source."""
-  is_mlperf = _MLPERF_PART.fullmatch(path.name) is not None
-  return is_mlperf or mediawiki.is_dump(path) or files.suffix_of(path) is not None
+  return mlperf.is_part(path) or mediawiki.is_dump(path) or files.suffix_of(path) is not None
+
+
+def is_evaluation(path: Path) -> bool:
+  """Whether a file's name says that it is to evaluate on."""
+  return parts.is_validation(path) or path.name.lower().startswith('eval')
 
 
 def read_source(
@@ -111,7 +142,7 @@ def read_source(
   """
   if mediawiki.is_dump(path):
     return mediawiki.read_articles(path, open_file)
-  if _MLPERF_PART.fullmatch(path.name) or path.name == 'eval.txt':
+  if mlperf.is_text(path):
     return documents.read_blocks(path, open_file)
   return documents.read_documents(path, open_file)
 
@@ -250,7 +281,7 @@ class _Conversion(parts.Conversion):
     self.tokenizer, self.copies, self.seed = tokenizer, copies, seed
 
   def is_validation(self, file: Path) -> bool:
-    return super().is_validation(file) or file.name.lower().startswith('eval')
+    return is_evaluation(file)
 
   def read(self, path: Path, open_file: Any) -> Iterator[documents.Document]:
     return read_source(path, open_file)
