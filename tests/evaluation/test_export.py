@@ -31,6 +31,7 @@ from tests.support import random_checkpoint
 RUNS = {
   'C4LaserTiny': dict(LAYERS_PER_BLOCK=2),
   'C4StandardTiny': dict(USE_REPEATED_LAYER=False, ATTEN_LOGIT_CAP=0.0, SOFTMAX_CAP_LOGITS=0.0),
+  'SuperGlueLaserTiny': dict(INPUTS_LEN=24, TARGETS_LEN=8),
 }
 IDS = np.random.default_rng(1).integers(2, 4096, (2, 24))
 IDS[:, 0] = 0
@@ -52,7 +53,7 @@ def make_run(tmp_path_factory):
   return make
 
 
-@pytest.fixture(params=RUNS)
+@pytest.fixture(params=['C4LaserTiny', 'C4StandardTiny'])
 def run(request, make_run):
   return make_run(request.param)
 
@@ -152,6 +153,16 @@ def test_the_way_back_gives_a_checkpoint_that_pax_goes_on_training(run, tmp_path
   assert int(state.step) == random_checkpoint.STEP
   assert all((x == (0 if x.dtype == np.float32 else random_checkpoint.STEP)).all() for x in rest)
   assert any(x.dtype == np.int32 for x in rest)
+
+
+def test_a_fine_tuned_model_is_exported_and_comes_back(make_run, tmp_path):
+  """PAX decodes it in another way, which is no part of the model."""
+  _, weights, out = make_run('SuperGlueLaserTiny')
+  post = weights['lm.transformer.repeat.sub.x_layers_0.self_attention.post.w']
+  np.testing.assert_array_equal(_load(out)['layers.3.attention.out.w'], post[3])
+  exported = exported_folder.read_export(out)
+  experiment = open_experiment(exported.run.experiment, exported.run.overrides, None)
+  import_weights.import_weights(experiment, exported, tmp_path / 'job')
 
 
 def test_large_models_are_divided_into_files_with_an_index(laser, tmp_path, monkeypatch):
