@@ -11,7 +11,7 @@ from laser_pax.data import sources, superglue, vocabulary
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, saved_models
+from laser_pax.experiment import base, checks, equal_models, saved_models
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.evaluation import SCORE, MeanProgram, TaskEvalProgram
 from laser_pax.experiment.overrides import FollowsFrom
@@ -262,7 +262,7 @@ class SuperGlueLM(DecoderLM):
     self._check_initial(source)
 
   def _check_initial(self, source: sources.Source) -> None:
-    """Checks that INIT_FROM is of the pre-training, with this model's shapes and vocabulary."""
+    """Checks that INIT_FROM is of the pre-training, with this model and vocabulary."""
     name = f'{self.pretrained().__module__}.{self.pretrained().__name__}'
     named = self._init_from()
     if named is None:
@@ -277,6 +277,7 @@ class SuperGlueLM(DecoderLM):
         f'{type(self).__name__} goes on from one of {name}: name a run of that'
       )
     saved_models.check_shapes(saved, self._weight_shapes(), type(self).__name__)
+    equal_models.check(self, self.pretrained(), saved, own=vars(SuperGlueLM))
     kept = saved_models.vocabulary(saved)
     if kept is not None and not sources.same_contents(kept, source.vocab):
       raise UserError(

@@ -1,10 +1,13 @@
 """The SuperGLUE experiments: steps by rule, what is refused, and the places of data and weights."""
 
+import contextlib
+
 import pytest
 
 from laser_pax import configs
 from laser_pax.data import sample
 from laser_pax.errors import UserError
+from laser_pax.experiment import equal_models, jobs, saved_models
 from laser_pax.experiment.evaluation import MeanProgram
 from laser_pax.experiment.superglue import SuperGlueLM
 from tests.support import small_superglue
@@ -109,6 +112,25 @@ def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
     here().check_data()
   with pytest.raises(UserError, match=r'INIT_FROM=.*: no finished checkpoint is in'):
     here(INIT_FROM=str(tmp_path)).check_data()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'ATTEN_LOGIT_CAP': 0.0}, None),
+    (
+      {'FPROP_DTYPE': 'bfloat16', 'NUMERICS': 'paper', 'ATTEN_LOGIT_CAP': 0.0},
+      'SuperGlueLaserTiny --fdl.FPROP_DTYPE=float32 --fdl.NUMERICS=exact$',
+    ),
+  ],
+)
+def test_the_model_is_that_of_the_run_of_the_pre_training(changes, words):
+  trained = {'ATTEN_LOGIT_CAP': 0, 'NUM_TRAIN_STEPS': 9, 'WARMUP_STEPS': 2, 'DROPOUT_PROB': 0.1}
+  run = jobs.Run('laser_pax.configs.C4LaserTiny', {**trained, 'GLOBAL_BATCH_SIZE': 6})
+  saved = saved_models.Saved('job', 1, run)
+  refused = pytest.raises(UserError, match=words) if words else contextlib.nullcontext()
+  with refused:
+    equal_models.check(here(**changes), configs.C4LaserTiny, saved, own=vars(SuperGlueLM))
 
 
 def test_the_model_is_that_of_the_pre_training_and_decodes_until_the_eos():
