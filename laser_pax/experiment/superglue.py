@@ -11,7 +11,7 @@ from laser_pax.data import sources, superglue, vocabulary
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, equal_models, saved_models
+from laser_pax.experiment import base, checks, equal_models, modes, saved_models
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.evaluation import SCORE, MeanProgram, TaskEvalProgram
 from laser_pax.experiment.overrides import FollowsFrom
@@ -202,10 +202,10 @@ class SuperGlueLM(DecoderLM):
       TaskEvalProgram(input_p, decode_input_p)
       for input_p, decode_input_p in zip(self.eval_datasets(), self.decode_datasets(), strict=True)
     ]
-    if self.TASK != MIXTURE:
-      return programs
-    first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
-    return [*programs, MeanProgram(programs[first : first + len(self.tasks())], MEAN)]
+    if self.TASK == MIXTURE:
+      first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
+      programs.append(MeanProgram(programs[first : first + len(self.tasks())], MEAN))
+    return modes.closed_at_exit(programs)
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""

@@ -7,7 +7,7 @@ import pytest
 from laser_pax import configs
 from laser_pax.data import sample
 from laser_pax.errors import UserError
-from laser_pax.experiment import equal_models, jobs, saved_models
+from laser_pax.experiment import equal_models, jobs, modes, saved_models
 from laser_pax.experiment.evaluation import MeanProgram
 from laser_pax.experiment.superglue import SuperGlueLM
 from tests.support import small_superglue
@@ -112,6 +112,14 @@ def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
     here().check_data()
   with pytest.raises(UserError, match=r'INIT_FROM=.*: no finished checkpoint is in'):
     here(INIT_FROM=str(tmp_path)).check_data()
+
+
+def test_an_evaluation_beside_the_training_closes_its_programs(monkeypatch):
+  closed = []
+  monkeypatch.setattr(modes, 'mode', lambda: 'eval')
+  monkeypatch.setattr(modes.atexit, 'register', closed.append)
+  programs = here().eval_programs()
+  assert closed == [program.shutdown for program in programs] and len(closed) == 17
 
 
 @pytest.mark.parametrize(
