@@ -114,6 +114,26 @@ def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
     here(INIT_FROM=str(tmp_path)).check_data()
 
 
+@pytest.mark.parametrize(('mode', 'steps'), [('train', [0]), ('eval', [])])
+def test_a_run_that_has_begun_needs_no_pre_training(monkeypatch, tmp_path, mode, steps):
+  monkeypatch.setattr(modes, 'mode', lambda: mode)
+  monkeypatch.setattr(modes, 'job_folder', lambda: str(tmp_path))
+  (tmp_path / 'vocab.model').write_bytes(sample.VOCAB.read_bytes())
+  experiment = here(INIT_FROM=str(tmp_path / 'gone'))
+  if mode == 'train':
+    with pytest.raises(UserError, match='gone: there is no such folder'):
+      experiment.check_data()
+  for step in steps:
+    saved = saved_models.Saved(str(tmp_path), step, None).folder
+    for part, text in {'state': 'an array', 'metadata': '{}'}.items():
+      (saved / part).mkdir(parents=True)
+      (saved / part / part).write_text(text)
+  experiment.check_data()
+  assert experiment.vocab() == str(tmp_path / 'vocab.model')
+  experiment.INIT_FROM = str(tmp_path)  # It is there, but nothing is to be loaded from it.
+  assert not experiment.task().train.init_from_checkpoint_rules
+
+
 def test_an_evaluation_beside_the_training_closes_its_programs(monkeypatch):
   closed = []
   monkeypatch.setattr(modes, 'mode', lambda: 'eval')
