@@ -46,7 +46,7 @@ def generate(
 
   sampling = generation.Sampling(temperature, top_k, top_p)
   tokenizer = generation.Tokenizer(experiment, saved)
-  ids = [tokenizer.ids(text) for text in texts]
+  ids = [tokenizer.prompt_ids(text) for text in texts]
   generation.check(experiment, ids, max_tokens, sampling)
   restored = Restored(experiment, saved)
   drawn = {'max_tokens': max_tokens, **sampling._asdict()}

@@ -97,12 +97,13 @@ def check(
 class Tokenizer:
   """The vocabulary that a model was trained with: texts to token ids, and back."""
 
-  def __init__(self, experiment: Experiment, saved: saved_models.Saved):
+  def __init__(self, experiment: DecoderLM, saved: saved_models.Saved):
     """Reads the copy that the job keeps. A job without one has the experiment's own vocabulary.
 
     Raises:
       UserError: The vocabulary is missing, or is not that of the model.
     """
+    self._experiment = experiment
     path = saved_models.vocabulary(saved) or experiment.vocabulary()
     size = vocabulary.vocabulary_size(path)
     if size != experiment.VOCAB_SIZE:
@@ -117,6 +118,10 @@ class Tokenizer:
   def ids(self, text: str) -> list[int]:
     """Returns the token ids of a text, without an end of the sequence."""
     return self._processor.encode(text)
+
+  def prompt_ids(self, text: str) -> list[int]:
+    """Returns the token ids of a prompt, as the experiment's rows have it before an answer."""
+    return self._experiment.prompt_ids(self.ids(text))
 
   def continuation(self, prompt: Sequence[int], new_ids: Sequence[int]) -> str:
     """Returns the text that new token ids add to a prompt's text, with the space before it."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import jax
 from paxml import tasks_lib
@@ -214,6 +215,10 @@ class SuperGlueLM(DecoderLM):
       first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
       programs.append(MeanProgram(programs[first : first + len(self.tasks())], MEAN))
     return modes.closed_at_exit(programs)
+
+  def prompt_ids(self, ids: Sequence[int]) -> list[int]:
+    """Returns a prompt as a row has its input: with an EOS, after which the target begins."""
+    return [*ids, vocabulary.EOS_ID]
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""
