@@ -105,7 +105,9 @@ def evaluate(
   if importlib.util.find_spec('lm_eval') is None:
     raise UserError('eval needs lm_eval, which is not installed: run scripts/setup.sh eval')
   os.environ.setdefault('TQDM_DISABLE', '1')  # One bar is enough.
-  runs = [open_run(exp, checkpoint)] + ([open_run(None, against)] if against else [])
+  runs = [open_run(exp, checkpoint)]
+  if against is not None:
+    runs.append(open_run(None, against, named_by='--against'))
   places = [_folder(saved, out) for _, saved in runs]
   if out is not None and against is not None:
     places[1] = places[0] / 'against'
