@@ -64,6 +64,18 @@ class Sampling(NamedTuple):
       raise UserError('top_k and top_p choose nothing at temperature 0: give a temperature above 0')
 
 
+def check_family(experiment: Experiment) -> None:
+  """Checks that an experiment's model writes text.
+
+  Raises:
+    UserError: It does not.
+  """
+  if not isinstance(experiment, DecoderLM):
+    raise UserError(
+      f'{type(experiment).__name__} generates no text: expected a decoder, such as C4LaserTiny'
+    )
+
+
 def check(
   experiment: Experiment, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling
 ) -> None:
@@ -72,10 +84,7 @@ def check(
   Raises:
     UserError: As for `generate`.
   """
-  if not isinstance(experiment, DecoderLM):
-    raise UserError(
-      f'{type(experiment).__name__} generates no text: expected a decoder, such as C4LaserTiny'
-    )
+  check_family(experiment)
   sampling.check(experiment.VOCAB_SIZE)
   if max_tokens < 1:
     raise UserError(f'max_tokens must be at least 1, got {max_tokens}')

@@ -36,6 +36,12 @@ def generate(monkeypatch, tmp_path):
   return run
 
 
+@pytest.mark.parametrize('name', ['ImageNetLaserViTTiny', 'WikipediaLaserBertTiny'])
+def test_a_model_of_no_text_is_refused(generate, capsys, name):
+  assert generate(name, '--prompt=x') == (2, [])
+  assert f'{name} generates no text' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(('name', 'end'), [('C4LaserTiny', []), ('SuperGlueLaserTiny', [1])])
 def test_a_prompt_ends_as_in_training(generate, tmp_path, name, end):
   text = 'The state of the Union'
