@@ -114,12 +114,7 @@ class Tokenizer:
     """
     self._experiment = experiment
     path = saved_models.vocabulary(saved) or experiment.vocabulary()
-    size = vocabulary.vocabulary_size(path)
-    if size != experiment.VOCAB_SIZE:
-      raise UserError(
-        f'{path} has {size} pieces, but the model has VOCAB_SIZE = {experiment.VOCAB_SIZE}: copy '
-        f'the vocabulary that it was trained with to {saved.job}/{jobs.VOCABULARY}'
-      )
+    vocabulary.check_size(path, experiment.VOCAB_SIZE, f'{saved.job}/{jobs.VOCABULARY}')
     self._processor = sentencepiece.SentencePieceProcessor(
       model_proto=epath.Path(path).read_bytes()
     )

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from laser_pax.cli.checkpoint import open_experiment, open_run
-from laser_pax.data import sample
+from laser_pax.data import sample, vocabulary
 from laser_pax.errors import UserError
 from laser_pax.evaluation import (
   export,
@@ -307,6 +307,20 @@ def test_other_models_are_refused(laser, tmp_path, name, changes, expected):
   assert not [*tmp_path.iterdir()]
 
 
+def _give_another_vocabulary(file):
+  file.unlink()
+  texts = [' '.join(f'word{i}' for i in range(100))] * 4
+  vocabulary.train_vocabulary(texts, file, size=19, sentences=4)
+
+
+def test_a_job_with_another_vocabulary_is_refused(laser, tmp_path):
+  shutil.copytree(laser[0], tmp_path / 'job')
+  _give_another_vocabulary(tmp_path / 'job' / 'vocab.model')
+  with pytest.raises(UserError, match='has 19 pieces, .* = 4096: copy .*to .*/job/vocab.model'):
+    export.export(*open_run(None, str(tmp_path / 'job')), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_folder_with_content_is_never_overwritten(laser):
   job, _, out = laser
   before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -319,6 +333,7 @@ DAMAGES = {
   'has no config.json': lambda out: (out / 'config.json').unlink(),
   'is not that of an export': lambda out: (out / 'config.json').write_text('{"laser_pax": 3}'),
   'has no tokenizer.model': lambda out: (out / 'tokenizer.model').unlink(),
+  'has 19 pieces': lambda out: _give_another_vocabulary(out / 'tokenizer.model'),
   'cut short': lambda out: _cut(out / 'model.safetensors'),
   'embedding.w is missing': lambda out: (out / 'model.safetensors').unlink(),
   'final_norm.bias is .32,., not .16,.': lambda out: (out / 'config.json').write_text(
