@@ -16,6 +16,7 @@ from etils import epath
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from laser_pax.errors import UserError
@@ -180,17 +181,16 @@ class PaxModel(LM):
     return tokens[-(self._seq_len - max_tokens) :]
 
   def _sampling(self, settings: Mapping[str, Any]) -> Sampling:
-    """Returns what the settings of a task ask for. Half of SEQ_LEN at least is for the context."""
-    asked = settings.get('max_gen_toks', MAX_TOKENS)
-    max_tokens = min(asked, self._seq_len // 2)
-    if not settings.get('do_sample', False) or not settings.get('temperature', 1.0):
+    """Returns what the settings of a task ask for, as lm_eval's own models read them.
+
+    Half of SEQ_LEN at least is for the context.
+    """
+    asked = normalize_gen_kwargs(dict(settings), MAX_TOKENS)
+    max_tokens = min(asked['max_gen_toks'], self._seq_len // 2)
+    temperature = asked.get('temperature', 1.0) if asked['do_sample'] else 0.0
+    if not temperature:
       return Sampling(max_tokens, temperature=0.0, top_k=0, top_p=1.0)
-    return Sampling(
-      max_tokens,
-      temperature=settings.get('temperature', 1.0),
-      top_k=settings.get('top_k', 0),
-      top_p=settings.get('top_p', 1.0),
-    )
+    return Sampling(max_tokens, temperature, asked.get('top_k', 0), asked.get('top_p', 1.0))
 
 
 def windows(tokens: Sequence[int], length: int) -> list[Row]:

@@ -205,6 +205,27 @@ def test_generation_obeys_the_settings_and_stops():
   assert drawn_settings == dict(max_tokens=32, temperature=0.5, top_k=3, top_p=0.9)
 
 
+@pytest.mark.parametrize(
+  ('settings', 'expected'),
+  [
+    ({'max_new_tokens': 7}, (7, 0.0, 0, 1.0)),
+    ({'max_tokens': 7, 'temperature': 0.5}, (7, 0.5, 0, 1.0)),
+    ({'max_completion_tokens': 7, 'do_sample': True}, (7, 1.0, 0, 1.0)),
+    ({'do_sample': True, 'temperature': 0.0, 'top_k': 5}, (32, 0.0, 0, 1.0)),
+  ],
+)
+def test_settings_are_read_as_lm_eval_does(settings, expected):
+  calls = []
+
+  def generate(decoder, prompts, **settings):
+    calls.append(tuple(settings.values()))
+    return [[ord('a')] for _ in prompts]
+
+  model = _model(Decoder(64), generate)
+  model.generate_until(_requests('generate_until', ('ab', settings)))
+  assert calls == [expected]
+
+
 def test_generation_of_a_task_is_that_of_pax(decoder, include, tmp_path):
   model = _model(decoder, generation.generate)
   asked = suite.load(['ask'], include)
