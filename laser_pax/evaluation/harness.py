@@ -26,6 +26,8 @@ from laser_pax.experiment import saved_models
 
 # Greatest number of new tokens where a task does not say it [ours].
 MAX_TOKENS = 64
+# Attributes of experiments that say where files are.
+_PLACES = ('DATA_DIR', 'INIT_FROM', 'VOCAB')
 
 
 class Tokenizer(Protocol):
@@ -246,15 +248,19 @@ def _empty(request: Instance) -> str:
 def cache_key(restored: Restored) -> str:
   """Returns a key for a model's answers: of its experiment, step, weights and vocabulary.
 
-  Of each weight, one vector along the last axis is read. A step of training changes all of them.
+  Of each weight of each layer, one vector along the last axis is read. A step of training changes
+  all of them. Files may be moved: of the vocabulary, the contents count.
   """
   experiment, saved = restored.experiment, restored.saved
-  changed = sorted((name, repr(value)) for name, value in vars(experiment).items())
+  changed = sorted((k, repr(v)) for k, v in vars(experiment).items() if k not in _PLACES)
   digest = hashlib.sha256(repr((type(experiment).__name__, changed, saved.step)).encode())
   digest.update(epath.Path(saved_models.vocabulary(saved) or experiment.vocabulary()).read_bytes())
   for name, weight in sorted(restored.weights.items()):
-    vector = np.asarray(weight[(0,) * (weight.ndim - 1)] if weight.ndim else weight)
-    digest.update(f'{name} {weight.shape}'.encode() + vector.tobytes())
+    # PAX keeps the turns of a loop in one array.
+    layers = (slice(None),) if '.repeat.' in name else ()
+    zeros = (0,) * (weight.ndim - 1 - len(layers))
+    vectors = np.asarray(weight[(*layers, *zeros)])
+    digest.update(f'{name} {weight.shape}'.encode() + vectors.tobytes())
   return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import tensorflow as tf
 from lm_eval.api.instance import Instance
 from paxml import trainer_lib
 
+from laser_pax import configs
 from laser_pax.data import text_lm
 from laser_pax.errors import UserError
 from laser_pax.evaluation import generation, harness, suite, tables
 from laser_pax.evaluation.scoring import Row
+from laser_pax.experiment import saved_models
 from tests.support import local_tasks, random_weights
 from tests.support.stand_in_decoder import Characters, Decoder
 
@@ -141,6 +144,31 @@ def test_a_stopped_evaluation_goes_on_from_its_cache(tasks, tmp_path):
   assert resumed['results'] == expected['results']
   (row,), (other,) = tables.results(resumed), tables.results(expected)
   assert row.examples.tolist() == other.examples.tolist()
+
+
+def test_the_cache_is_of_the_model_wherever_its_files_are(tmp_path):
+  rng = np.random.default_rng(0)
+  shapes = {'lm.x.repeat.sub.w': (3, 5, 4), 'lm.x.repeat.sub.b': (3, 4), 'lm.w': (5, 4)}
+  weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+  def key(folder='here', contents=b'pieces', changed=None, **attributes):
+    experiment = configs.C4LaserTiny()
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / 'vocab.model').write_bytes(contents)
+    experiment.VOCAB = experiment.DATA_DIR = experiment.INIT_FROM = str(tmp_path / folder)
+    vars(experiment).update(attributes)
+    copies = {name: weight.copy() for name, weight in weights.items()}
+    if changed:
+      copies[changed[0]][changed[1:]] += 1
+    saved = saved_models.Saved(str(tmp_path / folder), 7, None)
+    model = types.SimpleNamespace(experiment=experiment, saved=saved, weights=copies)
+    return harness.cache_key(model)
+
+  assert key() == key('elsewhere')
+  different = [key(changed=('lm.x.repeat.sub.w', i, 0, 2)) for i in range(3)]
+  different += [key(changed=('lm.x.repeat.sub.b', 2, 1)), key(changed=('lm.w', 0, 1))]
+  different += [key(ATTEN_LOGIT_CAP=0.0), key(contents=b'others')]
+  assert len({key(), *different}) == 1 + len(different)
 
 
 def test_context_and_continuation_are_encoded_together():
