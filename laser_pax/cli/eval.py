@@ -222,7 +222,8 @@ def _show(evaluated: Sequence[Evaluated], settings: Settings, file: Path) -> Non
     table.add_row(*row, end_section=row[0] == first.rows[-1].task)
   notes = [e.note if len(evaluated) == 1 else f'{e.name}: {e.note}' for e in evaluated]
   if settings.left_out:
-    notes.append(f'left out, as --include has no data set of it: {", ".join(settings.left_out)}')
+    left_out = ', '.join(settings.left_out)
+    notes.append(f'left out, because --include has no data for it: {left_out}')
   with file.open('w') as text:
     for console in (Console(), Console(file=text, width=_WIDTH)):
       console.width = max(console.width, _WIDTH)
