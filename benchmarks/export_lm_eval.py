@@ -5,7 +5,7 @@
     python benchmarks/export_lm_eval.py pax FOLDER JOB         the task's requests, scored by PAX
     python benchmarks/export_lm_eval.py compare FOLDER
 
-Only `hf` needs lm_eval and torch, in an environment of their own: docs/export.md. A question is 24
+Only `hf` needs PyTorch, in an environment with lm_eval of its own: docs/export.md. A question is 24
 words of an address, and the right answer the next eight. The others come from other addresses.
 """
 

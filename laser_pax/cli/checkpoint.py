@@ -14,12 +14,15 @@ if TYPE_CHECKING:
   from laser_pax.experiment.saved_models import Saved
 
 
-def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
+def open_run(
+  exp: str | None, checkpoint: str, named_by: str = '--checkpoint'
+) -> 'tuple[Experiment, Saved]':
   """Returns an experiment, with the overrides of its run, and the checkpoint that it saved.
 
   Args:
     exp: Name of the experiment. None stands for the one that the job's mark names.
     checkpoint: Folder of a job or of one checkpoint.
+    named_by: The flag that names it, for messages. --exp is that of --checkpoint alone.
 
   Raises:
     UserError: There is no such checkpoint or experiment, or another experiment saved it.
@@ -33,11 +36,14 @@ def open_run(exp: str | None, checkpoint: str) -> 'tuple[Experiment, Saved]':
   pax_fixes.read_lambdas_fast()
   logging.set_verbosity(logging.ERROR)
 
-  from laser_pax.experiment import saved_models
+  from laser_pax.experiment import jobs, saved_models
 
-  saved = saved_models.find(checkpoint)
+  saved = saved_models.find(checkpoint, named_by)
   if name is None and saved.run is None:
-    raise UserError(f'{saved.job} does not say which experiment it is of: give --exp=NAME')
+    mend = 'give --exp=NAME'
+    if named_by != '--checkpoint':
+      mend = f'write its name, such as laser_pax.configs.C4LaserTiny, into {saved.job}/{jobs.MARK}'
+    raise UserError(f'{named_by}={saved.job} does not say which experiment it is of: {mend}')
   changed = saved.run.overrides if saved.run else {}
   kept = saved_models.vocabulary(saved)
   experiment = open_experiment(name or saved.run.experiment, changed, kept)

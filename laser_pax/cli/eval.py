@@ -105,7 +105,9 @@ def evaluate(
   if importlib.util.find_spec('lm_eval') is None:
     raise UserError('eval needs lm_eval, which is not installed: run scripts/setup.sh eval')
   os.environ.setdefault('TQDM_DISABLE', '1')  # One bar is enough.
-  runs = [open_run(exp, checkpoint)] + ([open_run(None, against)] if against else [])
+  runs = [open_run(exp, checkpoint)]
+  if against is not None:
+    runs.append(open_run(None, against, named_by='--against'))
   places = [_folder(saved, out) for _, saved in runs]
   if out is not None and against is not None:
     places[1] = places[0] / 'against'
@@ -218,7 +220,8 @@ def _show(evaluated: Sequence[Evaluated], settings: Settings, file: Path) -> Non
     table.add_row(*row, end_section=row[0] == first.rows[-1].task)
   notes = [e.note if len(evaluated) == 1 else f'{e.name}: {e.note}' for e in evaluated]
   if settings.left_out:
-    notes.append(f'left out, as --include has no data set of it: {", ".join(settings.left_out)}')
+    left_out = ', '.join(settings.left_out)
+    notes.append(f'left out, because --include has no data for it: {left_out}')
   with file.open('w') as text:
     for console in (Console(), Console(file=text, width=_WIDTH)):
       console.width = max(console.width, _WIDTH)

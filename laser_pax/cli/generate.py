@@ -44,9 +44,10 @@ def generate(
   from laser_pax.evaluation import generation
   from laser_pax.evaluation.restored import Restored
 
+  generation.check_family(experiment)
   sampling = generation.Sampling(temperature, top_k, top_p)
   tokenizer = generation.Tokenizer(experiment, saved)
-  ids = [tokenizer.ids(text) for text in texts]
+  ids = [tokenizer.prompt_ids(text) for text in texts]
   generation.check(experiment, ids, max_tokens, sampling)
   restored = Restored(experiment, saved)
   drawn = {'max_tokens': max_tokens, **sampling._asdict()}
@@ -79,17 +80,30 @@ def _texts(prompt: list[str], file: str | None) -> list[str]:
   """Returns all prompts: those of the command line, then those of the file.
 
   Raises:
-    UserError: There is none, or one is empty.
+    UserError: There is none, or one is empty, or the file cannot be read.
   """
   texts = list(prompt)
   if file is not None:
-    texts += folders.resolve_local(file).read_text().splitlines()
+    texts += _lines(folders.resolve_local(file))
   if not texts:
     raise UserError('which text is to be continued? --prompt=TEXT, or --prompts=FILE')
   for number, text in enumerate(texts, start=1):
     if not text.strip():
       raise UserError(f'prompt {number} is empty: a model continues a text; give a word or more')
   return texts
+
+
+def _lines(file: Path) -> list[str]:
+  named = f'--prompts={folders.shown(file)}'
+  try:
+    return file.read_text(encoding='utf-8').splitlines()
+  except OSError as e:
+    raise UserError(f'{named}: cannot be read: {e.strerror}') from e
+  except UnicodeDecodeError as e:
+    raise UserError(
+      f'{named}: byte {e.start + 1} is not UTF-8; expected a text with a prompt in each line: save '
+      'it as UTF-8'
+    ) from e
 
 
 def _new_file(file: Path) -> Path:

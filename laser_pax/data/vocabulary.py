@@ -99,6 +99,25 @@ def vocabulary_size(path: str | Path) -> int:
   return processor.vocab_size()
 
 
+def check_size(path: str | Path, size: int, place: str) -> None:
+  """Checks that a trained model's vocabulary has as many pieces as the model.
+
+  Args:
+    path: File of the vocabulary, local or in a bucket.
+    size: V, the number of pieces that the model has.
+    place: Where the right vocabulary is to be copied to, for the message.
+
+  Raises:
+    UserError: It has another number, or is no vocabulary of T5's layout.
+  """
+  pieces = vocabulary_size(path)
+  if pieces != size:
+    raise UserError(
+      f'{path} has {pieces} pieces, but the model has VOCAB_SIZE = {size}: copy the vocabulary '
+      f'that it was trained with to {place}'
+    )
+
+
 def check_new_file(out: Path) -> None:
   """Checks that `out` is a new file in a folder that can be written.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from laser_pax.data import vocabulary
 from laser_pax.evaluation import (
   exported_config,
   safetensors_files,
@@ -15,7 +16,7 @@ from laser_pax.evaluation import (
   weight_names,
 )
 from laser_pax.evaluation.exported_folder import CONFIG, TOKENIZER, check_new, new_folder
-from laser_pax.experiment import saved_models
+from laser_pax.experiment import jobs, saved_models
 from laser_pax.experiment.base import Experiment
 
 # Programs that read an export without this package.
@@ -37,7 +38,8 @@ def export(experiment: Experiment, saved: saved_models.Saved, out: pathlib.Path)
     The number of parameters.
 
   Raises:
-    UserError: The model cannot be exported, the checkpoint is another's, or `out` has content.
+    UserError: The model cannot be exported, the checkpoint or its vocabulary is another's, or
+      `out` has content.
   """
   check_new(out)
   exported_config.check_model(experiment)
@@ -46,12 +48,13 @@ def export(experiment: Experiment, saved: saved_models.Saved, out: pathlib.Path)
   config = exported_config.model_config(experiment, saved)
   shapes = weight_names.shapes(config)
   weight_names.check(weight_names.weight_shapes(arrays), shapes, str(saved.folder))
-  vocabulary = epath.Path(saved_models.vocabulary(saved) or experiment.vocabulary())
+  tokenizer = epath.Path(saved_models.vocabulary(saved) or experiment.vocabulary())
+  vocabulary.check_size(tokenizer, experiment.VOCAB_SIZE, f'{saved.job}/{jobs.VOCABULARY}')
   with new_folder(out) as folder:
     _copy_weights(saved, arrays, safetensors_files.create(folder, shapes))
     _write_json(folder / CONFIG, config)
     _write_json(folder / 'tokenizer_config.json', exported_config.tokenizer_config(experiment))
-    (folder / TOKENIZER).write_bytes(vocabulary.read_bytes())
+    (folder / TOKENIZER).write_bytes(tokenizer.read_bytes())
     for name in _READERS:
       shutil.copy(_FOLDER / name, folder)
   return weight_names.count(shapes)

@@ -39,6 +39,7 @@ def check_model(experiment: Experiment) -> None:
     setattr(plain, attribute, getattr(experiment, attribute))
   plain.use_layout(experiment.layout())
   model, expected = experiment.task().model, plain.task().model
+  expected.decoder_tpl = model.decoder_tpl  # It says how PAX decodes, and is no part of the model.
   if _is_laser(model):
     use_laser(expected, _attention(model).numerics)
   actual, known = _fields(model), _fields(expected)

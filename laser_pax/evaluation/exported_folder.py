@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from laser_pax import folders
+from laser_pax.data import vocabulary
 from laser_pax.errors import UserError
 from laser_pax.evaluation import weight_names
 from laser_pax.evaluation.reference import numpy_forward
@@ -76,7 +77,8 @@ def read_export(folder: pathlib.Path) -> Exported:
   """Opens an export.
 
   Raises:
-    UserError: The folder holds none, or a file is not whole, or the weights are not float32.
+    UserError: The folder holds none, or a file is not whole, or the weights are not float32, or the
+      vocabulary does not have as many pieces as the model.
   """
   shown = folders.shown(folder)
   try:
@@ -97,4 +99,5 @@ def read_export(folder: pathlib.Path) -> Exported:
   if not (folder / TOKENIZER).is_file():
     raise UserError(f'{shown}: has no {TOKENIZER}, the vocabulary; export it again')
   weight_names.check({name: w.shape for name, w in weights.items()}, shapes, shown)
+  vocabulary.check_size(folder / TOKENIZER, config['vocab_size'], f'{shown}/{TOKENIZER}')
   return Exported(folder, config, weights)

@@ -63,6 +63,18 @@ class Sampling(NamedTuple):
       raise UserError('top_k and top_p choose nothing at temperature 0: give a temperature above 0')
 
 
+def check_family(experiment: Experiment) -> None:
+  """Checks that an experiment's model writes text.
+
+  Raises:
+    UserError: It does not.
+  """
+  if not experiment.SCORES_TEXT:
+    raise UserError(
+      f'{type(experiment).__name__} generates no text: expected a decoder, such as C4LaserTiny'
+    )
+
+
 def check(
   experiment: Experiment, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling
 ) -> None:
@@ -71,10 +83,7 @@ def check(
   Raises:
     UserError: As for `generate`.
   """
-  if not experiment.SCORES_TEXT:
-    raise UserError(
-      f'{type(experiment).__name__} generates no text: expected a decoder, such as C4LaserTiny'
-    )
+  check_family(experiment)
   sampling.check(experiment.VOCAB_SIZE)
   if max_tokens < 1:
     raise UserError(f'max_tokens must be at least 1, got {max_tokens}')
@@ -96,19 +105,15 @@ def check(
 class Tokenizer:
   """The vocabulary that a model was trained with: texts to token ids, and back."""
 
-  def __init__(self, experiment: Experiment, saved: saved_models.Saved):
+  def __init__(self, experiment: DecoderLM, saved: saved_models.Saved):
     """Reads the copy that the job keeps. A job without one has the experiment's own vocabulary.
 
     Raises:
       UserError: The vocabulary is missing, or is not that of the model.
     """
+    self._experiment = experiment
     path = saved_models.vocabulary(saved) or experiment.vocabulary()
-    size = vocabulary.vocabulary_size(path)
-    if size != experiment.VOCAB_SIZE:
-      raise UserError(
-        f'{path} has {size} pieces, but the model has VOCAB_SIZE = {experiment.VOCAB_SIZE}: copy '
-        f'the vocabulary that it was trained with to {saved.job}/{jobs.VOCABULARY}'
-      )
+    vocabulary.check_size(path, experiment.VOCAB_SIZE, f'{saved.job}/{jobs.VOCABULARY}')
     self._processor = sentencepiece.SentencePieceProcessor(
       model_proto=epath.Path(path).read_bytes()
     )
@@ -116,6 +121,10 @@ class Tokenizer:
   def ids(self, text: str) -> list[int]:
     """Returns the token ids of a text, without an end of the sequence."""
     return self._processor.encode(text)
+
+  def prompt_ids(self, text: str) -> list[int]:
+    """Returns the token ids of a prompt, as the experiment's rows have it before an answer."""
+    return self._experiment.prompt_ids(self.ids(text))
 
   def continuation(self, prompt: Sequence[int], new_ids: Sequence[int]) -> str:
     """Returns the text that new token ids add to a prompt's text, with the space before it."""

@@ -16,6 +16,7 @@ from etils import epath
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from laser_pax.errors import UserError
@@ -25,6 +26,8 @@ from laser_pax.experiment import saved_models
 
 # Greatest number of new tokens where a task does not say it [ours].
 MAX_TOKENS = 64
+# Attributes of experiments that say where files are.
+_PLACES = ('DATA_DIR', 'INIT_FROM', 'VOCAB')
 
 
 class Tokenizer(Protocol):
@@ -180,17 +183,16 @@ class PaxModel(LM):
     return tokens[-(self._seq_len - max_tokens) :]
 
   def _sampling(self, settings: Mapping[str, Any]) -> Sampling:
-    """Returns what the settings of a task ask for. Half of SEQ_LEN at least is for the context."""
-    asked = settings.get('max_gen_toks', MAX_TOKENS)
-    max_tokens = min(asked, self._seq_len // 2)
-    if not settings.get('do_sample', False) or not settings.get('temperature', 1.0):
+    """Returns what the settings of a task ask for, as lm_eval's own models read them.
+
+    Half of SEQ_LEN at least is for the context.
+    """
+    asked = normalize_gen_kwargs(dict(settings), MAX_TOKENS)
+    max_tokens = min(asked['max_gen_toks'], self._seq_len // 2)
+    temperature = asked.get('temperature', 1.0) if asked['do_sample'] else 0.0
+    if not temperature:
       return Sampling(max_tokens, temperature=0.0, top_k=0, top_p=1.0)
-    return Sampling(
-      max_tokens,
-      temperature=settings.get('temperature', 1.0),
-      top_k=settings.get('top_k', 0),
-      top_p=settings.get('top_p', 1.0),
-    )
+    return Sampling(max_tokens, temperature, asked.get('top_k', 0), asked.get('top_p', 1.0))
 
 
 def windows(tokens: Sequence[int], length: int) -> list[Row]:
@@ -246,15 +248,19 @@ def _empty(request: Instance) -> str:
 def cache_key(restored: Restored) -> str:
   """Returns a key for a model's answers: of its experiment, step, weights and vocabulary.
 
-  Of each weight, one vector along the last axis is read. A step of training changes all of them.
+  Of each weight of each layer, one vector along the last axis is read. A step of training changes
+  all of them. Files may be moved: of the vocabulary, the contents count.
   """
   experiment, saved = restored.experiment, restored.saved
-  changed = sorted((name, repr(value)) for name, value in vars(experiment).items())
+  changed = sorted((k, repr(v)) for k, v in vars(experiment).items() if k not in _PLACES)
   digest = hashlib.sha256(repr((type(experiment).__name__, changed, saved.step)).encode())
   digest.update(epath.Path(saved_models.vocabulary(saved) or experiment.vocabulary()).read_bytes())
   for name, weight in sorted(restored.weights.items()):
-    vector = np.asarray(weight[(0,) * (weight.ndim - 1)] if weight.ndim else weight)
-    digest.update(f'{name} {weight.shape}'.encode() + vector.tobytes())
+    # PAX keeps the turns of a loop in one array.
+    layers = (slice(None),) if '.repeat.' in name else ()
+    zeros = (0,) * (weight.ndim - 1 - len(layers))
+    vectors = np.asarray(weight[(*layers, *zeros)])
+    digest.update(f'{name} {weight.shape}'.encode() + vectors.tobytes())
   return digest.hexdigest()[:16]
 
 

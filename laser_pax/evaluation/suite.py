@@ -95,18 +95,23 @@ def load(names: Sequence[str], include: Path | None) -> dict[str, Task]:
   tasks: dict[str, Task] = {}
   with contextlib.chdir(include or os.curdir):
     for name in names:
-      tasks |= _load(manager, name)
+      for member in _with_tag(manager, name):
+        tasks |= _load(manager, member)
   for task in tasks.values():
     _prepare_examples(task)
   return tasks
 
 
 def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
-  """Returns an index of tasks. lm_eval's own has thousands of files and takes long to read."""
+  """Returns an index of tasks. lm_eval's own has thousands of files and takes long to read.
+
+  So the few folders of the suite are read first, for names of tasks alone. Groups and tags may have
+  members in any folder.
+  """
   extra = [_OWN] + ([include] if include else [])
   quick = sorted({_LM_EVAL / member.folder for member in PAPER.values() if member.folder})
   manager = TaskManager(include_path=[*quick, *extra], include_defaults=False)
-  if set(names) <= set(manager.all_tasks):
+  if set(names) <= set(manager.all_subtasks):
     return manager
   manager = TaskManager(include_path=[_LM_EVAL, *extra], include_defaults=False)
   for name in names:
@@ -115,6 +120,11 @@ def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
       hint = f'; did you mean {" or ".join(near)}?' if near else ''
       raise UserError(f'lm_eval has no task {name!r}{hint} (`lm-eval ls tasks` lists all)')
   return manager
+
+
+def _with_tag(manager: TaskManager, name: str) -> list[str]:
+  """Returns the names of the tasks with a tag; of a task or group, its own name."""
+  return sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
 
 
 def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:

@@ -113,28 +113,28 @@ def mean(rows: Sequence[Result]) -> Mean | None:
 
 
 def differences(
-  rows: Sequence[Result], others: Sequence[Result]
+  first: Sequence[Result], second: Sequence[Result]
 ) -> tuple[dict[str, Difference], Difference | None]:
-  """Returns the difference of two models, `rows` minus `others`: of each task, and of the mean.
+  """Returns the difference of two models, `first` minus `second`: of each task, and of the mean.
 
   Examples are paired: a resample draws examples, and has the two models' values of each. The
   interval of a task is that of the mean of its differences. For the mean over tasks, each task is
   resampled by itself.
 
   Args:
-    rows: Results of one model.
-    others: Results of the other, of the same tasks and examples.
+    first: Results of one model.
+    second: Results of the other, of the same tasks and examples.
   """
   rng = np.random.default_rng(SEED)
   by_task, resampled = {}, []
-  for row, other in zip(rows, others, strict=True):
+  for row, other in zip(first, second, strict=True):
     interval = None
     if len(row.examples) and len(row.examples) == len(other.examples):
       means = _resampled_means(row.examples - other.examples, rng)
       interval = _interval(means)
       resampled.append(means)
     by_task[row.task] = _difference(row.value, other.value, interval)
-  ours, theirs = mean(rows), mean(others)
+  ours, theirs = mean(first), mean(second)
   if ours is None or theirs is None:
     return by_task, None
   interval = _interval(np.mean(resampled, axis=0)) if len(resampled) == ours.tasks else None

@@ -131,7 +131,7 @@ def check(actual: Shapes, expected: Shapes, where: str) -> None:
   if differences:
     more = len(differences) - _SHOWN
     shown = '; '.join(differences[:_SHOWN]) + (f'; and {more} more' if more > 0 else '')
-    raise UserError(f'{where} has not the weights of its model: {shown}')
+    raise UserError(f'{where} does not have the weights of its model: {shown}')
 
 
 def count(known: Shapes) -> int:

@@ -1,6 +1,7 @@
 """Decoder-only language models on packed text."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 from praxis import decoder_hparams, pax_fiddle, py_utils
@@ -105,6 +106,14 @@ class DecoderLM(TextTransformer):
 
   def _prefix_len(self) -> int:
     return max(1, self.SEQ_LEN // 2)
+
+  def prompt_ids(self, ids: Sequence[int]) -> list[int]:
+    """Returns a prompt as the model was trained to read one.
+
+    Args:
+      ids: Token ids of the prompt's text.
+    """
+    return list(ids)
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` sequences."""

@@ -94,8 +94,8 @@ class TaskEvalProgram(DecodingEvalProgram):
     lines = [
       line for file in folder.glob('*-metrics.jsonl') for line in file.read_text().split('\n')
     ]
-    found = [metrics for metrics in map(json.loads, filter(None, lines)) if metrics['step'] == step]
-    return {name: value for name, value in found[-1].items() if name != 'step'} if found else {}
+    written = [line for line in map(json.loads, filter(None, lines)) if line['step'] == step]
+    return {name: value for name, value in written[-1].items() if name != 'step'} if written else {}
 
 
 class MeanProgram(programs.SingleTaskEvalProgram):

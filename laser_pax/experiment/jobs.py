@@ -165,6 +165,12 @@ def keep_vocabulary(folder: os.PathLike | str, vocabulary: os.PathLike | str) ->
   new.replace(kept)
 
 
+def kept_vocabulary(folder: os.PathLike | str) -> epath.Path | None:
+  """Returns the vocabulary that a folder keeps beside its checkpoints, or None."""
+  kept = _file(folder).with_name(VOCABULARY)
+  return kept if kept.exists() else None
+
+
 def _run(mark: str) -> Run:
   """Returns the run of a mark's text. `1e-3` and `0.001` are one value."""
   experiment, *changed = mark.splitlines()

@@ -46,11 +46,17 @@ def mode() -> str:
   return flags.FLAGS['mode'].value if 'mode' in flags.FLAGS else TRAIN
 
 
-def _job_folder() -> str | None:
+def job_folder() -> str | None:
   """Returns the folder of paxml's --job_log_dir, or None."""
   if 'job_log_dir' not in flags.FLAGS or flags.FLAGS['job_log_dir'].value is None:
     return None
   return folders.resolve(flags.FLAGS['job_log_dir'].value)
+
+
+def starts_anew() -> bool:
+  """Returns whether this process trains, and its job's folder has no whole checkpoint yet."""
+  folder = job_folder()
+  return mode() == TRAIN and (folder is None or checkpoints.survey(folder).whole is None)
 
 
 def follow_run(experiment: Experiment) -> None:
@@ -65,7 +71,7 @@ def follow_run(experiment: Experiment) -> None:
   Raises:
     UserError: Another experiment's run is in the folder.
   """
-  folder = _job_folder()
+  folder = job_folder()
   if mode() == TRAIN or folder is None:
     return
   jobs.check_experiment(folder, experiment.job_mark())
@@ -118,7 +124,7 @@ def claim_job_folder(experiment: Experiment) -> None:
   """
   from etils import epath
 
-  folder = _job_folder()
+  folder = job_folder()
   if folder is None:
     return
   # PAX's modes disagree about relative names, and none expands `~`. All read this flag later.

@@ -1,7 +1,6 @@
 """Where a saved model is, and whether it is that of an experiment."""
 
 import json
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -136,7 +135,6 @@ def _shape(shape: tuple[int, ...] | None) -> str:
   return 'missing' if shape is None else str(list(shape))
 
 
-def vocabulary(saved: Saved) -> pathlib.Path | None:
+def vocabulary(saved: Saved) -> epath.Path | None:
   """Returns the vocabulary that a job keeps beside its checkpoints, or None."""
-  kept = epath.Path(saved.job) / jobs.VOCABULARY
-  return kept if kept.exists() else None
+  return jobs.kept_vocabulary(saved.job)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import jax
 from paxml import tasks_lib
@@ -11,7 +12,7 @@ from laser_pax.data import sources, superglue, vocabulary
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, saved_models
+from laser_pax.experiment import base, checks, equal_models, jobs, modes, saved_models
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.evaluation import SCORE, MeanProgram, TaskEvalProgram
 from laser_pax.experiment.overrides import FollowsFrom
@@ -103,6 +104,8 @@ class SuperGlueLM(DecoderLM):
   def task(self) -> base.Task:
     """Returns the task: PAX's model, which decodes greedily, and starts from INIT_FROM.
 
+    The rules of the start are left out where the run has begun.
+
     Raises:
       UserError: The sizes do not fit each other, or no checkpoint in INIT_FROM is whole.
     """
@@ -112,7 +115,7 @@ class SuperGlueLM(DecoderLM):
     decoder.max_decode_steps = self.TARGETS_LEN
     decoder.fprop_for_prefix = True
     decoder.eos_id = vocabulary.EOS_ID
-    if saved := self.initial():
+    if modes.starts_anew() and (saved := self.initial()):
       task_p.train.init_from_checkpoint_rules = {
         str(saved.folder.parent): tasks_lib.CheckpointLoadingRules(
           task_p=task_p.clone(),  # Its model is that of the pre-training: check_data compares them.
@@ -146,10 +149,16 @@ class SuperGlueLM(DecoderLM):
     return self.DATA_DIR
 
   def vocab(self) -> str | None:
-    """Returns the SentencePiece model: the named one, else that of the pre-training; or None."""
+    """Returns the SentencePiece model: the named one, else that of the pre-training; or None.
+
+    A run that has begun keeps a copy of it.
+    """
     if sources.is_named(None, self.VOCAB):
       return self.VOCAB
-    kept = saved_models.vocabulary(saved) if (saved := self.initial()) else None
+    folder = modes.job_folder()
+    kept = jobs.kept_vocabulary(folder) if folder and not modes.starts_anew() else None
+    if kept is None and (saved := self.initial()):
+      kept = saved_models.vocabulary(saved)
     return None if kept is None else str(kept)
 
   def source(self) -> sources.Source:
@@ -202,10 +211,14 @@ class SuperGlueLM(DecoderLM):
       TaskEvalProgram(input_p, decode_input_p)
       for input_p, decode_input_p in zip(self.eval_datasets(), self.decode_datasets(), strict=True)
     ]
-    if self.TASK != MIXTURE:
-      return programs
-    first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
-    return [*programs, MeanProgram(programs[first : first + len(self.tasks())], MEAN)]
+    if self.TASK == MIXTURE:
+      first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
+      programs.append(MeanProgram(programs[first : first + len(self.tasks())], MEAN))
+    return modes.closed_at_exit(programs)
+
+  def prompt_ids(self, ids: Sequence[int]) -> list[int]:
+    """Returns a prompt as a row has its input: with an EOS, after which the target begins."""
+    return [*ids, vocabulary.EOS_ID]
 
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""
@@ -252,6 +265,8 @@ class SuperGlueLM(DecoderLM):
   def check_data(self) -> None:
     """Checks that the data are whole, and that the checkpoint to start from fits.
 
+    A run that has begun needs none: it goes on from its own.
+
     Raises:
       UserError: Something is missing, broken or of another model; the message has the fix.
     """
@@ -259,10 +274,11 @@ class SuperGlueLM(DecoderLM):
     for name in self.tasks():
       command = SUPER_GLUE[name].prepare_command(source.data_dir)
       superglue.check_data(name, source.data_dir, command)
-    self._check_initial(source)
+    if modes.starts_anew():
+      self._check_initial(source)
 
   def _check_initial(self, source: sources.Source) -> None:
-    """Checks that INIT_FROM is of the pre-training, with this model's shapes and vocabulary."""
+    """Checks that INIT_FROM is of the pre-training, with this model and vocabulary."""
     name = f'{self.pretrained().__module__}.{self.pretrained().__name__}'
     named = self._init_from()
     if named is None:
@@ -277,6 +293,7 @@ class SuperGlueLM(DecoderLM):
         f'{type(self).__name__} goes on from one of {name}: name a run of that'
       )
     saved_models.check_shapes(saved, self._weight_shapes(), type(self).__name__)
+    equal_models.check(self, self.pretrained(), saved, own=vars(SuperGlueLM))
     kept = saved_models.vocabulary(saved)
     if kept is not None and not sources.same_contents(kept, source.vocab):
       raise UserError(

@@ -8,6 +8,7 @@ import pytest
 
 from laser_pax import cli
 from laser_pax.data import vocabulary
+from laser_pax.experiment.saved_models import Saved
 from tests.support import local_tasks
 from tests.support.commands import QUICK_COMPILE
 
@@ -117,6 +118,18 @@ def test_a_checkpoint_that_is_being_written_is_refused(job, tmp_path, capsys):
   assert 'no finished checkpoint' in _refused(capsys, f'--checkpoint={tmp_path}')
 
 
+def test_a_wrong_second_checkpoint_is_told_by_its_own_flag(job, tmp_path, capsys):
+  flags = f'--checkpoint={job}', f'--against={tmp_path}'
+  assert f'--against={tmp_path}: no finished checkpoint' in _refused(capsys, *flags)
+  saved = Saved(str(tmp_path), 2, None).folder
+  for part in ('state', 'metadata'):
+    (saved / part).mkdir(parents=True)
+    (saved / part / part).write_text('{}')
+  message = _refused(capsys, *flags)
+  assert f'--against={tmp_path} does not say which experiment it is of: write ' in message
+  assert message.endswith(f'into {tmp_path}/experiment.txt')
+
+
 def test_another_vocabulary_is_refused(job, source, include, tmp_path, texts, capsys):
   copy = tmp_path / 'job'
   shutil.copytree(job, copy)
@@ -129,8 +142,7 @@ def test_another_vocabulary_is_refused(job, source, include, tmp_path, texts, ca
 def test_a_model_of_no_text_is_refused(tmp_path, capsys, monkeypatch):
   from laser_pax.cli import eval as command
   from laser_pax.configs import ImageNetLaserViTTiny
-  from laser_pax.experiment.saved_models import Saved
 
   saved = Saved(str(tmp_path), 1, None)
-  monkeypatch.setattr(command, 'open_run', lambda *_: (ImageNetLaserViTTiny(), saved))
+  monkeypatch.setattr(command, 'open_run', lambda *_, **__: (ImageNetLaserViTTiny(), saved))
   assert 'ImageNetLaserViTTiny is no decoder of text' in _refused(capsys, '--checkpoint=x')

@@ -105,6 +105,12 @@ def _value(line):
       {},
       'ffn_layer1.linear.w is [1, 32, 32] there and [1, 32, 64] in the experiment',
     ),
+    (
+      'SuperGlueLaserTiny',
+      {'ATTEN_LOGIT_CAP': 0},
+      {},
+      'with ATTEN_LOGIT_CAP=50.0, but SuperGlueLaserTiny has ATTEN_LOGIT_CAP=0.0: give',
+    ),
     ('SuperGlueLaserTiny', {}, {'LASER_PAX_VOCAB': 'other'}, 'is not the vocabulary of'),
   ],
 )

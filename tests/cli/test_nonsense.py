@@ -172,6 +172,24 @@ eval --checkpoint=<DIR> --limit=0
 eval --checkpoint=<FILE>
 eval --checkpoint=<DIR>
 eval --checkpoint=<DIR> --exp=Nope
+generate
+generate extra
+generate --nope
+generate --checkpoint=<DIR>
+generate --checkpoint=<DIR> --prompt=
+generate --checkpoint=<DIR> --prompts=
+generate --checkpoint=<DIR> --prompts=<NONE>
+generate --checkpoint=<DIR> --prompts=<DENIED>
+generate --checkpoint=<DIR> --prompts=<TEXTS>
+generate --checkpoint=<DIR> --prompts=<MODEL>
+generate --checkpoint=<DIR> --prompt=x --out=<FILE>
+generate --checkpoint=<DIR> --prompt=x --out=<FILE>/below
+generate --checkpoint=<DIR> --prompt=x --temperature=x
+generate --checkpoint=<DIR> --prompt=x --max-tokens=1.5
+generate --checkpoint=<DIR> --prompt=x --exp=Nope
+generate --checkpoint=<DIR> --prompt=x
+generate --checkpoint=<FILE> --prompt=x
+generate --checkpoint=<NONE> --prompt=x
 prepare wikipedia
 prepare wikipedia <TEXTS>
 prepare wikipedia <TEXTS> --vocab

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from laser_pax.cli.checkpoint import open_experiment, open_run
-from laser_pax.data import sample
+from laser_pax.data import sample, vocabulary
 from laser_pax.errors import UserError
 from laser_pax.evaluation import (
   export,
@@ -31,6 +31,7 @@ from tests.support import random_checkpoint
 RUNS = {
   'C4LaserTiny': dict(LAYERS_PER_BLOCK=2),
   'C4StandardTiny': dict(USE_REPEATED_LAYER=False, ATTEN_LOGIT_CAP=0.0, SOFTMAX_CAP_LOGITS=0.0),
+  'SuperGlueLaserTiny': dict(INPUTS_LEN=24, TARGETS_LEN=8),
 }
 IDS = np.random.default_rng(1).integers(2, 4096, (2, 24))
 IDS[:, 0] = 0
@@ -52,7 +53,7 @@ def make_run(tmp_path_factory):
   return make
 
 
-@pytest.fixture(params=RUNS)
+@pytest.fixture(params=['C4LaserTiny', 'C4StandardTiny'])
 def run(request, make_run):
   return make_run(request.param)
 
@@ -152,6 +153,16 @@ def test_the_way_back_gives_a_checkpoint_that_pax_goes_on_training(run, tmp_path
   assert int(state.step) == random_checkpoint.STEP
   assert all((x == (0 if x.dtype == np.float32 else random_checkpoint.STEP)).all() for x in rest)
   assert any(x.dtype == np.int32 for x in rest)
+
+
+def test_a_fine_tuned_model_is_exported_and_comes_back(make_run, tmp_path):
+  """PAX decodes it in another way, which is no part of the model."""
+  _, weights, out = make_run('SuperGlueLaserTiny')
+  post = weights['lm.transformer.repeat.sub.x_layers_0.self_attention.post.w']
+  np.testing.assert_array_equal(_load(out)['layers.3.attention.out.w'], post[3])
+  exported = exported_folder.read_export(out)
+  experiment = open_experiment(exported.run.experiment, exported.run.overrides, None)
+  import_weights.import_weights(experiment, exported, tmp_path / 'job')
 
 
 def test_large_models_are_divided_into_files_with_an_index(laser, tmp_path, monkeypatch):
@@ -296,6 +307,20 @@ def test_other_models_are_refused(laser, tmp_path, name, changes, expected):
   assert not [*tmp_path.iterdir()]
 
 
+def _give_another_vocabulary(file):
+  file.unlink()
+  texts = [' '.join(f'word{i}' for i in range(100))] * 4
+  vocabulary.train_vocabulary(texts, file, size=19, sentences=4)
+
+
+def test_a_job_with_another_vocabulary_is_refused(laser, tmp_path):
+  shutil.copytree(laser[0], tmp_path / 'job')
+  _give_another_vocabulary(tmp_path / 'job' / 'vocab.model')
+  with pytest.raises(UserError, match='has 19 pieces, .* = 4096: copy .*to .*/job/vocab.model'):
+    export.export(*open_run(None, str(tmp_path / 'job')), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_folder_with_content_is_never_overwritten(laser):
   job, _, out = laser
   before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -308,6 +333,7 @@ DAMAGES = {
   'has no config.json': lambda out: (out / 'config.json').unlink(),
   'is not that of an export': lambda out: (out / 'config.json').write_text('{"laser_pax": 3}'),
   'has no tokenizer.model': lambda out: (out / 'tokenizer.model').unlink(),
+  'has 19 pieces': lambda out: _give_another_vocabulary(out / 'tokenizer.model'),
   'cut short': lambda out: _cut(out / 'model.safetensors'),
   'embedding.w is missing': lambda out: (out / 'model.safetensors').unlink(),
   'final_norm.bias is .32,., not .16,.': lambda out: (out / 'config.json').write_text(

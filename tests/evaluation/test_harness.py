@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import tensorflow as tf
 from lm_eval.api.instance import Instance
 from paxml import trainer_lib
 
+from laser_pax import configs
 from laser_pax.data import text_lm
 from laser_pax.errors import UserError
 from laser_pax.evaluation import generation, harness, suite, tables
 from laser_pax.evaluation.scoring import Row
+from laser_pax.experiment import saved_models
 from tests.support import local_tasks, random_weights
 from tests.support.stand_in_decoder import Characters, Decoder
 
@@ -143,6 +146,31 @@ def test_a_stopped_evaluation_goes_on_from_its_cache(tasks, tmp_path):
   assert row.examples.tolist() == other.examples.tolist()
 
 
+def test_the_cache_is_of_the_model_wherever_its_files_are(tmp_path):
+  rng = np.random.default_rng(0)
+  shapes = {'lm.x.repeat.sub.w': (3, 5, 4), 'lm.x.repeat.sub.b': (3, 4), 'lm.w': (5, 4)}
+  weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+  def key(folder='here', contents=b'pieces', changed=None, **attributes):
+    experiment = configs.C4LaserTiny()
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / 'vocab.model').write_bytes(contents)
+    experiment.VOCAB = experiment.DATA_DIR = experiment.INIT_FROM = str(tmp_path / folder)
+    vars(experiment).update(attributes)
+    copies = {name: weight.copy() for name, weight in weights.items()}
+    if changed:
+      copies[changed[0]][changed[1:]] += 1
+    saved = saved_models.Saved(str(tmp_path / folder), 7, None)
+    model = types.SimpleNamespace(experiment=experiment, saved=saved, weights=copies)
+    return harness.cache_key(model)
+
+  assert key() == key('elsewhere')
+  different = [key(changed=('lm.x.repeat.sub.w', i, 0, 2)) for i in range(3)]
+  different += [key(changed=('lm.x.repeat.sub.b', 2, 1)), key(changed=('lm.w', 0, 1))]
+  different += [key(ATTEN_LOGIT_CAP=0.0), key(contents=b'others')]
+  assert len({key(), *different}) == 1 + len(different)
+
+
 def test_context_and_continuation_are_encoded_together():
   model = _model(Decoder(64))
   pairs = [('ab cd', ' ef'), ('ab cd ', 'ef'), ('', 'ab'), ('  ', 'ab'), ('ab', ' '), ('ab', '')]
@@ -203,6 +231,27 @@ def test_generation_obeys_the_settings_and_stops():
   assert [len(p) for p in first] == [56, 2] and [len(p) for p in second] == [3]
   assert greedy_settings == dict(max_tokens=8, temperature=0.0, top_k=0, top_p=1.0)
   assert drawn_settings == dict(max_tokens=32, temperature=0.5, top_k=3, top_p=0.9)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'expected'),
+  [
+    ({'max_new_tokens': 7}, (7, 0.0, 0, 1.0)),
+    ({'max_tokens': 7, 'temperature': 0.5}, (7, 0.5, 0, 1.0)),
+    ({'max_completion_tokens': 7, 'do_sample': True}, (7, 1.0, 0, 1.0)),
+    ({'do_sample': True, 'temperature': 0.0, 'top_k': 5}, (32, 0.0, 0, 1.0)),
+  ],
+)
+def test_settings_are_read_as_lm_eval_does(settings, expected):
+  calls = []
+
+  def generate(decoder, prompts, **settings):
+    calls.append(tuple(settings.values()))
+    return [[ord('a')] for _ in prompts]
+
+  model = _model(Decoder(64), generate)
+  model.generate_until(_requests('generate_until', ('ab', settings)))
+  assert calls == [expected]
 
 
 def test_generation_of_a_task_is_that_of_pax(decoder, include, tmp_path):

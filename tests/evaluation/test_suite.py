@@ -1,5 +1,7 @@
 """The suite runs on local files by lm_eval's own definitions; one line tells what is missing."""
 
+import json
+
 import datasets
 import huggingface_hub
 import pytest
@@ -26,8 +28,10 @@ def offline(monkeypatch, tmp_path):
 
 
 def _generate(decoder, prompts, **settings):
+  """Answers, and goes on with a question in the prompt's form, as after solved examples."""
   del decoder, settings
-  return [[ord(c) for c in ' Ostrava, or another'] for _ in prompts]
+  forms = ['Question' if Characters().ids('Answer:') == ids[-7:] else 'Q' for ids in prompts]
+  return [[ord(c) for c in f' Ostrava {form}: which'] for form in forms]
 
 
 def test_the_whole_suite_runs_offline_on_local_files(include, tmp_path):
@@ -37,7 +41,7 @@ def test_the_whole_suite_runs_offline_on_local_files(include, tmp_path):
   own = {
     name for name, task in tasks.items() if 'laser_pax' in task.config.metadata['config_source']
   }
-  assert own == {'race_middle', 'record'}
+  assert own == {'race_middle', 'record', 'triviaqa', 'nq_open'}
   model = harness.PaxModel(Decoder(512), Characters(), _generate)
   evaluation = harness.evaluate(model, tasks, shots=1, limit=None, cache=tmp_path / 'cache')
   rows = {row.task: row for row in tables.results(evaluation)}
@@ -90,6 +94,22 @@ def test_an_unknown_task_is_refused_with_near_names(tmp_path, monkeypatch):
   monkeypatch.setattr(suite, '_LM_EVAL', suite._LM_EVAL / 'arc')  # The whole takes ten seconds.
   with pytest.raises(UserError, match=r"no task 'arc_eazy'; did you mean .*arc_easy"):
     suite.load(['arc_eazy'], tmp_path)
+
+
+def test_a_tag_stands_for_its_tasks_of_all_folders(tmp_path, monkeypatch):
+  monkeypatch.setattr(suite, '_LM_EVAL', tmp_path / 'lm_eval')
+  (include := tmp_path / 'include').mkdir()
+  for folder in ('arc', 'piqa', 'none of the suite'):
+    (tmp_path / 'lm_eval' / folder).mkdir(parents=True)
+    text = local_tasks.TOOLS.replace('task: tools', f'task: {folder}_tools\ntag: my_tag')
+    (tmp_path / 'lm_eval' / folder / 'tools.yaml').write_text(text)
+  row = {'question': 'Which?', 'options': ['this', 'that'], 'label': 0}
+  (include / 'tools.jsonl').write_text(json.dumps(row))
+  tasks = suite.load(['my_tag'], include)
+  assert list(tasks) == ['arc_tools', 'none of the suite_tools', 'piqa_tools']
+  (include / 'tools.jsonl').unlink()
+  with pytest.raises(UserError, match='task arc_tools: its data files are missing'):
+    suite.load(['my_tag'], include)
 
 
 def test_a_race_article_has_its_questions_solved_but_the_last():

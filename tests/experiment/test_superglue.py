@@ -1,10 +1,13 @@
 """The SuperGLUE experiments: steps by rule, what is refused, and the places of data and weights."""
 
+import contextlib
+
 import pytest
 
 from laser_pax import configs
 from laser_pax.data import sample
 from laser_pax.errors import UserError
+from laser_pax.experiment import equal_models, jobs, modes, saved_models
 from laser_pax.experiment.evaluation import MeanProgram
 from laser_pax.experiment.superglue import SuperGlueLM
 from tests.support import small_superglue
@@ -109,6 +112,53 @@ def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
     here().check_data()
   with pytest.raises(UserError, match=r'INIT_FROM=.*: no finished checkpoint is in'):
     here(INIT_FROM=str(tmp_path)).check_data()
+
+
+@pytest.mark.parametrize(('mode', 'steps'), [('train', [0]), ('eval', [])])
+def test_a_run_that_has_begun_needs_no_pre_training(monkeypatch, tmp_path, mode, steps):
+  monkeypatch.setattr(modes, 'mode', lambda: mode)
+  monkeypatch.setattr(modes, 'job_folder', lambda: str(tmp_path))
+  (tmp_path / 'vocab.model').write_bytes(sample.VOCAB.read_bytes())
+  experiment = here(INIT_FROM=str(tmp_path / 'gone'))
+  if mode == 'train':
+    with pytest.raises(UserError, match='gone: there is no such folder'):
+      experiment.check_data()
+  for step in steps:
+    saved = saved_models.Saved(str(tmp_path), step, None).folder
+    for part, text in {'state': 'an array', 'metadata': '{}'}.items():
+      (saved / part).mkdir(parents=True)
+      (saved / part / part).write_text(text)
+  experiment.check_data()
+  assert experiment.vocab() == str(tmp_path / 'vocab.model')
+  experiment.INIT_FROM = str(tmp_path)  # It is there, but nothing is to be loaded from it.
+  assert not experiment.task().train.init_from_checkpoint_rules
+
+
+def test_an_evaluation_beside_the_training_closes_its_programs(monkeypatch):
+  closed = []
+  monkeypatch.setattr(modes, 'mode', lambda: 'eval')
+  monkeypatch.setattr(modes.atexit, 'register', closed.append)
+  programs = here().eval_programs()
+  assert closed == [program.shutdown for program in programs] and len(closed) == 17
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'ATTEN_LOGIT_CAP': 0.0}, None),
+    (
+      {'FPROP_DTYPE': 'bfloat16', 'NUMERICS': 'paper', 'ATTEN_LOGIT_CAP': 0.0},
+      'SuperGlueLaserTiny --fdl.FPROP_DTYPE=float32 --fdl.NUMERICS=exact$',
+    ),
+  ],
+)
+def test_the_model_is_that_of_the_run_of_the_pre_training(changes, words):
+  trained = {'ATTEN_LOGIT_CAP': 0, 'NUM_TRAIN_STEPS': 9, 'WARMUP_STEPS': 2, 'DROPOUT_PROB': 0.1}
+  run = jobs.Run('laser_pax.configs.C4LaserTiny', {**trained, 'GLOBAL_BATCH_SIZE': 6})
+  saved = saved_models.Saved('job', 1, run)
+  refused = pytest.raises(UserError, match=words) if words else contextlib.nullcontext()
+  with refused:
+    equal_models.check(here(**changes), configs.C4LaserTiny, saved, own=vars(SuperGlueLM))
 
 
 def test_the_model_is_that_of_the_pre_training_and_decodes_until_the_eos():

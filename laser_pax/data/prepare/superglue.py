@@ -113,13 +113,13 @@ def prepare(
     folders.locked(root / 'prepare.lock'),
     archives.unpacking_beside(root / 'prepare') as unpacked,
   ):
-    found, left_out = _find_files(sources, unpacked)
-    new = [name for name in found if not finals[name].exists()]
+    task_files, left_out = _find_files(sources, unpacked)
+    new = [name for name in task_files if not finals[name].exists()]
     if not new:
-      parts.check_new(finals[next(iter(found))])
-    rows = {name: [row for file in found[name] for row in read_rows(file)] for name in new}
+      parts.check_new(finals[next(iter(task_files))])
+    rows = {name: [row for file in task_files[name] for row in read_rows(file)] for name in new}
     for name in new:
-      _check_counts(found[name], collections.Counter(row.split for row in rows[name]))
+      _check_counts(task_files[name], collections.Counter(row.split for row in rows[name]))
     progress = progress or Progress(disable=True)
     bar = progress.add_task('preparing', total=sum(r.size for own in rows.values() for r in own))
     for name in new:
@@ -137,7 +137,7 @@ def _find_files(
   sources: files.Sources, unpacked: Path
 ) -> tuple[dict[str, list[_File]], list[tuple[str, str]]]:
   """Returns the files of each task, and what is left out, with the reasons."""
-  found: dict[str, list[_File]] = {}
+  task_files: dict[str, list[_File]] = {}
   left_out = []
   for path in sources.taken:
     is_archive = path.suffix.lower() == ARCHIVE
@@ -153,12 +153,12 @@ def _find_files(
         )
       name = _BY_FOLDER[folder]
       file = _File(name, SPLITS[own.name], own, path if is_archive else None)
-      found.setdefault(name, []).append(file)
-  if not found:
+      task_files.setdefault(name, []).append(file)
+  if not task_files:
     raise UserError(f'the sources have no task of SuperGLUE; expected {", ".join(_BY_FOLDER)}')
-  for own in found.values():
+  for own in task_files.values():
     _check_splits(own)
-  return {name: found[name] for name in TASKS if name in found}, left_out
+  return {name: task_files[name] for name in TASKS if name in task_files}, left_out
 
 
 def _check_splits(own: Sequence[_File]) -> None:

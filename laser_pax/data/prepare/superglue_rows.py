@@ -173,13 +173,13 @@ def _mend_spans(example: Example) -> None:
 
   TFDS does so in its `wsc.fixed`. Two of SuperGLUE's spans have other words between theirs.
   """
-  apart = ('Kamenev and Zinoviev', 'Kamenev, Zinoviev, and Stalin')
+  kept = ('Kamenev and Zinoviev', 'Kamenev, Zinoviev, and Stalin')
   words = example['text'].split()
   for name in ('span1', 'span2'):
     span, place = example[f'{name}_text'], example[f'{name}_index']
     if not span:
       raise ValueError(f'{name}_text has nothing in it')
-    if span in example['text'] or span in apart:
+    if span in example['text'] or span in kept:
       continue
     if not 0 <= place < len(words):
       raise ValueError(f'{name}_index: the text has no word {place}')
