@@ -117,6 +117,11 @@ def test_list_and_show(succeeds, tmp_path):
   for fact in (
     '2,213,',
     'LaserFusedDotProductAttention',
+    'attention on tpu',
+    "jax's splash attention",
+    'attention on gpu',
+    "cuDNN's attention has no logit cap",
+    'attention on cpu',
     '160,000',
     '167,772,160,000',
     '[4, 64, 1]',

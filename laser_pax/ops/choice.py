@@ -161,12 +161,14 @@ def _faster(
   case: Case, candidates: tuple[Kernel, ...], wanted: Kernel | None
 ) -> tuple[tuple[Kernel, tuple[str, ...]], ...]:
   """Returns the fused kernels that settings alone would bring, and these settings."""
+  is_reachable = wanted and all(obstacle.setting for obstacle in obstacles(wanted, case))
+  kernels = (wanted,) if is_reachable else candidates  # What is asked for comes before a default.
+  if 'cudnn' in candidates:
+    kernels += ('triton',)
   faster = []
-  for kernel in (*candidates, *(('triton',) if 'cudnn' in candidates else ())):
+  for kernel in dict.fromkeys(kernels):
     found = obstacles(kernel, case)
     if all(obstacle.setting for obstacle in found):
       needed = tuple(obstacle.setting for obstacle in found)
-      if kernel == 'triton' != wanted or wanted == 'blocks':
-        needed += ('kernel',)
-      faster.append((kernel, needed))
+      faster.append((kernel, (*needed, 'kernel') if kernel == 'triton' != wanted else needed))
   return tuple(faster)

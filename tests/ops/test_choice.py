@@ -1,5 +1,7 @@
 """Which attention is chosen for a cap, dtype, mask, size and platform, and what is said of it."""
 
+import itertools
+
 import jax.numpy as jnp
 import pytest
 
@@ -74,18 +76,17 @@ def test_a_kernel_that_is_asked_for_is_not_advised_again():
   assert by_blocks == ('blocks', 'asked for by name', ())
 
 
-def test_taking_the_advice_gives_the_kernel():
+@pytest.mark.parametrize('wanted', [None, 'splash', 'cudnn', 'triton'])
+def test_taking_the_advice_gives_the_kernel(wanted):
   """Each setting that is named is applied; then the kernel serves that was promised."""
-  for dtype in ('bfloat16', 'float32'):
-    for logit_cap in (None, 50.0):
-      asked = case(dtype=dtype, logit_cap=logit_cap)
-      for kernel, needed in choice.choose(asked).faster:
-        changed = asked._replace(
-          dtype=jnp.dtype('bfloat16') if 'dtype' in needed else asked.dtype,
-          logit_cap=None if 'logit_cap' in needed else asked.logit_cap,
-        )
-        wanted = kernel if 'kernel' in needed else None
-        assert choice.choose(changed, wanted).kernel == kernel
+  for dtype, logit_cap in itertools.product(('bfloat16', 'float32'), (None, 50.0)):
+    asked = case(dtype=dtype, logit_cap=logit_cap)
+    for kernel, needed in choice.choose(asked, wanted).faster:
+      changed = asked._replace(
+        dtype=jnp.dtype('bfloat16') if 'dtype' in needed else asked.dtype,
+        logit_cap=None if 'logit_cap' in needed else asked.logit_cap,
+      )
+      assert choice.choose(changed, kernel if 'kernel' in needed else wanted).kernel == kernel
 
 
 def test_the_line_that_a_person_reads():
