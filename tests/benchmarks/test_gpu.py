@@ -78,6 +78,13 @@ def test_what_fails_is_kept_as_such(monkeypatch):
   assert 'CPU' not in shown
 
 
+def test_rows_of_one_document_need_no_segments():
+  part = gpu.Part('forward', gpu.Implementation('blocks', None, False), 16, 64)
+  row = gpu.run(part, gpu.arguments(TINY))
+  assert str(part) == 'forward, blocks, head 16, length 64'
+  assert row['ms'].keys() == set(gpu.FORMS) and row['batch'] == 2
+
+
 @pytest.mark.parametrize('is_laser', [False, True])
 @pytest.mark.parametrize('cap', [None, 1.5])
 def test_the_reference_is_right(cap, is_laser):
