@@ -9,6 +9,9 @@ from laser_pax.cli import experiments
 
 if TYPE_CHECKING:
   from laser_pax.experiment.base import Experiment
+  from laser_pax.layers.attention_paths import Path
+
+_PLATFORMS = ('tpu', 'gpu', 'cpu')
 
 
 def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]) -> None:
@@ -19,13 +22,17 @@ def show(exp: Annotated[str, typer.Argument(help='Experiment, e.g. C4Laser2B.')]
   from rich.text import Text
 
   from laser_pax.costs.facts import facts
+  from laser_pax.layers import attention_paths
 
-  f = facts(experiment)
+  paths = []
+  with attention_paths.telling(paths.append):
+    f = facts(experiment)
   layout, steps, unit = experiment.layout(), experiment.NUM_TRAIN_STEPS, experiment.UNIT
   rows = {
     'parameters': f'{f.parameters:,}',
     **experiment.describe(),
     'attention': _attentions(experiment),
+    **{f'attention on {platform}': _path_on(platform, paths) for platform in _PLATFORMS},
     'steps': f'{steps:,}',
     unit: f'{f.units:,} ({f.units / f.parameters:,.1f} a parameter)',
     'FLOPs of a step': f'{f.flops_per_step:.4g}',
@@ -57,6 +64,14 @@ def _attentions(experiment: 'Experiment') -> str:
   nodes = (node for node, _ in daglish.iterate(experiment.task().model))
   names = {cls.__name__ for cls in map(swap.attention_class, nodes) if cls is not None}
   return ', '.join(sorted(names))
+
+
+def _path_on(platform: str, paths: list['Path']) -> str:
+  """Returns which attention serves on a platform, of the paths that the layers told."""
+  from laser_pax.layers import attention_paths
+
+  texts = [path.text(attention_paths.EXPERIMENT_SETTINGS, platform) for path in paths]
+  return '; '.join(dict.fromkeys(texts)) or "the layer's own, which has no fused form"
 
 
 def _bytes(number: int) -> str:

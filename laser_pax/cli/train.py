@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import pathlib
@@ -10,7 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -18,6 +19,9 @@ from laser_pax import folders
 from laser_pax.cli import cluster, consoles, experiments
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, jobs, modes, overrides
+
+if TYPE_CHECKING:
+  from laser_pax.layers.attention_paths import Path
 
 # A job ends half a minute after one of its processes is gone. jax's defaults are 10 and 10.
 HEARTBEAT_SECONDS = 5
@@ -259,6 +263,7 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
   from paxml import main
 
   from laser_pax.cli import profiling, watch
+  from laser_pax.layers import attention_paths
 
   module, _, class_name = job.experiment.rpartition('.')
   experiment_cls = experiments.find_class(importlib.import_module(module), class_name)
@@ -277,7 +282,8 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   try:
-    with consoles.telling_of_interrupts(console):
+    telling = attention_paths.telling(_attention_teller(watcher.say))
+    with consoles.telling_of_interrupts(console), telling:
       app.run(main.main, argv=argv, flags_parser=lambda _: remaining)
   except UserError:
     raise
@@ -288,6 +294,17 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
     raise UserError(_explain(e, job, watcher.last_step, log)) from e
   finally:
     watcher.close()
+
+
+def _attention_teller(say: Callable[[str], None]) -> 'Callable[[Path], None]':
+  """Returns a function that says each attention path once."""
+  from laser_pax.layers import attention_paths
+
+  @functools.cache
+  def say_once(line: str) -> None:
+    say(line)
+
+  return lambda path: say_once(f'attention: {path.text(attention_paths.EXPERIMENT_SETTINGS)}')
 
 
 def _keep_compiled_programs() -> None:

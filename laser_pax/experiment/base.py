@@ -18,6 +18,7 @@ from praxis import base_input, layers, pax_fiddle, py_utils
 from laser_pax import pax_fixes
 from laser_pax.errors import UserError
 from laser_pax.experiment import checks, jobs, layouts, modes, overrides, slices, training
+from laser_pax.ops import choice
 
 pax_fixes.apply()  # Also for experiments that do not import laser_pax.configs.
 
@@ -177,6 +178,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
     CHECKPOINT_POLICY: The activations that layers keep for the backward pass.
     MICRO_BATCHES: Number of parts of the batch. The parts are computed one after another.
     USE_REPEATED_LAYER: Whether layers run in a loop. A loop is compiled once for all of them.
+    ATTENTION_KERNEL: The kernel that attention asks for, such as 'triton' on GPUs (docs/gpu.md).
+      None, or where it cannot serve: `show` and the log say which one serves.
   """
 
   GLOBAL_BATCH_SIZE: int
@@ -188,6 +191,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   CHECKPOINT_POLICY: layers.AutodiffCheckpointType | None = None
   MICRO_BATCHES: int | None = None
   USE_REPEATED_LAYER = True  # [ours]
+  ATTENTION_KERNEL: choice.Kernel | None = None
 
   SUMMARY_INTERVAL_STEPS = 100  # [ours]
   EVAL_INTERVAL_STEPS = 2_500  # [ours]

@@ -84,7 +84,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
       list(layout.dcn_mesh_shape),
     )
     self._set_layers(task_p.model.lm_tpl, layout)
-    use_fused(task_p.model)
+    use_fused(task_p.model, self.ATTENTION_KERNEL)
     set_adamw(
       task_p,
       learning_rate=self.LEARNING_RATE,

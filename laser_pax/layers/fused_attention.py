@@ -27,6 +27,7 @@ from praxis import base_layer, pax_fiddle, py_utils, pytypes
 from praxis.layers import attentions, base_ops
 
 from laser_pax import ops
+from laser_pax.layers import attention_paths
 from laser_pax.layers.attentions import LaserDotProductAttention
 from laser_pax.ops import by_heads, devices, fused
 
@@ -56,11 +57,18 @@ class Segments:
 Mask = JTensor | Segments
 
 
+@dataclasses.dataclass(kw_only=True)  # Makes its field a field of the layers.
 class FusedMixin:
   """A base before a Praxis attention: a kernel attends over whole sequences.
 
   The Praxis attention does what the kernel cannot do (see `plain_reason`), and all decoding.
+
+  Attributes:
+    kernel: The kernel that is asked for, as `fused_attention` takes it. None: what serves best
+      among those that have run on the platform (laser_pax/ops/choice.py).
   """
+
+  kernel: str | None = None
 
   def _dot_atten(
     self,
@@ -72,8 +80,10 @@ class FusedMixin:
   ) -> tuple[JTensor, JTensor | None]:
     """Returns the context, and the probabilities; None for these where a kernel serves."""
     reason = self.plain_reason(query, key, atten_mask, relative_bias)
+    layer = type(self).__name__
     if reason is not None:
       logging.log_first_n(logging.WARNING, '%s: no fused kernel: %s', 1, self.name, reason)
+      attention_paths.tell(attention_paths.Path(layer, plain_reason=reason))
       if isinstance(atten_mask, Segments):
         atten_mask = atten_mask.dense(query.dtype)
       return super()._dot_atten(query, key, value, atten_mask, relative_bias)
@@ -82,6 +92,9 @@ class FusedMixin:
     if self.scale_logits_by_head_dims:
       query = query * query.shape[-1] ** -0.5
     segments = _segments(atten_mask, query.shape[0], query.shape[1])
+    lengths = query.shape[1], key.shape[1]
+    case = fused.case_of(query, value, lengths, segments[0] is not None, self._cap())
+    attention_paths.tell(attention_paths.Path(layer, case, self.kernel))
     attention = self._over_mesh(
       self._attention(isinstance(atten_mask, Segments) and atten_mask.is_causal)
     )
@@ -89,7 +102,9 @@ class FusedMixin:
 
   def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
     """Returns the attention function of (query, key, value, segment ids, key segment ids)."""
-    return functools.partial(ops.fused_attention, is_causal=is_causal, logit_cap=self._cap())
+    return functools.partial(
+      ops.fused_attention, is_causal=is_causal, logit_cap=self._cap(), kernel=self.kernel
+    )
 
   def _cap(self) -> float | None:
     return self.atten_logit_cap if self.atten_logit_cap > 0 else None
@@ -189,6 +204,6 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
       return ops.laser(super()._attention(is_causal), numerics=self.numerics)
     # Heads first, as the kernel wants them: it and the loop over wide columns read the same arrays.
     attention = functools.partial(
-      ops.fused_attention_by_heads, is_causal=is_causal, logit_cap=self._cap()
+      ops.fused_attention_by_heads, is_causal=is_causal, logit_cap=self._cap(), kernel=self.kernel
     )
     return by_heads.heads_swapped(fused.padded_to_lanes(ops.laser_by_heads(attention)))

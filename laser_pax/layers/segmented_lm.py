@@ -90,7 +90,7 @@ _FUSED = {
 }
 
 
-def use_fused(config: fiddle.Buildable) -> None:
+def use_fused(config: fiddle.Buildable, kernel: str | None = None) -> None:
   """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
 
   Language models become `SegmentedTransformerLm`. Fields and variables stay, and so does every
@@ -98,7 +98,17 @@ def use_fused(config: fiddle.Buildable) -> None:
 
   Args:
     config: A Fiddle config of a task, a model, a stack of layers or an attention.
+    kernel: The kernel that all its fused attentions ask for, as `fused_attention` takes it; None
+      leaves their own.
   """
   for node, _ in list(daglish.iterate(config)):
-    if isinstance(node, fiddle.Buildable) and fiddle.get_callable(node) in _FUSED:
+    if not isinstance(node, fiddle.Buildable):
+      continue
+    if fiddle.get_callable(node) in _FUSED:
       pax_fiddle.update_callable(node, _FUSED[fiddle.get_callable(node)])
+    if kernel is not None and _is_fused(fiddle.get_callable(node)):
+      node.kernel = kernel
+
+
+def _is_fused(built: object) -> bool:
+  return isinstance(built, type) and issubclass(built, FusedMixin)

@@ -3,10 +3,10 @@ r"""Attention that never forms all T x S logits in memory, by jax's own fused ke
     O_th = sum_s p_ts V_sh,   p_t = softmax_s( cap(Q_t . K_s) ),   cap(a) = c tanh(a / c)
 
 over the keys that query t may see: s <= t where causal, and of its own segment. Which kernel serves
-depends on the platform:
+depends on the platform, and choice.py decides:
 
 - TPU: jax's Pallas splash attention. It has PAX's logit cap; jax's other TPU kernel has not.
-- GPU: cuDNN's, which has no cap.
+- GPU: cuDNN's, which has no cap. Asked for by name, a Triton kernel with a cap (triton.py).
 - Elsewhere, and where a kernel cannot serve: plain jax by blocks of queries (blocks.py).
 
 The values are mixed linearly, so `laser(fused_attention)` is fused LASER.
@@ -16,7 +16,7 @@ Shapes: B batch, T query length, S key length, N heads, H head size.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,14 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from laser_pax.ops import devices
 from laser_pax.ops.blocks import CHECKPOINT_NAME, AttentionSpec, attention_by_blocks
 from laser_pax.ops.by_heads import heads_swapped
+from laser_pax.ops.choice import Case, Kernel, choose
 from laser_pax.ops.open_vjp import OpenVjp, vjp_without_output
+from laser_pax.ops.triton import triton_attention
 
 if TYPE_CHECKING:
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 Array = jax.Array
-Kernel = Literal['splash', 'cudnn', 'blocks']
 
 # The sizes of the kernel's blocks; it uses the greatest that divides the sequence. A pair of blocks
 # that lies wholly above the causal diagonal is not computed: with n blocks a side, (n + 1) / 2n of
@@ -49,6 +50,7 @@ def fused_attention(
   *,
   is_causal: bool,
   logit_cap: float | None = None,
+  kernel: Kernel | None = None,
 ) -> Array:
   r"""Mixes values by attention probabilities.
 
@@ -64,6 +66,7 @@ def fused_attention(
     key_segment_ids: [B, S] int32; None: those of the queries.
     is_causal: Whether query t sees only the keys s <= t; T must then be S.
     logit_cap: c; None for no cap.
+    kernel: The kernel that is asked for. None, or where it cannot serve: what `choose` says.
 
   Returns:
     [B, T, N, H] in value's dtype. The softmax and all sums are float32. The row of a query that
@@ -75,7 +78,9 @@ def fused_attention(
   Source: [ours], over jax's kernels.
   """
   _check_shapes(query, key, value, segment_ids, key_segment_ids, is_causal)
-  attention = functools.partial(fused_attention_by_heads, is_causal=is_causal, logit_cap=logit_cap)
+  attention = functools.partial(
+    fused_attention_by_heads, is_causal=is_causal, logit_cap=logit_cap, kernel=kernel
+  )
   output = heads_swapped(attention)(query, key, value, segment_ids, key_segment_ids)
   return output.astype(value.dtype)
 
@@ -89,6 +94,7 @@ def fused_attention_by_heads(
   *,
   is_causal: bool,
   logit_cap: float | None = None,
+  kernel: Kernel | None = None,
 ) -> Array:
   """Computes `fused_attention` over [B, N, T, H] and [B, N, S, H], for `laser_by_heads`.
 
@@ -97,29 +103,48 @@ def fused_attention_by_heads(
   if segment_ids is not None and key_segment_ids is None:
     key_segment_ids = segment_ids
   spec = AttentionSpec(is_causal, logit_cap)
-  kernels = {'splash': _splash, 'cudnn': heads_swapped(_cudnn), 'blocks': attention_by_blocks}
-  attention = devices.with_auto_axes(kernels[choose(query.dtype, logit_cap)], _like_output)
+  kernels = {
+    'splash': _splash,
+    'cudnn': heads_swapped(_cudnn),
+    'triton': triton_attention,
+    'blocks': attention_by_blocks,
+  }
+  lengths, has_segments = (query.shape[2], key.shape[2]), segment_ids is not None
+  case = case_of(query, value, lengths, has_segments, logit_cap)
+  attention = devices.with_auto_axes(kernels[choose(case, kernel).kernel], _like_output)
   return attention(query, key, value, segment_ids, key_segment_ids, spec)
+
+
+def case_of(
+  query: Array,
+  value: Array,
+  lengths: tuple[int, int],
+  has_segments: bool,
+  logit_cap: float | None,
+) -> Case:
+  """Returns what `choose` needs to know, on the platform that is compiled for.
+
+  Args:
+    query: [..., H], scaled beforehand or not.
+    value: [..., H].
+    lengths: T and S.
+    has_segments: Whether there are segment ids.
+    logit_cap: As `fused_attention` takes it.
+  """
+  return Case(
+    platform=devices.platform(),
+    dtype=query.dtype,
+    head_size=query.shape[-1],
+    value_size=value.shape[-1],
+    lengths=lengths,
+    has_segments=has_segments,
+    logit_cap=logit_cap,
+  )
 
 
 def _like_output(query: Array, key: Array, value: Array, *others) -> Array:
   """Returns an array that is divided over devices as the output is."""
   return query.sum(-1, keepdims=True) + jnp.zeros(value.shape[3])
-
-
-def choose(dtype: jnp.dtype, logit_cap: float | None) -> Kernel:
-  """Returns the kernel that serves on the platform that is compiled for.
-
-  Args:
-    dtype: The queries' dtype.
-    logit_cap: As `fused_attention` takes it.
-  """
-  platform = devices.platform()
-  if platform == 'tpu':
-    return 'splash'
-  if platform in ('gpu', 'cuda') and not logit_cap and dtype in (jnp.bfloat16, jnp.float16):
-    return 'cudnn'
-  return 'blocks'
 
 
 def over_mesh(

@@ -92,6 +92,10 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(start, root, whole):
   assert 'step 6: validation loss' in shown
   assert 'step 12: validation loss' in shown
   assert len(shown.splitlines()) < 20, 'the console must stay quiet'
+  path = 'plain jax by blocks of queries: there is no kernel for the platform cpu'
+  assert shown.splitlines()[1] == f'attention: {path}'
+  (log,) = (root / 'whole' / 'logs').glob('train-*.log')
+  assert log.read_text().count(f'] LaserFusedDotProductAttention: {path}') == 1
 
   command = start(killed, 'paxml.main', '--eval_on_test')
   _wait_for('checkpoint_00000004', killed, command)

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fiddle import daglish
 from praxis import base_layer, pax_fiddle
 from praxis.layers import attentions, transformer_models, transformers
 
 from laser_pax import configs, layers
-from laser_pax.ops import devices
+from laser_pax.layers import attention_paths, swap
+from laser_pax.ops import choice, devices, fused
 from tests.support import steps
 from tests.support.cases import compiled, context, fill, rms_error
 
@@ -112,6 +114,62 @@ def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch)
     found = layer.apply(variables, x, x, x, mask, POSITIONS, POSITIONS)
     expected = plain.apply(variables, x, x, x, dense, POSITIONS, POSITIONS)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@every_class
+@pytest.mark.parametrize('platform', ['tpu', 'gpu', 'cpu'])
+@pytest.mark.parametrize('kernel', [None, 'triton'])
+@pytest.mark.parametrize('cap', [0.0, 50.0])
+def test_what_a_layer_tells_is_what_it_calls(cls, platform, kernel, cap, monkeypatch):
+  called, told = [], []
+  fields = dict(fprop_dtype=jnp.bfloat16, atten_logit_cap=cap, kernel=kernel)
+  layer, variables = build(cls, **fields)
+
+  def stand_in(name):
+    return lambda query, key, value, *rest: called.append(name) or query
+
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
+  names = {'splash': '_splash', 'triton': 'triton_attention', 'blocks': 'attention_by_blocks'}
+  for name, function in (names | {'cudnn': '_cudnn'}).items():
+    monkeypatch.setattr(fused, function, stand_in(name))
+  x = jnp.ones((B, T, D))
+  with context(), attention_paths.telling(told.append):
+    layer.apply(variables, x, x, x, layers.Segments(SEGMENTS, is_causal=True))
+  (path,) = told
+  assert set(called) == {choice.choose(path.case, kernel).kernel}
+  assert path.layer == cls.__name__ and path.kernel == kernel
+  names_of_all = [choice.NAMES[name] for name in called]
+  assert all(path.text().startswith(name) for name in names_of_all)
+
+
+@every_class
+def test_a_layer_tells_that_no_kernel_serves(cls):
+  told = []
+  layer, variables = build(cls, atten_dropout_prob=0.5)
+  x = jnp.ones((B, T, D))
+  with context(), attention_paths.telling(told.append):
+    layer.apply(variables, x, x, x, SHOWN)
+  assert [path.text() for path in told] == [
+    "Praxis's attention, which forms all logits: dropout of probabilities"
+  ]
+
+
+def test_an_experiment_asks_for_a_kernel_by_name():
+  def kernels(name, **attributes):
+    experiment = getattr(configs, name)().on()
+    for attribute, value in attributes.items():
+      setattr(experiment, attribute, value)
+    task = experiment.task()
+    return {
+      getattr(node, 'kernel', None)
+      for node, _ in daglish.iterate(task)
+      if swap.attention_class(node) is not None
+    }
+
+  for name in ('C4LaserTiny', 'WikipediaStandardBertTiny', 'ImageNetLaserViTTiny'):
+    assert kernels(name) == {None}
+    assert kernels(name, ATTENTION_KERNEL='triton') == {'triton'}
+  assert kernels('LibriSpeechLaserConformerTiny', ATTENTION_KERNEL='triton') == {'triton'}
 
 
 @every_class

@@ -9,6 +9,7 @@ import pytest
 
 from laser_pax.ops import (
   by_heads,
+  choice,
   devices,
   fused,
   fused_attention,
@@ -112,22 +113,6 @@ def test_blocks(length, block, share):
   assert fused.computed_share(length) == share
 
 
-@pytest.mark.parametrize(
-  ('platform', 'dtype', 'cap', 'kernel'),
-  [
-    ('tpu', 'bfloat16', 50.0, 'splash'),
-    ('tpu', 'float32', None, 'splash'),
-    ('gpu', 'bfloat16', None, 'cudnn'),
-    ('gpu', 'bfloat16', 50.0, 'blocks'),
-    ('gpu', 'float32', None, 'blocks'),
-    ('cpu', 'bfloat16', None, 'blocks'),
-  ],
-)
-def test_what_serves_where(platform, dtype, cap, kernel, monkeypatch):
-  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
-  assert fused.choose(jnp.dtype(dtype), cap) == kernel
-
-
 def test_a_gpu_is_given_the_same_attention(monkeypatch):
   """What cuDNN's kernel is asked for, by jax's own other implementation of the same function."""
   inputs, ids = draw(64, 32, 'bfloat16'), segments(64)
@@ -144,6 +129,27 @@ def test_a_gpu_is_given_the_same_attention(monkeypatch):
   assert rms_error(attention(), plain) < 0.02
 
 
+@pytest.mark.parametrize('platform', ['tpu', 'gpu', 'cpu'])
+@pytest.mark.parametrize('kernel', [None, 'triton', 'blocks'])
+@pytest.mark.parametrize('cap', [None, 50.0])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_what_runs_is_what_is_said(platform, kernel, cap, dtype, monkeypatch):
+  """The one that is called is the one that `choose` names."""
+  called = []
+
+  def stand_in(name):
+    return lambda query, key, value, *rest: called.append(name) or value
+
+  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
+  names = {'splash': '_splash', 'triton': 'triton_attention', 'blocks': 'attention_by_blocks'}
+  for name, function in (names | {'cudnn': '_cudnn'}).items():
+    monkeypatch.setattr(fused, function, stand_in(name))
+  query, key, value, _ = draw(64, 32, dtype)
+  fused_attention(query, key, value, segments(64), is_causal=True, logit_cap=cap, kernel=kernel)
+  case = choice.Case(platform, jnp.dtype(dtype), 32, 32, (64, 64), True, cap)
+  assert called == [choice.choose(case, kernel).kernel]
+
+
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
@@ -151,6 +157,7 @@ def test_a_gpu_is_given_the_same_attention(monkeypatch):
     ({'query': jnp.zeros((B, 64, N, 128))}, 'as many keys as queries'),
     ({'segment_ids': jnp.zeros((B, 64), jnp.int32)}, 'segment ids must be'),
     ({'key_segment_ids': jnp.zeros((B, 128), jnp.int32)}, 'no segment_ids'),
+    ({'kernel': 'flash'}, "kernel must be one of .*; got 'flash'"),
   ],
 )
 def test_what_does_not_fit_is_refused(change, words):
