@@ -105,7 +105,7 @@ def check(
 class Tokenizer:
   """The vocabulary that a model was trained with: texts to token ids, and back."""
 
-  def __init__(self, experiment: DecoderLM, saved: saved_models.Saved):
+  def __init__(self, experiment: Experiment, saved: saved_models.Saved):
     """Reads the copy that the job keeps. A job without one has the experiment's own vocabulary.
 
     Raises:
