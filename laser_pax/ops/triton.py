@@ -10,7 +10,7 @@ and with g_th the cotangent of O, and d_t = sum_h g_th O_th:
     dA_ts = W_ts (sum_h g_th V_sh - d_t) cap'(A_ts)
     dQ_th = sum_s dA_ts K_sh                               dK_sh = sum_t dA_ts Q_th
 
-It is FlashAttention-2's scheme. A program of the GPU holds one block of queries, or of keys, and
+It is FlashAttention-2's scheme. A program of the GPU holds one block of queries, or of keys. It
 goes through the blocks of the others that the causal mask lets it see. Segments leave out no block.
 The backward pass has a kernel for dK and dV, and one for dQ; both form the logits anew.
 
