@@ -26,7 +26,7 @@ def test_the_page_shows_the_committed_figures(kept, tables):
 def test_all_committed_pairs_fit_and_laser_costs_no_more():
   reports = [json.loads(line) for line in pods.PODS.read_text().splitlines()]
   reports_by_plan = {(r['experiment'], r['pod']): r for r in reports}
-  for pair, chips in zip(pods.PAIRS, (64, 128, 256, 256, 256, 4, 16), strict=True):
+  for pair, chips in zip(pods.PAIRS, (64, 128, 256, 256, 256, 4, 4, 16), strict=True):
     for kind in ('v5p', 'v5e'):
       standard, laser = (reports_by_plan[name, f'{kind}-{chips}chips'] for name in pair)
       assert laser['fits'] and standard['fits']
