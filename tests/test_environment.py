@@ -20,6 +20,7 @@ _FILES = (
   'requirements-eval.txt',
   'requirements-dev.txt',
 )
+_CURRENT = 'requirements-current.txt'
 _PYTHONS = ('3.11', '3.12', '3.13')
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
 _GROUPS = _PROJECT['dependency-groups']
@@ -48,7 +49,7 @@ def _unconditional(requirements):
   return [r for r in map(Requirement, requirements) if not r.marker]
 
 
-@pytest.mark.parametrize('file', _FILES)
+@pytest.mark.parametrize('file', [*_FILES, _CURRENT])
 def test_file_holds_names_versions_and_hashes_alone(file):
   lines = (_ROOT / file).read_text().splitlines()
   assert lines[0].startswith('#') and '--no-deps' in lines[0] and 'pins cannot be met' in lines[0]
@@ -103,6 +104,26 @@ def test_files_differ_only_in_packages_for_their_machine(python):
   assert {'pytest', 'ruff'} <= dev.keys()
 
 
+@pytest.mark.parametrize('python', _PYTHONS)
+def test_the_current_set_is_dev_with_other_versions(python):
+  current, dev = _versions(_CURRENT, python), _versions('requirements-dev.txt', python)
+  overrides = map(Requirement, _PROJECT['tool']['laser_pax']['current-override-dependencies'])
+  expected = {
+    r.name: r.specifier
+    for r in overrides
+    if r.marker is None or r.marker.evaluate({'python_version': python})
+  }
+  assert {'jax', 'jaxlib', 'flax', 'optax', 'numpy'} == expected.keys()
+  for name, specifier in expected.items():
+    assert specifier.contains(current[name]) and current[name] != dev[name], name
+  same = ('paxml', 'praxis', 'orbax-checkpoint', 'tensorflow-cpu', 'tensorflow-text', 'seqio')
+  assert {name: current[name] for name in same} == {name: dev[name] for name in same}
+  assert {
+    r.name for r in _unconditional(r for r in _GROUPS['dev'] if isinstance(r, str))
+  } <= current.keys()
+  assert 'libtpu' not in current
+
+
 # These tests run a copy of the script with a false Python, which never installs anything.
 
 
@@ -111,7 +132,7 @@ def clone(tmp_path):
   clone = tmp_path / 'clone'
   (clone / 'scripts').mkdir(parents=True)
   shutil.copy(_ROOT / 'scripts' / 'setup.sh', clone / 'scripts')
-  for file in (*_FILES, 'pyproject.toml'):
+  for file in (*_FILES, _CURRENT, 'pyproject.toml'):
     shutil.copy(_ROOT / file, clone)
   return clone
 
@@ -130,7 +151,7 @@ def _setup(clone, *args, path=None):
 def test_setup_refuses_an_unknown_kind(clone):
   completed = _setup(clone, 'npu')
   assert completed.returncode == 1
-  assert completed.stderr == "error: expected cpu, tpu, gpu, eval or dev, got 'npu'\n"
+  assert completed.stderr == "error: expected cpu, tpu, gpu, eval, dev or current, got 'npu'\n"
 
 
 def test_setup_leaves_a_foreign_venv_alone(clone):
@@ -165,12 +186,14 @@ def test_setup_does_nothing_when_nothing_changed(clone, tmp_path):
     f"""#!/bin/sh
 case "$*" in
   --version) echo Python 3.11.0 ;;
-  *'-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-  *'-m pip install'*) printf '{uv.strip()}\\n' >.venv/bin/uv; chmod +x .venv/bin/uv ;;
+  *'-m venv'*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *'-m pip install'*) uv=$(dirname "$0")/uv; printf '{uv.strip()}\\n' >"$uv"; chmod +x "$uv" ;;
+  *laser_pax.pax_names*) echo names >>{log} ;;
 esac
 """
   )
   (tools / 'python3.11').chmod(0o755)
+  shutil.copy(tools / 'python3.11', tools / 'python3.12')
   path = f'{tools}:{os.environ["PATH"]}'
 
   def installations(*args):
@@ -187,6 +210,10 @@ esac
     f.write('# changed\n')
   assert installations('cpu') == 2
   assert installations('dev') == 2
+  assert not (clone / '.venv-current').exists()
+  assert installations('current') == 3  # It also writes the file that restores the names.
+  assert (clone / '.venv-current').exists()
+  assert installations('current') == installations('dev') == 0
 
 
 def test_package_imports_neither_tensorflow_nor_paxml():
