@@ -56,6 +56,17 @@ pip_setting() {  # The environment's value comes first in pip's list, as it does
   "$venv"/bin/python -m pip config list | sed -n "s/^[^.]*\.$1='\(.*\)'\$/\1/p" | head -n 1
 }
 
+sha256() {
+  if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi  # macOS has the other.
+}
+
+install_lingvo() {  # Its wheels say Linux on x86-64. What PAX imports of it is Python alone.
+  awk '/^lingvo==/ { is_on = 1 } is_on { print; if (!/\\$/) exit }' requirements.txt \
+    >"$made_here/lingvo.txt"
+  "$venv"/bin/uv pip install --python "$venv"/bin/python --python-platform x86_64-unknown-linux-gnu \
+    --system-certs --no-deps --require-hashes --requirement "$made_here/lingvo.txt"
+}
+
 install_requirements() {
   local index
   "$venv"/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
@@ -67,6 +78,7 @@ install_requirements() {
     "$venv"/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes \
       --requirement "$requirements"
   fi
+  if [[ $requirements == requirements-arm.txt ]]; then install_lingvo; fi
   # Without compiled bytecode the first import of paxml takes 40 s. Where Python may not write
   # bytecode, every import does. A third is never imported. Some files are templates, not Python.
   "$venv"/bin/python -m compileall -q -j 0 -x '/(tests|transformers|tensorflow_probability)/' \
@@ -85,19 +97,25 @@ case $kind in
   current) requirements=requirements-current.txt venv=.venv-current ;;
   *) fail "expected cpu, tpu, gpu, eval, dev or current, got '$kind'" ;;
 esac
-readonly kind venv requirements
 readonly made_here=$venv/.laser_pax      # Marks a .venv as made by this script.
 readonly installed=$made_here/installed  # What was installed, one 'KEY KIND' a line.
-if [[ "$(uname -s) $(uname -m)" != 'Linux x86_64' ]]; then
-  fail "expected Linux on x86_64, got $(uname -s) on $(uname -m): paxml's lingvo has no other wheels"
-fi
+machine="$(uname -s) $(uname -m)"
+case $machine in
+  'Linux x86_64') ;;
+  'Linux aarch64' | 'Darwin arm64')  # Resolved, not run.
+    if [[ $kind != cpu ]]; then fail "on $machine only cpu is supported, got '$kind'"; fi
+    requirements="requirements-arm.txt"
+    ;;
+  *) fail "expected Linux on x86_64 or aarch64, or macOS on arm64, got $machine" ;;
+esac
+readonly kind venv requirements machine
 if [[ -e $venv && ! -d $made_here ]]; then
   fail "$venv exists, but was not made by this script, which leaves it as it is;" \
     "move it away (mv $venv $venv.old) and run this again"
 fi
 if [[ ! -e $installed ]] || ! usable_python "$venv"/bin/python; then make_venv; fi
 
-key=$({ "$venv"/bin/python --version; pwd; cat pyproject.toml requirements*.txt; } | sha256sum)
+key=$({ "$venv"/bin/python --version; pwd; cat pyproject.toml requirements*.txt; } | sha256)
 key=${key%% *}
 if grep -qx "$key $kind" "$installed"; then exit 0; fi
 

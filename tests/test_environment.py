@@ -20,7 +20,7 @@ _FILES = (
   'requirements-eval.txt',
   'requirements-dev.txt',
 )
-_CURRENT = 'requirements-current.txt'
+_CURRENT, _ARM = 'requirements-current.txt', 'requirements-arm.txt'
 _PYTHONS = ('3.11', '3.12', '3.13')
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
 _GROUPS = _PROJECT['dependency-groups']
@@ -33,8 +33,8 @@ def _blocks(file):
   return [line for line in text.splitlines() if line and not line.startswith('#')]
 
 
-def _versions(file, python='3.11'):
-  environment = _LINUX | {'python_version': python, 'python_full_version': f'{python}.0'}
+def _versions(file, python='3.11', machine=_LINUX):
+  environment = machine | {'python_version': python, 'python_full_version': f'{python}.0'}
   versions = {}
   for block in _blocks(file):
     requirement = Requirement(block.split(' --hash')[0].strip())
@@ -49,7 +49,7 @@ def _unconditional(requirements):
   return [r for r in map(Requirement, requirements) if not r.marker]
 
 
-@pytest.mark.parametrize('file', [*_FILES, _CURRENT])
+@pytest.mark.parametrize('file', [*_FILES, _CURRENT, _ARM])
 def test_file_holds_names_versions_and_hashes_alone(file):
   lines = (_ROOT / file).read_text().splitlines()
   assert lines[0].startswith('#') and '--no-deps' in lines[0] and 'pins cannot be met' in lines[0]
@@ -122,6 +122,36 @@ def test_the_current_set_is_dev_with_other_versions(python):
     r.name for r in _unconditional(r for r in _GROUPS['dev'] if isinstance(r, str))
   } <= current.keys()
   assert 'libtpu' not in current
+
+
+@pytest.mark.parametrize('python', _PYTHONS)
+@pytest.mark.parametrize(
+  'machine',
+  [
+    {'sys_platform': 'linux', 'platform_machine': 'aarch64'},
+    {'sys_platform': 'darwin', 'platform_machine': 'arm64'},
+  ],
+)
+def test_the_file_for_arm_has_what_pax_needs_but_lingvo(python, machine):
+  arm, cpu = _versions(_ARM, python, machine), _versions('requirements.txt', python)
+  assert not _versions(_ARM, python)  # Nothing of it is for x86-64.
+  assert arm['tensorflow'] == cpu['tensorflow-cpu'] and 'tensorflow-cpu' not in arm
+  assert 'lingvo' not in arm and 'lingvo' in cpu
+  same = [r.name for r in _unconditional(_PROJECT['tool']['uv']['override-dependencies'])]
+  for name in {canonicalize_name(name) for name in same} - {'lingvo', 'tensorflow-cpu'}:
+    assert arm[name].split('.')[:2] == cpu[name].split('.')[:2] or name == 'tensorstore', name
+
+
+@pytest.mark.slow
+def test_no_compiled_file_of_lingvo_is_loaded():
+  """So lingvo's wheel for Linux x86-64 serves where its compiled files cannot be loaded."""
+  program = 'import sys, paxml.main; print(sorted(m for m in sys.modules if "lingvo" in m)); '
+  program += 'print([l for l in open("/proc/self/maps") if "lingvo" in l])'
+  completed = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True, cwd=_ROOT
+  )
+  modules, maps = completed.stdout.splitlines()[-2:]
+  assert 'lingvo.core.nested_map' in modules and maps == '[]'
 
 
 # These tests run a copy of the script with a false Python, which never installs anything.

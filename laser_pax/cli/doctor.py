@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -321,8 +322,10 @@ def read_environment(job_dir: pathlib.Path) -> Environment:
     file = 'requirements-tpu.txt'
   else:
     file = 'requirements-gpu.txt' if 'jax-cuda12-plugin' in installed else 'requirements.txt'
+  if platform.machine() in ('aarch64', 'arm64'):
+    file = 'requirements-arm.txt'
   current = _read_requirements(_ROOT / _CURRENT)
-  if current and installed.get('jax') == current['jax']:
+  if current.get('jax', '') == installed.get('jax'):
     file = _CURRENT
   return Environment(
     python=sys.version_info[:2],
