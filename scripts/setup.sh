@@ -63,8 +63,8 @@ sha256() {
 install_lingvo() {  # Its wheels say Linux on x86-64. What PAX imports of it is Python alone.
   awk '/^lingvo==/ { is_on = 1 } is_on { print; if (!/\\$/) exit }' requirements.txt \
     >"$made_here/lingvo.txt"
-  "$venv"/bin/uv pip install --python "$venv"/bin/python --python-platform x86_64-unknown-linux-gnu \
-    --system-certs --no-deps --require-hashes --requirement "$made_here/lingvo.txt"
+  "$venv"/bin/uv pip install --no-config --python "$venv"/bin/python --system-certs --no-deps \
+    --python-platform x86_64-unknown-linux-gnu --require-hashes --requirement "$made_here/lingvo.txt"
 }
 
 install_requirements() {
@@ -72,7 +72,8 @@ install_requirements() {
   "$venv"/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
   index=$(pip_setting index-url)  # uv reads none of pip's settings.
   if [[ -n $index ]]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
-  if ! "$venv"/bin/uv pip install --python "$venv"/bin/python --system-certs --no-deps \
+  # Without --no-config uv would take the pinned versions from pyproject.toml, for any file.
+  if ! "$venv"/bin/uv pip install --no-config --python "$venv"/bin/python --system-certs --no-deps \
     --require-hashes --requirement "$requirements"; then
     echo 'uv could not install the requirements; trying pip, which is slower' >&2
     "$venv"/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes \
