@@ -20,6 +20,7 @@ _FILES = (
   'requirements-eval.txt',
   'requirements-dev.txt',
 )
+_CURRENT, _ARM = 'requirements-current.txt', 'requirements-arm.txt'
 _PYTHONS = ('3.11', '3.12', '3.13')
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
 _GROUPS = _PROJECT['dependency-groups']
@@ -32,8 +33,8 @@ def _blocks(file):
   return [line for line in text.splitlines() if line and not line.startswith('#')]
 
 
-def _versions(file, python='3.11'):
-  environment = _LINUX | {'python_version': python, 'python_full_version': f'{python}.0'}
+def _versions(file, python='3.11', machine=_LINUX):
+  environment = machine | {'python_version': python, 'python_full_version': f'{python}.0'}
   versions = {}
   for block in _blocks(file):
     requirement = Requirement(block.split(' --hash')[0].strip())
@@ -48,7 +49,7 @@ def _unconditional(requirements):
   return [r for r in map(Requirement, requirements) if not r.marker]
 
 
-@pytest.mark.parametrize('file', _FILES)
+@pytest.mark.parametrize('file', [*_FILES, _CURRENT, _ARM])
 def test_file_holds_names_versions_and_hashes_alone(file):
   lines = (_ROOT / file).read_text().splitlines()
   assert lines[0].startswith('#') and '--no-deps' in lines[0] and 'pins cannot be met' in lines[0]
@@ -103,6 +104,56 @@ def test_files_differ_only_in_packages_for_their_machine(python):
   assert {'pytest', 'ruff'} <= dev.keys()
 
 
+@pytest.mark.parametrize('python', _PYTHONS)
+def test_the_current_set_is_dev_with_other_versions(python):
+  current, dev = _versions(_CURRENT, python), _versions('requirements-dev.txt', python)
+  overrides = map(Requirement, _PROJECT['tool']['laser_pax']['current-override-dependencies'])
+  expected = {
+    r.name: r.specifier
+    for r in overrides
+    if r.marker is None or r.marker.evaluate({'python_version': python})
+  }
+  assert {'jax', 'jaxlib', 'flax', 'optax', 'numpy'} == expected.keys()
+  for name, specifier in expected.items():
+    assert specifier.contains(current[name]) and current[name] != dev[name], name
+  same = ('paxml', 'praxis', 'orbax-checkpoint', 'tensorflow-cpu', 'tensorflow-text', 'seqio')
+  assert {name: current[name] for name in same} == {name: dev[name] for name in same}
+  assert {
+    r.name for r in _unconditional(r for r in _GROUPS['dev'] if isinstance(r, str))
+  } <= current.keys()
+  assert 'libtpu' not in current
+
+
+@pytest.mark.parametrize('python', _PYTHONS)
+@pytest.mark.parametrize(
+  'machine',
+  [
+    {'sys_platform': 'linux', 'platform_machine': 'aarch64'},
+    {'sys_platform': 'darwin', 'platform_machine': 'arm64'},
+  ],
+)
+def test_the_file_for_arm_has_what_pax_needs_but_lingvo(python, machine):
+  arm, cpu = _versions(_ARM, python, machine), _versions('requirements.txt', python)
+  assert not _versions(_ARM, python)  # Nothing of it is for x86-64.
+  assert arm['tensorflow'] == cpu['tensorflow-cpu'] and 'tensorflow-cpu' not in arm
+  assert 'lingvo' not in arm and 'lingvo' in cpu
+  same = [r.name for r in _unconditional(_PROJECT['tool']['uv']['override-dependencies'])]
+  for name in {canonicalize_name(name) for name in same} - {'lingvo', 'tensorflow-cpu'}:
+    assert arm[name].split('.')[:2] == cpu[name].split('.')[:2] or name == 'tensorstore', name
+
+
+@pytest.mark.slow
+def test_no_compiled_file_of_lingvo_is_loaded():
+  """So lingvo's wheel for Linux x86-64 serves where its compiled files cannot be loaded."""
+  program = 'import sys, paxml.main; print(sorted(m for m in sys.modules if "lingvo" in m)); '
+  program += 'print([l for l in open("/proc/self/maps") if "lingvo" in l])'
+  completed = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True, cwd=_ROOT
+  )
+  modules, maps = completed.stdout.splitlines()[-2:]
+  assert 'lingvo.core.nested_map' in modules and maps == '[]'
+
+
 # These tests run a copy of the script with a false Python, which never installs anything.
 
 
@@ -111,7 +162,7 @@ def clone(tmp_path):
   clone = tmp_path / 'clone'
   (clone / 'scripts').mkdir(parents=True)
   shutil.copy(_ROOT / 'scripts' / 'setup.sh', clone / 'scripts')
-  for file in (*_FILES, 'pyproject.toml'):
+  for file in (*_FILES, _CURRENT, 'pyproject.toml'):
     shutil.copy(_ROOT / file, clone)
   return clone
 
@@ -130,7 +181,7 @@ def _setup(clone, *args, path=None):
 def test_setup_refuses_an_unknown_kind(clone):
   completed = _setup(clone, 'npu')
   assert completed.returncode == 1
-  assert completed.stderr == "error: expected cpu, tpu, gpu, eval or dev, got 'npu'\n"
+  assert completed.stderr == "error: expected cpu, tpu, gpu, eval, dev or current, got 'npu'\n"
 
 
 def test_setup_leaves_a_foreign_venv_alone(clone):
@@ -165,12 +216,14 @@ def test_setup_does_nothing_when_nothing_changed(clone, tmp_path):
     f"""#!/bin/sh
 case "$*" in
   --version) echo Python 3.11.0 ;;
-  *'-m venv'*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-  *'-m pip install'*) printf '{uv.strip()}\\n' >.venv/bin/uv; chmod +x .venv/bin/uv ;;
+  *'-m venv'*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *'-m pip install'*) uv=$(dirname "$0")/uv; printf '{uv.strip()}\\n' >"$uv"; chmod +x "$uv" ;;
+  *laser_pax.pax_names*) echo names >>{log} ;;
 esac
 """
   )
   (tools / 'python3.11').chmod(0o755)
+  shutil.copy(tools / 'python3.11', tools / 'python3.12')
   path = f'{tools}:{os.environ["PATH"]}'
 
   def installations(*args):
@@ -187,6 +240,10 @@ esac
     f.write('# changed\n')
   assert installations('cpu') == 2
   assert installations('dev') == 2
+  assert not (clone / '.venv-current').exists()
+  assert installations('current') == 3  # It also writes the file that restores the names.
+  assert (clone / '.venv-current').exists()
+  assert installations('current') == installations('dev') == 0
 
 
 def test_package_imports_neither_tensorflow_nor_paxml():

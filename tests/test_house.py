@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'laser_pax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 # The other rooms that the modules of a room may import. '' is the package's own folder, with
-# errors, folders and pax_fixes.
+# errors, folders, pax_fixes and pax_names.
 ROOMS = {
   '': set(),
   'ops': set(),

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from laser_pax import pax_names
 from laser_pax.errors import UserError, require_pax
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
     SystemExit: Raised always, with the command's exit code: 2 after a mistake of the user, and 1
       after any other failure.
   """
+  pax_names.restore_before_pax()
   args = sys.argv[1:] if args is None else list(args)
   with_traceback = TRACEBACK in args
   args = [arg for arg in args if arg != TRACEBACK]

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
-from laser_pax import folders
+from laser_pax import folders, pax_names
 from laser_pax.errors import UserError
 
 PYTHONS = ((3, 11), (3, 13))
@@ -46,6 +47,7 @@ CLASHES = (
   ('tensorflow-cpu', 'tensorflow'),
 )
 _ROOT = pathlib.Path(__file__).parents[2]
+_CURRENT = 'requirements-current.txt'  # The file of the set "current"; the others are pinned.
 _DEVICES_TIMEOUT_S = 60
 _DEVICES_PROGRAM = (
   'import json, jax; print(json.dumps([f"{d.platform} {d.device_kind}" for d in jax.devices()]))'
@@ -76,7 +78,8 @@ class Environment:
     python: Major and minor version of Python.
     installed: Versions of the installed packages, by normalised name.
     required: Versions that the requirements file pins, by normalised name.
-    requirements: Path of the requirements file for this kind of machine.
+    requirements: Path of the requirements file for this kind of machine and this set.
+    has_names: Whether Python gives today's jax the names that PAX needs, when it starts.
     environ: The environment variables.
     has_tpu: Whether the machine has a TPU.
     has_nvidia: Whether the machine has an NVIDIA GPU.
@@ -87,6 +90,7 @@ class Environment:
   installed: Mapping[str, str]
   required: Mapping[str, str]
   requirements: str
+  has_names: bool
   environ: Mapping[str, str]
   has_tpu: bool
   has_nvidia: bool
@@ -135,6 +139,7 @@ def diagnose(environment: Environment, ask_devices) -> list[Finding]:
     devices = check_devices(environment, ask_devices())
   return [
     *check_python(environment),
+    *check_set(environment),
     *check_packages(environment),
     *check_clashes(environment),
     *libtpu,
@@ -151,6 +156,16 @@ def check_python(environment: Environment) -> list[Finding]:
     return [Finding('Python', 'ok', version)]
   expected = ' to '.join('.'.join(map(str, version)) for version in PYTHONS)
   return [Finding('Python', 'wrong', f'{version}; expected {expected}', 'scripts/setup.sh')]
+
+
+def check_set(environment: Environment) -> list[Finding]:
+  """Names the set of packages, and checks that today's jax gets the names that PAX needs."""
+  if not environment.requirements.endswith(_CURRENT):
+    return [Finding('set', 'ok', f'pinned, {environment.requirements}')]
+  if environment.has_names:
+    return [Finding('set', 'ok', f'current, experimental, {environment.requirements}')]
+  fix = f'{sys.executable} -m laser_pax.pax_names'
+  return [Finding('set', 'wrong', 'current, without the names of jax that PAX needs', fix)]
 
 
 def check_packages(environment: Environment) -> list[Finding]:
@@ -307,11 +322,17 @@ def read_environment(job_dir: pathlib.Path) -> Environment:
     file = 'requirements-tpu.txt'
   else:
     file = 'requirements-gpu.txt' if 'jax-cuda12-plugin' in installed else 'requirements.txt'
+  if platform.machine() in ('aarch64', 'arm64'):
+    file = 'requirements-arm.txt'
+  current = _read_requirements(_ROOT / _CURRENT)
+  if current.get('jax', '') == installed.get('jax'):
+    file = _CURRENT
   return Environment(
     python=sys.version_info[:2],
     installed=installed,
     required=_read_requirements(_ROOT / file),
     requirements=os.path.relpath(_ROOT / file),
+    has_names=os.path.exists(pax_names.start_file()),
     environ=os.environ,
     has_tpu=has_tpu,
     has_nvidia=os.path.exists('/dev/nvidia0'),

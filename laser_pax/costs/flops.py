@@ -5,8 +5,10 @@ docs/pods.md has the formulas. One multiply-add is two operations.
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
+import jax.extend
 from jax.interpreters import partial_eval
 
 from laser_pax.experiment.base import Experiment
@@ -94,7 +96,7 @@ def _count(jaxpr) -> tuple[int, int]:
       continue
     if name == 'dot_general':
       plain += _dot(equation)
-    bodies = [_count(j) for j in jax.core.jaxprs_in_params(params)]
+    bodies = [_count(j) for j in inner_jaxprs(params)]
     if name == 'cond':
       bodies = [min(bodies, key=sum)]
     # The body of a shard_map is the computation of one device.
@@ -102,6 +104,20 @@ def _count(jaxpr) -> tuple[int, int]:
     plain += times * sum(p for p, _ in bodies)
     in_kernels += times * sum(k for _, k in bodies)
   return plain, in_kernels
+
+
+def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[jax.extend.core.Jaxpr]:
+  """Yields the traced functions among the parameters of an equation.
+
+  Args:
+    params: The equation's parameters. One may be a traced function, or a tuple of them.
+  """
+  for value in params.values():
+    for body in value if isinstance(value, tuple) else (value,):
+      if isinstance(body, jax.extend.core.ClosedJaxpr):
+        yield body.jaxpr
+      elif isinstance(body, jax.extend.core.Jaxpr):
+        yield body
 
 
 def _devices(params: dict) -> int:
@@ -115,7 +131,7 @@ def _in_block(jaxpr) -> int:
     name, params = equation.primitive.name, equation.params
     times = params.get('length', 1) if name == 'scan' else 1
     total += _dot(equation) if name == 'dot_general' else 0
-    total += times * sum(_in_block(j) for j in jax.core.jaxprs_in_params(params))
+    total += times * sum(_in_block(j) for j in inner_jaxprs(params))
   return total
 
 

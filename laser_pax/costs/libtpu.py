@@ -5,6 +5,7 @@ So libtpu is not installed in the environment that trains. Only a process that c
 knows its path.
 """
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -12,13 +13,45 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 from laser_pax import folders
 from laser_pax.errors import UserError
 
-VERSION = '0.0.11.4'  # The version for jax 0.5.3, the same as in requirements-tpu.txt.
-_SHA256 = 'cc18baad71d303737b2fe60cc1d6e50857119cb7ce6fab0b74eb102b3bded94e'
-_MEGABYTES = 131
+
+class Release(NamedTuple):
+  """A release of libtpu.
+
+  Attributes:
+    version: Its version.
+    megabytes: The size of its wheel.
+    sha256: The hash of its wheel, of each version of Python that has a wheel of its own.
+  """
+
+  version: str
+  megabytes: int
+  sha256: tuple[str, ...]
+
+
+# The release that each jax asks for. That of the pinned one is also in requirements-tpu.txt.
+_RELEASES = {
+  '0.5.3': Release(
+    '0.0.11.4', 131, ('cc18baad71d303737b2fe60cc1d6e50857119cb7ce6fab0b74eb102b3bded94e',)
+  ),
+  '0.10.2': Release(  # Python 3.11.
+    '0.0.42.1', 213, ('4d9975c446f594b0b517510b3db2fc9df65acd9a08f253c638fff5eb6bce163e',)
+  ),
+  '0.12.0.1': Release(  # Python 3.12 and 3.13.
+    '0.0.50.1',
+    214,
+    (
+      '47bf18e64eeb4a190f5bbfb22815193ee25462de67420deb377b749ae133b167',
+      'da3cb290d5a9b202dcbe95330523a017fe7090fb527c501e6b7820415827baa6',
+    ),
+  ),
+}
+# That of the installed jax. A jax without one here gets the pinned one's, which may not serve it.
+RELEASE = _RELEASES.get(importlib.metadata.version('jax'), _RELEASES['0.5.3'])
 
 
 def library() -> pathlib.Path:
@@ -31,8 +64,8 @@ def library() -> pathlib.Path:
   path = pathlib.Path(variable) if variable else _folder() / 'libtpu' / 'libtpu.so'
   if not path.is_file():
     raise UserError(
-      f'the TPU compiler is not on this machine ({path}); fetch it once, {_MEGABYTES} MB, into a '
-      'folder of its own: python -m laser_pax aot --fetch'
+      f'the TPU compiler is not on this machine ({path}); fetch it once, {RELEASE.megabytes} MB, '
+      'into a folder of its own: python -m laser_pax aot --fetch'
     )
   return path
 
@@ -62,7 +95,8 @@ def _download(target: pathlib.Path) -> None:
   """Has pip put libtpu into a folder, which appears only when it is complete."""
   with tempfile.TemporaryDirectory(dir=target.parent) as folder:
     requirement = pathlib.Path(folder) / 'requirement.txt'
-    requirement.write_text(f'libtpu=={VERSION} --hash=sha256:{_SHA256}\n')
+    hashes = ' '.join(f'--hash=sha256:{sha256}' for sha256 in RELEASE.sha256)
+    requirement.write_text(f'libtpu=={RELEASE.version} {hashes}\n')
     new = pathlib.Path(folder) / 'new'
     command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
     command += ['--no-deps', '--require-hashes', '--no-compile', '--target', str(new)]
@@ -70,7 +104,7 @@ def _download(target: pathlib.Path) -> None:
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
       reason = re.findall(r'ERROR: (.*)', pip.stderr) or pip.stderr.strip().splitlines()[-1:]
-      raise UserError(f'pip could not fetch libtpu {VERSION}: {" ".join(reason)}')
+      raise UserError(f'pip could not fetch libtpu {RELEASE.version}: {" ".join(reason)}')
     shutil.rmtree(target, ignore_errors=True)  # An interrupted download may have left a part.
     new.rename(target)
 
@@ -93,4 +127,4 @@ def use() -> None:
 
 
 def _folder() -> pathlib.Path:
-  return folders.cache_dir() / f'libtpu-{VERSION}'
+  return folders.cache_dir() / f'libtpu-{RELEASE.version}'

@@ -23,6 +23,7 @@ def healthy(tmp_path):
     installed=dict(_REQUIRED),
     required=_REQUIRED,
     requirements='requirements.txt',
+    has_names=False,
     environ={},
     has_tpu=False,
     has_nvidia=False,
@@ -72,6 +73,32 @@ def test_another_jax(healthy):
   wrong = _only_wrong(_diagnose(_with_packages(healthy, jax='0.6.0')))
   assert wrong.subject == 'jax' and wrong.actual == '0.6.0; expected 1.0'
   assert wrong.fix.endswith('-m pip install --no-deps --requirement requirements.txt')
+
+
+def test_the_set_is_named(healthy):
+  def found(**changes):
+    return next(f for f in _diagnose(_with(healthy, **changes)) if f.subject == 'set')
+
+  assert found()[1:3] == ('ok', 'pinned, requirements.txt')
+  current = 'requirements-current.txt'
+  assert found(requirements=current, has_names=True)[1:3] == (
+    'ok',
+    'current, experimental, requirements-current.txt',
+  )
+  wrong = found(requirements=current)
+  assert wrong.state == 'wrong' and wrong.fix.endswith('-m laser_pax.pax_names')
+
+
+def test_the_set_is_that_whose_jax_is_installed(monkeypatch, tmp_path):
+  (jax,) = {d.version for d in doctor.importlib.metadata.distributions(name='jax')}
+  (tmp_path / 'requirements-current.txt').write_text(f'jax=={jax}\nnumpy==0.1\n')
+  (tmp_path / 'requirements.txt').write_text('jax==0.1\n')
+  monkeypatch.setattr(doctor, '_ROOT', tmp_path)
+  environment = doctor.read_environment(tmp_path)
+  assert environment.requirements.endswith('requirements-current.txt')
+  assert environment.required == {'jax': jax, 'numpy': '0.1'}
+  (tmp_path / 'requirements-current.txt').write_text('jax==999\n')
+  assert doctor.read_environment(tmp_path).requirements.endswith('requirements.txt')
 
 
 @pytest.mark.parametrize('name', ['praxis', 'rich'])

@@ -38,7 +38,7 @@ def test_one_of_several_fetches_downloads_and_none_loses_the_file(pip):
 
 
 def test_what_an_interrupted_download_left_is_replaced(pip, tmp_path):
-  part = tmp_path / 'laser_pax' / f'libtpu-{libtpu.VERSION}' / 'libtpu'
+  part = tmp_path / 'laser_pax' / f'libtpu-{libtpu.RELEASE.version}' / 'libtpu'
   part.mkdir(parents=True)
   assert libtpu.fetch().read_text() == '1'
 

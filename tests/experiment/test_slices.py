@@ -9,7 +9,7 @@ from laser_pax.errors import UserError
 from laser_pax.experiment import slices
 
 # Google Cloud's names count cores of v5p, two on each chip, but chips of v5litepod.
-_CORES = {'v5p': 2, 'v5litepod': 1}
+_CORES = {'v5p': 2, 'v5litepod': 1, 'v6e': 1}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_each_slice_agrees_with_its_names(name):
 
 
 def test_the_slices_that_the_experiments_need_are_there():
-  wanted = {f'{kind}-{chips}chips' for kind in ('v5p', 'v5e') for chips in (4, 64, 128, 256)}
+  wanted = {f'{kind}-{chips}chips' for kind in ('v5p', 'v5e', 'v6e') for chips in (4, 64, 128, 256)}
   assert wanted | {'v5p-2x64chips', 'cpu'} <= set(slices.names())
 
 

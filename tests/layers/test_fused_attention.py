@@ -9,6 +9,7 @@ from praxis import base_layer, pax_fiddle
 from praxis.layers import attentions, transformer_models, transformers
 
 from laser_pax import configs, layers
+from laser_pax.costs import flops
 from laser_pax.layers import attention_paths, swap
 from laser_pax.ops import choice, devices, fused
 from tests.support import steps
@@ -256,7 +257,7 @@ def test_a_decoder_with_kernels_makes_no_mask_and_no_logits(interpreted_kernels)
     for equation in jaxpr.eqns:
       yield from (x.aval.shape for x in equation.outvars)
       if equation.primitive.name != 'pallas_call':
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in flops.inner_jaxprs(equation.params):
           yield from shapes(inner)
 
   def squares(loss):

@@ -97,7 +97,7 @@ def _layer(chip: str, tokens: int) -> Program:
 
 def digest(traced: list[compiler.Traced]) -> str:
   """Returns a digest of the traced steps. Places in source files do not change it."""
-  texts = [f'jax {jax.__version__}, libtpu {libtpu.VERSION}']
+  texts = [f'jax {jax.__version__}, libtpu {libtpu.RELEASE.version}']
   for step in traced:
     with step.mesh:
       texts.append(_without_places(step.jitted.lower().as_text()))
