@@ -82,7 +82,6 @@ def main(args: Sequence[str] | None = None) -> None:
     SystemExit: Raised always, with the command's exit code: 2 after a mistake of the user, and 1
       after any other failure.
   """
-  pax_names.restore_before_pax()
   args = sys.argv[1:] if args is None else list(args)
   with_traceback = TRACEBACK in args
   args = [arg for arg in args if arg != TRACEBACK]
@@ -115,6 +114,7 @@ def _run(args: list[str]) -> int:
   # `doctor` says more of a damaged environment. The light install lacks typer, and so a doctor.
   if command_name != 'doctor' or importlib.util.find_spec('typer') is None:
     require_pax()
+  pax_names.restore_before_pax()  # It comes after the question for PAX, which would set it off.
   code = _app(command_name)(args or ['--help'], prog_name=_PROGRAM, standalone_mode=False)
   if code == _INTERRUPTED:  # typer has caught Ctrl-C.
     raise KeyboardInterrupt

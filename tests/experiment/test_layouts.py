@@ -27,9 +27,9 @@ def test_every_experiment_has_a_layout_on_every_slice(size, pod):
   assert math.prod(layout.mesh()) == experiment.pod().chips
   experiment.check()
   experiment.check_pod()
-  # Only the 7B does not fit the smallest slice: its state alone is 23 GiB on each chip there.
+  # Only the 7B does not fit the smallest slices: its state alone is 23 GiB on each chip there.
   fits = layouts.fits(experiment.sizes(), layout, experiment.pod())
-  assert fits == ((size, pod) != ('7B', 'v5e-4chips'))
+  assert fits == (size != '7B' or pod not in ('v5e-4chips', 'v6e-4chips'))
 
 
 @pytest.mark.parametrize('size', SIZES)
