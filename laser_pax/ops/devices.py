@@ -92,6 +92,18 @@ def map_shards(
   return divided
 
 
+def triton_params(**sizes: int) -> Any:
+  """Returns Pallas's parameters of a kernel for Triton.
+
+  Args:
+    **sizes: Such as num_warps and num_stages.
+  """
+  from jax.experimental.pallas import triton
+
+  make = getattr(triton, 'CompilerParams', None) or triton.TritonCompilerParams  # jax 0.5.3's name.
+  return make(**sizes)
+
+
 def _explicit_axes(mesh: Mesh | AbstractMesh) -> Axes:
   """Returns the axes of a mesh that are Explicit: the types of arrays say how they are divided."""
   kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)

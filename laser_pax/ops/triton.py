@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from laser_pax.ops import devices
 from laser_pax.ops.blocks import CHECKPOINT_NAME, AttentionSpec
 
 if TYPE_CHECKING:
@@ -148,17 +149,15 @@ def _call(
     results: Shapes and types of the results, of which it writes its own block.
   """
   from jax.experimental import pallas
-  from jax.experimental.pallas import triton
 
   block, b, n, rows, h = sizes
-  params = getattr(triton, 'CompilerParams', None) or triton.TritonCompilerParams
   return pallas.pallas_call(
     kernel,
     grid=(rows // block, n, b),
     in_specs=[None if x is None else _block_spec(pallas, x, block, own) for x, own in operands],
     out_specs=[_block_spec(pallas, x, block, True) for x in results],
     out_shape=results,
-    compiler_params=params(num_warps=4 if h <= 64 else 8, num_stages=2),
+    compiler_params=devices.triton_params(num_warps=4 if h <= 64 else 8, num_stages=2),
     name=kernel.func.__name__.strip('_'),
   )(*(x for x, _ in operands))
 

@@ -14,6 +14,7 @@ from laser_pax.costs import facts
 from laser_pax.errors import UserError
 from laser_pax.layers import vision
 from tests.support import small_images
+from tests.support.programs import compiled
 
 PAIR = [configs.ImageNetStandardViTTiny, configs.ImageNetLaserViTTiny]
 CONTEXT = base_layer.JaxContext.HParams(do_eval=True)
@@ -33,7 +34,7 @@ def started():
   def start(cls):
     model = cls().on().task().model.Instantiate()
     with base_layer.JaxContext.new_context(hparams=CONTEXT):
-      return model, jax.jit(model.init)(jax.random.PRNGKey(0), batch(2))
+      return model, compiled(model.init)(jax.random.PRNGKey(0), batch(2))
 
   return {cls: start(cls) for cls in PAIR}
 
@@ -98,7 +99,7 @@ def apply(model, variables, data, do_eval=True):
       predictions = model.apply(variables, data, method=model.compute_predictions)
       return predictions, model.apply(variables, predictions, data, method=model.compute_loss)
 
-    return jax.jit(run)(variables, data)
+    return compiled(run)(variables, data)
 
 
 @pytest.mark.parametrize('cls', PAIR)

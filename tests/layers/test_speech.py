@@ -19,6 +19,7 @@ from laser_pax.configs import (
 from laser_pax.layers import log_mel, speech
 from laser_pax.ops import devices
 from tests.support import small_speech
+from tests.support.programs import compiled
 
 
 class Small:
@@ -65,7 +66,7 @@ def batch(seconds, rows=2):
 def model_and_variables(cls, inputs):
   model = cls().on().task().Instantiate().model
   with base_layer.JaxContext.new_context(hparams=EVAL):
-    variables = jax.jit(model.init)(jax.random.PRNGKey(0), inputs)
+    variables = compiled(model.init)(jax.random.PRNGKey(0), inputs)
   # LASER must differ from the mean of what it sees, so values must not be small.
   return model, jax.tree.map(lambda x: 2 * x, variables)
 
@@ -85,7 +86,7 @@ def test_padded_frames_change_nothing(cls, platform, request):
   is_padding = np.arange(long.speech.shape[1]) >= np.asarray(long.num_samples)[:, None] + 480
   noisy.speech = jnp.where(is_padding, 12_345, long.speech)
   model, variables = model_and_variables(cls, short)
-  outputs = jax.jit(lambda x: apply(model, variables, x, method=model.compute_predictions))
+  outputs = compiled(lambda x: apply(model, variables, x, method=model.compute_predictions))
   reference, longer, other = map(outputs, (short, long, noisy))
   for row in range(2):
     real = int((reference.paddings[row] == 0).sum())
@@ -181,7 +182,7 @@ def test_a_path_collapses():
 def test_frames_of_padding_say_nothing():
   inputs = batch(2.56)
   model, variables = model_and_variables(PAIR[1], inputs)
-  _, decoded, _ = jax.jit(lambda x: apply(model, variables, x, method=model.decode))(inputs)
+  _, decoded, _ = compiled(lambda x: apply(model, variables, x, method=model.decode))(inputs)
   paddings = log_mel.frame_paddings(inputs.num_samples, log_mel.num_frames(40_960))[:, ::4]
   assert paddings.sum() and (np.asarray(decoded.frame_labels)[paddings == 1] == 0).all()
 

@@ -21,6 +21,7 @@ FILES = sorted(pathlib.Path(ops.__file__).parent.glob('*.py'))
 DEPRECATED = {
   'jax.interpreters.pxla.thread_resources': 'nothing else tells of `with mesh:`, which PAX uses',
   'jax.experimental.shard_map.shard_map': 'jax 0.5.3 has no other; later ones get jax.shard_map',
+  'jax.experimental.pallas.triton.TritonCompilerParams': 'jax 0.5.3 has no CompilerParams',
 }
 # Names that jax 0.5.3 lacks; devices.py looks first whether they are there.
 LATER = {'jax.shard_map', 'jax.sharding.auto_axes', 'jax.sharding.reshard'}
