@@ -12,6 +12,7 @@ from laser_pax.data import text_mlm
 from laser_pax.errors import UserError
 from laser_pax.ops import devices
 from tests.support import small_records
+from tests.support.programs import compiled
 
 PAIR = [WikipediaStandardBertTiny, WikipediaLaserBertTiny]
 
@@ -46,9 +47,9 @@ def test_neighbours_and_padding_change_nothing(cls, platform, request):
   other.masked_ids = jnp.where(packed.segment_ids == 1, 105, packed.masked_ids)
   other.masked_ids = jnp.where(packed.segment_ids == 0, 7, other.masked_ids)
   with base_layer.JaxContext.new_context(hparams=base_layer.JaxContext.HParams(do_eval=True)):
-    first = task.model.init(jax.random.PRNGKey(0), packed)
+    first = compiled(task.model.init)(jax.random.PRNGKey(0), packed)
 
-    @jax.jit
+    @compiled
     def losses(variables, batch):
       predictions = task.model.apply(variables, batch, method=task.model.compute_predictions)
       return predictions.per_example_xent[0]

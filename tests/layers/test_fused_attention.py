@@ -232,7 +232,7 @@ def test_a_decoder_loses_the_same_on_a_cpu(repeated):
   ours, variables = decoder(*SEGMENTED, repeated)
   plain, same = decoder(*PLAIN, repeated)
   jax.tree.map(np.testing.assert_array_equal, variables, same)
-  found, expected = (jax.value_and_grad(f)(variables) for f in (ours, plain))
+  found, expected = (compiled(jax.value_and_grad(f))(variables) for f in (ours, plain))
   assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
   mine, theirs = (
     dict(jax.tree_util.tree_leaves_with_path(gradients)) for _, gradients in (found, expected)
