@@ -127,21 +127,21 @@ def obstacles(kernel: Kernel, case: Case) -> list[Obstacle]:
     return [Obstacle(f'does not run on the platform {case.platform}')]
   if kernel not in ('cudnn', 'triton'):
     return []
-  found = []
+  missing = []
   if kernel == 'cudnn' and case.logit_cap:
-    found.append(Obstacle(f'has no logit cap (here {case.logit_cap:g})', 'logit_cap'))
+    missing.append(Obstacle(f'has no logit cap (here {case.logit_cap:g})', 'logit_cap'))
   if jnp.dtype(case.dtype).name not in _HALF_PRECISION:
-    found.append(Obstacle(f'takes 16-bit floats, not {jnp.dtype(case.dtype).name}', 'dtype'))
+    missing.append(Obstacle(f'takes 16-bit floats, not {jnp.dtype(case.dtype).name}', 'dtype'))
   if case.head_size > _MAX_HEAD_SIZE or kernel == 'cudnn' and case.head_size % 8:
     multiple = ' that are multiples of 8' if kernel == 'cudnn' else ''
-    found.append(
+    missing.append(
       Obstacle(f'takes heads of at most {_MAX_HEAD_SIZE}{multiple}, not of {case.head_size}')
     )
   if case.head_size != case.value_size:
-    found.append(Obstacle('takes values only of the size of the keys'))
+    missing.append(Obstacle('takes values only of the size of the keys'))
   if kernel == 'cudnn' and case.has_segments and any(length % 2 for length in case.lengths):
-    found.append(Obstacle('takes segments only with even lengths'))
-  return found
+    missing.append(Obstacle('takes segments only with even lengths'))
+  return missing
 
 
 def _refusal(kernel: Kernel, case: Case) -> str:
@@ -167,8 +167,8 @@ def _faster(
     kernels += ('triton',)
   faster = []
   for kernel in dict.fromkeys(kernels):
-    found = obstacles(kernel, case)
-    if all(obstacle.setting for obstacle in found):
-      needed = tuple(obstacle.setting for obstacle in found)
+    missing = obstacles(kernel, case)
+    if all(obstacle.setting for obstacle in missing):
+      needed = tuple(obstacle.setting for obstacle in missing)
       faster.append((kernel, (*needed, 'kernel') if kernel == 'triton' != wanted else needed))
   return tuple(faster)
