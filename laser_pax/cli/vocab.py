@@ -64,7 +64,7 @@ def vocab(
 ) -> None:
   """Trains a vocabulary on the train split. The same texts give the same vocabulary.
 
-  Of source files, it reads none that `prepare` would evaluate on by its name.
+  It reads no source file that `prepare` would evaluate on by its name.
 
   SentencePiece: unigram, with pad 0, eos 1, unk 2, no bos. WordPiece: BERT's layout.
   """

@@ -5,12 +5,11 @@ docs/pods.md has the formulas. One multiply-add is two operations.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax.extend
 from jax.interpreters import partial_eval
 
+from laser_pax.costs.jaxprs import inner_jaxprs
 from laser_pax.experiment.base import Experiment
 
 
@@ -104,20 +103,6 @@ def _count(jaxpr) -> tuple[int, int]:
     plain += times * sum(p for p, _ in bodies)
     in_kernels += times * sum(k for _, k in bodies)
   return plain, in_kernels
-
-
-def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[jax.extend.core.Jaxpr]:
-  """Yields the traced functions among the parameters of an equation.
-
-  Args:
-    params: The equation's parameters. One may be a traced function, or a tuple of them.
-  """
-  for value in params.values():
-    for body in value if isinstance(value, tuple) else (value,):
-      if isinstance(body, jax.extend.core.ClosedJaxpr):
-        yield body.jaxpr
-      elif isinstance(body, jax.extend.core.Jaxpr):
-        yield body
 
 
 def _devices(params: dict) -> int:

@@ -248,7 +248,7 @@ def _empty(request: Instance) -> str:
 def cache_key(restored: Restored) -> str:
   """Returns a key for a model's answers: of its experiment, step, weights and vocabulary.
 
-  Of each weight of each layer, one vector along the last axis is read. A step of training changes
+  It reads one vector, along the last axis, of each weight of each layer. A step of training changes
   all of them. Files may be moved: of the vocabulary, the contents count.
   """
   experiment, saved = restored.experiment, restored.saved

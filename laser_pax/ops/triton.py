@@ -55,13 +55,7 @@ def triton_attention(
 ) -> Array:
   """Mixes values by attention probabilities; see this file's head.
 
-  Args:
-    query: [B, N, T, H], scaled beforehand.
-    key: [B, N, S, H].
-    value: [B, N, S, H]; it is rounded to query's dtype.
-    segment_ids: [B, T] int32, or None: a query sees the keys of its own segment alone.
-    key_segment_ids: [B, S] int32; None exactly if segment_ids is.
-    spec: Whether it is causal, and the cap.
+  The arguments are those of `attention_by_blocks`. Values are rounded to query's dtype.
 
   Returns:
     [B, N, T, H] in query's dtype. The softmax and all sums are float32. The row of a query that

@@ -9,10 +9,10 @@ from praxis import base_layer, pax_fiddle
 from praxis.layers import attentions, transformer_models, transformers
 
 from laser_pax import configs, layers
-from laser_pax.costs import flops
+from laser_pax.costs.jaxprs import inner_jaxprs
 from laser_pax.layers import attention_paths, swap
-from laser_pax.ops import choice, devices, fused
-from tests.support import steps
+from laser_pax.ops import choice, devices
+from tests.support import stand_in_kernels, steps
 from tests.support.cases import compiled, context, fill, rms_error
 
 B, T, N, H = 2, 96, 2, 16
@@ -122,17 +122,9 @@ def test_what_no_kernel_has_takes_the_plain_path(cls, fields, mask, monkeypatch)
 @pytest.mark.parametrize('kernel', [None, 'triton'])
 @pytest.mark.parametrize('cap', [0.0, 50.0])
 def test_what_a_layer_tells_is_what_it_calls(cls, platform, kernel, cap, monkeypatch):
-  called, told = [], []
+  called, told = stand_in_kernels.record(monkeypatch, platform), []
   fields = dict(fprop_dtype=jnp.bfloat16, atten_logit_cap=cap, kernel=kernel)
   layer, variables = build(cls, **fields)
-
-  def stand_in(name):
-    return lambda query, key, value, *rest: called.append(name) or query
-
-  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
-  names = {'splash': '_splash', 'triton': 'triton_attention', 'blocks': 'attention_by_blocks'}
-  for name, function in (names | {'cudnn': '_cudnn'}).items():
-    monkeypatch.setattr(fused, function, stand_in(name))
   x = jnp.ones((B, T, D))
   with context(), attention_paths.telling(told.append):
     layer.apply(variables, x, x, x, layers.Segments(SEGMENTS, is_causal=True))
@@ -257,7 +249,7 @@ def test_a_decoder_with_kernels_makes_no_mask_and_no_logits(interpreted_kernels)
     for equation in jaxpr.eqns:
       yield from (x.aval.shape for x in equation.outvars)
       if equation.primitive.name != 'pallas_call':
-        for inner in flops.inner_jaxprs(equation.params):
+        for inner in inner_jaxprs(equation.params):
           yield from shapes(inner)
 
   def squares(loss):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from laser_pax import ops
-from tests.support.programs import compiled, inner_jaxprs
+from laser_pax.costs.jaxprs import inner_jaxprs
+from tests.support.programs import compiled
 
 B, T, D, V = 3, 10, 16, 70
 

@@ -17,6 +17,7 @@ from laser_pax.ops import (
   laser_oracle,
   laser_oracle_vjp,
 )
+from tests.support import stand_in_kernels
 
 B, N = 2, 2
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.02}
@@ -135,15 +136,7 @@ def test_a_gpu_is_given_the_same_attention(monkeypatch):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_what_runs_is_what_is_said(platform, kernel, cap, dtype, monkeypatch):
   """The one that is called is the one that `choose` names."""
-  called = []
-
-  def stand_in(name):
-    return lambda query, key, value, *rest: called.append(name) or value
-
-  monkeypatch.setattr(devices, 'platform', lambda mesh=None: platform)
-  names = {'splash': '_splash', 'triton': 'triton_attention', 'blocks': 'attention_by_blocks'}
-  for name, function in (names | {'cudnn': '_cudnn'}).items():
-    monkeypatch.setattr(fused, function, stand_in(name))
+  called = stand_in_kernels.record(monkeypatch, platform)
   query, key, value, _ = draw(64, 32, dtype)
   fused_attention(query, key, value, segments(64), is_causal=True, logit_cap=cap, kernel=kernel)
   case = choice.Case(platform, jnp.dtype(dtype), 32, 32, (64, 64), True, cap)
