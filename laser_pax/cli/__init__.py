@@ -114,7 +114,7 @@ def _run(args: list[str]) -> int:
   # `doctor` says more of a damaged environment. The light install lacks typer, and so a doctor.
   if command_name != 'doctor' or importlib.util.find_spec('typer') is None:
     require_pax()
-  pax_names.restore_before_pax()  # It comes after the question for PAX, which would set it off.
+  pax_names.restore_before_pax()
   code = _app(command_name)(args or ['--help'], prog_name=_PROGRAM, standalone_mode=False)
   if code == _INTERRUPTED:  # typer has caught Ctrl-C.
     raise KeyboardInterrupt
