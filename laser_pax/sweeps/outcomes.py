@@ -209,7 +209,7 @@ def best(sweep: Sweep, experiment: str, outcomes: Sequence[Outcome], better: str
   return choose(means, key=means.__getitem__, default=None)
 
 
-def best_points(sweep: Sweep, outcomes: Sequence[Outcome], better: str) -> dict[str, int | None]:
+def best_points(sweep: Sweep, outcomes: Sequence[Outcome], better: str) -> dict[str, int]:
   """Returns the point that each experiment is best trained at, by the sweep's `tune`.
 
   Args:
@@ -219,7 +219,8 @@ def best_points(sweep: Sweep, outcomes: Sequence[Outcome], better: str) -> dict[
   """
   if sweep.tune == spaces.NOTHING:
     return {}
-  return {
+  chosen = {
     name: best(sweep, name if sweep.tune == spaces.EACH else sweep.experiments[0], outcomes, better)
     for name in sweep.experiments
   }
+  return {name: number for name, number in chosen.items() if number is not None}

@@ -100,6 +100,12 @@ def planned(sweep: Sweep, best: int | None) -> list[Run]:
   return runs
 
 
+def every(sweep: Sweep) -> list[Run]:
+  """Returns each experiment's runs at every point, planned or not."""
+  numbers = range(1, len(sweep.points) + 1)
+  return [run for name in sweep.experiments for run in runs_of(sweep, name, numbers)]
+
+
 def check(sweep: Sweep, classes: Mapping[str, type]) -> None:
   """Checks every point of every experiment, before anything is trained.
 
@@ -113,12 +119,8 @@ def check(sweep: Sweep, classes: Mapping[str, type]) -> None:
   names = [short(name) for name in sweep.experiments]
   if twice := [name for name in names if names.count(name) > 1]:
     raise UserError(f'two experiments are named {twice[0]}: rename one, folders have these names')
-  for run in planned(sweep, best=None):
+  for run in every(sweep):
     resolved(run, classes[run.experiment])
-  if sweep.tune == spaces.FIRST:
-    for experiment in sweep.experiments[1:]:
-      for run in runs_of(sweep, experiment, range(1, len(sweep.points) + 1)):
-        resolved(run, classes[experiment])
   metric(sweep, classes)
 
 

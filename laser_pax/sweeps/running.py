@@ -1,4 +1,4 @@
-"""Trains the points of a sweep that are not trained yet, one after another, and records each."""
+"""Trains the points of a sweep that are not trained yet, and records each."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.experiment import jobs
-from laser_pax.sweeps import outcomes, plans
+from laser_pax.sweeps import outcomes, plans, trainings
 from laser_pax.sweeps.outcomes import Outcome
 from laser_pax.sweeps.plans import Run
 from laser_pax.sweeps.spaces import Sweep
 
 # What a sweep's folder was begun with.
 STATE = 'sweep.json'
-# Held by the sweep that runs in a folder, and by the training that runs in a job folder.
-_LOCK, _TRAINING_LOCK = 'sweep.lock', 'training.lock'
-# What the newest training of a job folder printed to its standard error.
-_ERRORS = 'errors.txt'
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_INTERRUPTED = 128 + signal.SIGINT
+_LOCK = 'sweep.lock'  # Held by the sweep that runs in the folder.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,14 +29,16 @@ class Place:
     results: The file of the results.
     flags: More flags of each `train`, such as --data.
     say: Prints a line.
-    announce: Tells that a run begins.
+    begins: Tells that a run begins.
+    ends: Tells what came out of a run.
   """
 
   folder: pathlib.Path
   results: pathlib.Path
   flags: Sequence[str] = ()
   say: Callable[[str], None] = print
-  announce: Callable[[Run], None] = lambda run: None
+  begins: Callable[[Run], None] = lambda run: None
+  ends: Callable[[Run, Outcome], None] = lambda run, outcome: None
 
 
 def known(sweep: Sweep, folder: pathlib.Path) -> Sweep:
@@ -82,36 +76,49 @@ def claimed(sweep: Sweep, folder: pathlib.Path) -> Iterator[Sweep]:
     yield sweep
 
 
-def run_all(sweep: Sweep, classes: Mapping[str, type], place: Place) -> list[Outcome]:
+def run_all(
+  sweep: Sweep, classes: Mapping[str, type], place: Place, parallel: int = 1
+) -> list[Outcome]:
   """Trains each run that has no result yet, or that failed. Returns all results.
 
   Args:
     sweep: The sweep, whose folder is claimed.
     classes: The experiments' classes, by the names that the sweep gives them.
     place: Where it runs.
+    parallel: How many are trained at once, each on its share of the cores.
 
   Raises:
-    UserError: The results cannot be read or written.
+    UserError: The results cannot be read or written, or there are fewer cores.
     KeyboardInterrupt: Ctrl-C ended a training.
     SystemExit: Another signal ended it, or it saved a checkpoint because it was told to.
   """
+  started = trainings.Trainings(parallel)
   tried: set[str] = set()
-  while run := _next(sweep, classes, outcomes.read(place.results), tried):
-    tried.add(run.name)
-    place.announce(run)
-    outcomes.append(place.results, _trained(run, classes[run.experiment], place))
+
+  def train(run: Run) -> None:
+    place.begins(run)
+    new = _trained(run, classes[run.experiment], place, started)
+    outcomes.append(place.results, new)
+    place.ends(run, new)
+
+  while runs := _next(sweep, classes, outcomes.read(place.results), tried):
+    tried.update(run.name for run in runs)
+    started.each(train, runs)
   return outcomes.read(place.results)
 
 
 def _next(
   sweep: Sweep, classes: Mapping[str, type], results: Sequence[Outcome], tried: set[str]
-) -> Run | None:
-  """Returns the first run that has no result, or that failed and was not tried again yet."""
+) -> list[Run]:
+  """Returns the runs that have no result, or that failed and were not tried again yet.
+
+  Those at the best point come when no other is left, as only then it is known.
+  """
+  if missing := _missing(plans.planned(sweep, None), results, tried):
+    return missing
   better = plans.metric(sweep, classes).better
   best = outcomes.best(sweep, sweep.experiments[0], results, better)
-  if missing := _missing(plans.planned(sweep, None), results, tried):
-    return missing[0]
-  return next(iter(_missing(plans.planned(sweep, best), results, tried)), None)
+  return _missing(plans.planned(sweep, best), results, tried)
 
 
 def _missing(runs: Sequence[Run], results: Sequence[Outcome], tried: set[str]) -> list[Run]:
@@ -120,74 +127,12 @@ def _missing(runs: Sequence[Run], results: Sequence[Outcome], tried: set[str]) -
   return [run for run in runs if run.name not in is_over | tried]
 
 
-def _trained(run: Run, experiment_cls: type, place: Place) -> Outcome:
+def _trained(run: Run, experiment_cls: type, place: Place, started: trainings.Trainings) -> Outcome:
   """Trains a run, unless its folder holds the whole of it, and returns what came out."""
   folder, experiment = place.folder / run.name, plans.resolved(run, experiment_cls)
   folders.make_folder(folder)
   failure = None
-  with _training_lock(folder, place.say) as lock:
+  with trainings.locked(folder, place.say) as lock:
     if not outcomes.is_trained(experiment, folder):
-      failure = _train(run.command(str(folder), place.flags), folder / _ERRORS, lock.fileno())
+      failure = started.train(run.command(str(folder), place.flags), folder, lock)
   return outcomes.outcome(run, experiment, folder, failure)
-
-
-@contextlib.contextmanager
-def _training_lock(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator:
-  """Holds the lock of a job folder, which its training inherits.
-
-  A training outlives a sweep that was killed. Then this waits for the training's end.
-  """
-  with contextlib.ExitStack() as stack:
-    try:
-      lock = stack.enter_context(folders.locked(folder / _TRAINING_LOCK, 'it is held'))
-    except UserError:
-      say(f'{folder.name} is still trained, by an earlier sweep that was killed: waiting for it')
-      lock = stack.enter_context(folders.locked(folder / _TRAINING_LOCK))
-    yield lock
-
-
-def _train(command: Sequence[str], errors: pathlib.Path, lock: int) -> str | None:
-  """Runs a training to its end, and returns why it failed, or None.
-
-  The training is a process group of its own. So Ctrl-C on a terminal reaches it once, from here.
-
-  Args:
-    command: The command.
-    errors: File of its standard error.
-    lock: Descriptor of the lock that it inherits.
-  """
-  signals: list[int] = []
-  processes: list[subprocess.Popen] = []
-
-  def pass_on(number, frame):
-    signals.append(number)
-    for process in processes:
-      process.send_signal(number)
-
-  previous = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-  try:
-    with errors.open('wb') as file:
-      process = subprocess.Popen(command, stderr=file, pass_fds=[lock], process_group=0)
-    processes.append(process)
-    for number in [*signals]:  # They came while it was started.
-      process.send_signal(number)
-    code = process.wait()
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
-  if signal.SIGINT in signals or code == _INTERRUPTED:
-    raise KeyboardInterrupt
-  if signals:
-    raise SystemExit(jobs.SAVED_ON_DEMAND if code == jobs.SAVED_ON_DEMAND else 128 + signals[0])
-  if code == jobs.SAVED_ON_DEMAND:
-    raise SystemExit(code)
-  return _failure(code, errors) if code else None
-
-
-def _failure(code: int, errors: pathlib.Path) -> str:
-  """Returns why a training failed, in one line: the last that it printed, or its signal."""
-  if code < 0:
-    return f'ended by {signal.Signals(-code).name}'
-  lines = errors.read_text(errors='replace').split('\n')
-  last = next((line.strip() for line in reversed(lines) if line.strip()), '')
-  return last.removeprefix('error: ') or f'ended with code {code}'
