@@ -46,6 +46,7 @@ class Trainings:
     self._processes: set[subprocess.Popen] = set()
     self._signals: list[int] = []
     self._code: int | None = None
+    self._has_raised = False
 
   def each(self, work: Callable[[Any], None], runs: Sequence[Any]) -> None:
     """Calls a function on each run, on several threads. It calls `train`.
@@ -61,13 +62,8 @@ class Trainings:
     """
     with self._passing_signals_on(), concurrent.futures.ThreadPoolExecutor(self._parallel) as pool:
       futures = [pool.submit(self._unless_stopped, work, run) for run in runs]
-      try:
-        for future in concurrent.futures.as_completed(futures):
-          future.result()
-      except BaseException:
-        for future in futures:
-          future.cancel()
-        raise
+      for future in concurrent.futures.as_completed(futures):
+        future.result()
     self._raise_if_stopped()
 
   def train(self, command: Sequence[str], folder: pathlib.Path, lock: IO[Any]) -> str | None:
@@ -102,7 +98,7 @@ class Trainings:
     return _failure(code, errors) if code else None
 
   def _unless_stopped(self, work: Callable[[Any], None], run: Any) -> None:
-    if self._is_stopped():
+    if self._is_stopped() or self._has_raised:
       return
     share = self._shares.get()
     if self._parallel > 1 and hasattr(os, 'sched_setaffinity'):
@@ -111,6 +107,9 @@ class Trainings:
       work(run)
     except Stopped:
       pass
+    except Exception:
+      self._has_raised = True
+      raise
     finally:
       self._shares.put(share)
 
