@@ -12,7 +12,7 @@ from rich.table import Table
 
 from laser_pax import folders
 from laser_pax.cli import experiments
-from laser_pax.sweeps import outcomes, plans, plots, pod_lines, running, spaces, tuned
+from laser_pax.sweeps import outcomes, plans, plots, pod_lines, running, spaces, trainings, tuned
 from laser_pax.sweeps.outcomes import Outcome
 from laser_pax.sweeps.spaces import Sweep
 
@@ -44,25 +44,28 @@ def sweep(
   the best point as a config of your own. docs/sweeps.md describes the file.
   """
   space = spaces.read(file)
-  folder = folders.resolve_local(out or f'runs/{space.name}')
+  folder = folders.resolve_local(f'runs/{space.name}' if out is None else out)
   space = running.known(space, folder)
   classes = {name: experiments.load(name) for name in space.experiments}
   plans.check(space, classes)
   console = Console()
-  flags = [f'--{k}={folders.resolve(v)}' for k, v in {'data': data, 'vocab': vocab}.items() if v]
+  named = {'data': data, 'vocab': vocab}
+  flags = [f'--{k}={folders.resolve(v)}' for k, v in named.items() if v is not None]
   if dry_run:
     _print_plan(console, space, classes, folder, flags)
     return
   place = running.Place(
     folder=folder,
-    results=folders.resolve_local(results) if results else folder / 'results.jsonl',
+    results=folder / 'results.jsonl' if results is None else folders.resolve_local(results),
     flags=flags,
     say=lambda line: console.print(line, markup=False),
     begins=lambda run: console.print(f'{run.name}: {spaces.words(run.overrides)}', markup=False),
     ends=lambda run, one: console.print(f'{run.name}: {_in_words(one)}', markup=False),
   )
+  started = trainings.Trainings(parallel)
+  outcomes.read(place.results)  # A wrong file is refused before the folder is made.
   with running.claimed(space, folder) as space:
-    lines = running.run_all(space, classes, place, parallel)
+    lines = running.run_all(space, classes, place, started)
     _report(console, space, classes, folder, lines)
 
 
@@ -78,7 +81,8 @@ def _report(
   figures = {name: outcomes.figures(space, name, lines) for name in space.experiments}
   console.rule('result')
   console.print(result_table(space, figures, metric))
-  for name, one in outcomes.of_runs(plans.every(space), lines).items():
+  newest = outcomes.of_runs(plans.every(space), lines)
+  for name, one in newest.items():
     if one.status != outcomes.COMPLETE:
       console.print(f'{name}: {_in_words(one)}', markup=False)
   if space.dimensions() and any(figures.values()):
@@ -96,6 +100,9 @@ def _report(
         markup=False,
         soft_wrap=True,
       )
+  if any(one.status == outcomes.FAILED for one in newest.values()):
+    console.print('some failed: mend the reason, and give the same command again', markup=False)
+    raise typer.Exit(1)
 
 
 def result_table(

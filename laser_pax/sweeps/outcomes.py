@@ -131,10 +131,13 @@ def read(file: pathlib.Path) -> list[Outcome]:
   A line that a machine did not get to end is left out.
 
   Raises:
-    UserError: A line is none of a sweep's.
+    UserError: The file cannot be read, or a line is none of a sweep's.
   """
   outcomes = []
-  lines = file.read_text().splitlines() if file.exists() else []
+  try:
+    lines = file.read_text().splitlines() if file.exists() else []
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'{file} cannot be read as results ({e}): name another --results') from e
   for number, line in enumerate(lines, start=1):
     try:
       fields = json.loads(line)

@@ -77,7 +77,7 @@ def claimed(sweep: Sweep, folder: pathlib.Path) -> Iterator[Sweep]:
 
 
 def run_all(
-  sweep: Sweep, classes: Mapping[str, type], place: Place, parallel: int = 1
+  sweep: Sweep, classes: Mapping[str, type], place: Place, started: trainings.Trainings
 ) -> list[Outcome]:
   """Trains each run that has no result yet, or that failed. Returns all results.
 
@@ -85,14 +85,13 @@ def run_all(
     sweep: The sweep, whose folder is claimed.
     classes: The experiments' classes, by the names that the sweep gives them.
     place: Where it runs.
-    parallel: How many are trained at once, each on its share of the cores.
+    started: Starts the trainings.
 
   Raises:
-    UserError: The results cannot be read or written, or there are fewer cores.
+    UserError: The results cannot be read or written.
     KeyboardInterrupt: Ctrl-C ended a training.
     SystemExit: Another signal ended it, or it saved a checkpoint because it was told to.
   """
-  started = trainings.Trainings(parallel)
   tried: set[str] = set()
 
   def train(run: Run) -> None:

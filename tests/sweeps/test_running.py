@@ -12,7 +12,7 @@ import pytest
 
 from laser_pax import configs
 from laser_pax.errors import UserError
-from laser_pax.sweeps import outcomes, running, spaces
+from laser_pax.sweeps import outcomes, running, spaces, trainings
 from tests.support import stand_in_sweep, stand_in_training
 
 PAIR = ('C4StandardTiny', 'C4LaserTiny')
@@ -37,7 +37,7 @@ def run(sweep, folder, results=None, parallel=1):
   """Runs a sweep, and returns its lines."""
   place = running.Place(folder=folder, results=results or folder / 'results.jsonl')
   with running.claimed(sweep, folder) as sweep:
-    return running.run_all(sweep, CLASSES, place, parallel)
+    return running.run_all(sweep, CLASSES, place, trainings.Trainings(parallel))
 
 
 def starts(folder):
@@ -158,9 +158,9 @@ def test_two_at_once_share_the_cores(tmp_path):
 
 
 @pytest.mark.parametrize('number', [0, 10_000])
-def test_there_are_no_more_at_once_than_cores(tmp_path, number):
+def test_there_are_no_more_at_once_than_cores(number):
   with pytest.raises(UserError, match=f'--parallel={number}: expected 1 to'):
-    run(sweep_of(*RATES), tmp_path / 'sweep', parallel=number)
+    trainings.Trainings(number)
 
 
 @pytest.mark.parametrize(
