@@ -45,25 +45,25 @@ def sweep(
   """
   space = spaces.read(file)
   folder = folders.resolve_local(f'runs/{space.name}' if out is None else out)
-  space = running.known(space, folder)
-  classes = {name: experiments.load(name) for name in space.experiments}
-  plans.check(space, classes)
-  console = Console()
   named = {'data': data, 'vocab': vocab}
-  flags = [f'--{k}={folders.resolve(v)}' for k, v in named.items() if v is not None]
-  if dry_run:
-    _print_plan(console, space, classes, folder, flags)
-    return
+  console = Console()
   place = running.Place(
     folder=folder,
     results=folder / 'results.jsonl' if results is None else folders.resolve_local(results),
-    flags=flags,
+    flags=[f'--{k}={folders.resolve(v)}' for k, v in named.items() if v is not None],
     say=lambda line: console.print(line, markup=False),
     begins=lambda run: console.print(f'{run.name}: {spaces.words(run.overrides)}', markup=False),
     ends=lambda run, one: console.print(f'{run.name}: {_in_words(one)}', markup=False),
   )
+  # Whatever is wrong is refused before the experiments are loaded, which takes seconds.
   started = trainings.Trainings(parallel)
-  outcomes.read(place.results)  # A wrong file is refused before the folder is made.
+  space = running.known(space, folder)
+  outcomes.read(place.results)
+  classes = {name: experiments.load(name) for name in space.experiments}
+  plans.check(space, classes)
+  if dry_run:
+    _print_plan(console, space, classes, place)
+    return
   with running.claimed(space, folder) as space:
     lines = running.run_all(space, classes, place, started)
     _report(console, space, classes, folder, lines)
@@ -150,8 +150,7 @@ def _print_plan(
   console: Console,
   space: Sweep,
   classes: Mapping[str, type],
-  folder: pathlib.Path,
-  flags: Sequence[str],
+  place: running.Place,
 ) -> None:
   """Prints the points, and a command for each run: here, or on the slice that it is planned for."""
   runs = plans.planned(space, best=None)
@@ -163,7 +162,7 @@ def _print_plan(
   console.print(table)
   pod = plans.resolved(runs[0], classes[runs[0].experiment]).pod()
   if pod.chip.platform == 'cpu':
-    text = [shlex.join(run.command(str(folder / run.name), flags)) for run in runs]
+    text = [shlex.join(run.command(str(place.folder / run.name), place.flags)) for run in runs]
   else:
     text = pod_lines.lines(runs)
   for line in text:
