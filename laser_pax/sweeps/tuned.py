@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from laser_pax.experiment import overrides
-from laser_pax.experiment.laser import LaserMixin
 from laser_pax.sweeps import plans
 from laser_pax.sweeps.spaces import Point, Sweep
 
@@ -64,6 +63,8 @@ def source(
     points: Number of each experiment's best point.
     classes: The experiments' classes, by the names that the sweep gives them.
   """
+  from laser_pax.experiment.laser import LaserMixin  # It imports PAX.
+
   imports = {'from paxml import experiment_registry'}
   bodies, names = [], []
   first = sweep.experiments[0]
@@ -92,6 +93,8 @@ def source(
 
 def _is_twin(cls: type, standard: type) -> bool:
   """Returns whether a class is LASER's mixin in front of a standard experiment, and no more."""
+  from laser_pax.experiment.laser import LaserMixin
+
   return issubclass(cls, LaserMixin) and cls.__bases__ == (LaserMixin, standard)
 
 
