@@ -209,23 +209,18 @@ def test_a_real_sweep_that_is_killed_twice_ends_as_one_that_is_not(commands, sou
   with contextlib.suppress(ProcessLookupError):
     os.kill(int(log.stem.rpartition('-')[2]), signal.SIGKILL)
   command = start()
-  assert command.wait() == 0, command.stdout + command.stderr
+  assert command.wait(timeout=900) == 0, command.stdout + command.stderr
   lines = [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
   assert [line['point'] for line in lines[:6]] == [1, 2, 3, 4, 5, 6]
   assert {line['status'] for line in lines} == {'complete'} and len(lines) == 7
   assert len({line['figure'] for line in lines}) == 7
   best = min(lines[:6], key=lambda line: line['figure'])
   assert (lines[6]['experiment'], lines[6]['point']) == ('C4LaserTiny', best['point'])
-  for name in ('point-01-C4StandardTiny', 'point-03-C4StandardTiny'):
-    whole = commands.run(
-      'laser_pax',
-      [*_words_of(folder / name), f'--job_log_dir={tmp_path / name}', *flags],
-      cwd=tmp_path,
-      env=env,
-    )
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    assert _last_figure(tmp_path / name) == _last_figure(folder / name)
-
+  name = 'point-03-C4StandardTiny'
+  words = [*_words_of(folder / name), f'--job_log_dir={tmp_path / name}', *flags]
+  whole = commands.run('laser_pax', words, cwd=tmp_path, env=env)
+  assert whole.returncode == 0, whole.stdout + whole.stderr
+  assert _last_figure(tmp_path / name) == _last_figure(folder / name)
   initial = {
     line['point']: _initial_weights(folder / f'point-0{line["point"]}-{line["experiment"]}')
     for line in lines[:6]
