@@ -1,12 +1,12 @@
 """Finished runs, read from the progress.jsonl of `python -m laser_pax train`, and their plot."""
 
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
 
 from laser_pax.errors import UserError
+from laser_pax.experiment import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +51,14 @@ def read_run(
   Raises:
     UserError: The folder has no progress.jsonl, or the file has no evaluation.
   """
-  file = pathlib.Path(job_log_dir) / 'progress.jsonl'
-  if not file.exists():
+  file = pathlib.Path(job_log_dir) / progress.FILE
+  records = progress.read(job_log_dir, label, split)
+  if records is None:
     raise UserError(f'{file} does not exist: train with `python -m laser_pax train` first')
-  train, evaluations, rates, minutes = {}, {}, [], 0.0
-  last_seconds = None
-  for line in file.read_text().splitlines():
-    try:
-      record = json.loads(line)
-    except ValueError:  # A line that was cut when the run was killed.
-      continue
-    # Each process counts seconds from its own start, and writes its first record after the step has
-    # compiled. So the time before a process's first record does not count.
-    if last_seconds is not None and record['seconds'] >= last_seconds:
-      minutes += (record['seconds'] - last_seconds) / 60
-    last_seconds = record['seconds']
-    if record['kind'] == 'train':
-      train[record['step']] = record['loss']
-      rate = next(v for k, v in record.items() if k.endswith('_per_second'))
-      if rate is not None:
-        rates.append(rate)
-    elif split in (None, record.get('split')):
-      evaluations[record['step']] = record[label]
-  if not evaluations or not rates:
+  if not records.evaluations or not records.rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')
-  return Run(name, split or 'test', train, evaluations, statistics.median(rates), minutes)
+  rate, minutes = statistics.median(records.rates), records.seconds / 60
+  return Run(name, split or 'test', records.train, records.evaluations, rate, minutes)
 
 
 def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[float]]:

@@ -54,6 +54,7 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'sweep': Command('laser_pax.cli.sweep:sweep', 'Train the points of a search space.'),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
   'generate': Command(
     'laser_pax.cli.generate:generate', "Continue texts with a trained decoder's words."

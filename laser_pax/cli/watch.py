@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from paxml import decode_programs, programs
 
 from laser_pax.cli import consoles, profiling
-from laser_pax.experiment import training
+from laser_pax.experiment import progress, training
 from laser_pax.experiment.base import Experiment, Metric
 
 _WINDOW_SECONDS = 30.0
@@ -54,7 +54,7 @@ class Watch:
       unit: The unit that training counts.
     """
     self._console, self._unit = console, unit
-    self._records = consoles.open_records(job_log_dir / 'progress.jsonl')
+    self._records = consoles.open_records(job_log_dir / progress.FILE)
     self._records_are_whole = True
     self._pending = collections.deque()
     self._window = collections.deque()

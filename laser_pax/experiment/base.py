@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import jax
 from paxml import base_experiment, decode_programs, programs, tasks_lib
@@ -37,12 +37,14 @@ class Metric:
     name: The name that PAX gives it in an evaluation's metrics, such as 'log_pplx'.
     label: The name on the console and in progress.jsonl, such as 'loss'.
     split: The evaluation input that it is judged on; None if there is one alone.
+    better: Which of two figures is the better one.
     derived: Further figures to show. A label maps to the function that computes it from this one.
   """
 
   name: str
   label: str
   split: str | None = None
+  better: Literal['lower', 'higher'] = 'lower'
   derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
 
 
@@ -171,6 +173,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   Attributes:
     GLOBAL_BATCH_SIZE: Rows of one step, over all devices. It does not depend on their number.
     NUM_TRAIN_STEPS: Steps of the whole training.
+    INIT_SEED: Seed of the initial weights and of dropout. Twins of one seed start alike.
     POD: The slice that the experiment is planned for. `show` and `aot` report on it. Training also
       runs on any other slice, with the same global batch.
     ICI_MESH_SHAPE: The mesh [replica, data, mdl] within a slice.
@@ -185,6 +188,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   GLOBAL_BATCH_SIZE: int
   NUM_TRAIN_STEPS: int
 
+  INIT_SEED = 1234  # [ours], PAX's default
   POD = 'cpu'
   ICI_MESH_SHAPE: list[int] | None = None
   DCN_MESH_SHAPE: list[int] | None = None
@@ -265,8 +269,9 @@ class Experiment(base_experiment.BaseExperiment, Family):
     return pax_fiddle.Config(BatchSpecs, specs=specs)
 
   def set_intervals(self, task_p: Task) -> None:
-    """Sets, for a family's `task`, how often PAX saves and evaluates, and that data resume."""
+    """Sets, for a family's `task`, the seed, when PAX saves and evaluates, and that data resume."""
     train = task_p.train
+    train.random_seed = self.INIT_SEED
     train.save_interval_steps = self.CHECKPOINT_EVERY_N_STEPS
     train.save_max_to_keep = self.CHECKPOINT_MAX_TO_KEEP
     train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS

@@ -46,6 +46,7 @@ class ImageNetViT(AlgoPerf):
     name='accuracy',
     label='accuracy',
     split='validation',
+    better='higher',
     derived={'error': lambda x: 1 - x},
   )
   UNIT = 'images'
