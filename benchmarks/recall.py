@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import page, recall_model
 from benchmarks.recall_model import BETAS, Setting
 
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
 KEPT_EVALUATIONS = 20
 COLORS = dict(zip(BETAS, ('#3a6ea5', '#66a182', '#d1495b', '#7d4f9e', '#edae49'), strict=True))

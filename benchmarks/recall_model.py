@@ -58,13 +58,13 @@ class Setting:
     solved: Accuracy at which the task is solved, and the run ends.
   """
 
-  pairs: int = 20
+  pairs: int = 8
   keys: int = 64
   values: int = 64
   layers: int = 2
-  dims: int = 64
+  dims: int = 32
   heads: int = 2
-  hidden: int = 128
+  hidden: int = 64
   batch: int = 32
   steps: int = 4000
   warmup: int = 100
