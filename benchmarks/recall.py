@@ -22,13 +22,13 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from benchmarks import page, recall_model
-from benchmarks.recall_model import BETAS, Setting
+from benchmarks.recall_model import BETAS, STANDARD, TWINS, Setting
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
@@ -202,46 +202,100 @@ def settings_table(known: dict[Point, dict]) -> str:
   settings = dict.fromkeys(point.setting for point in known)
   body = []
   for setting in sorted(settings, key=lambda s: (s.pairs, s.dims)):
-    steps = summary(x for p, x in known.items() if (p.setting, p.variant) == (setting, 'standard'))
+    steps = summary(x for p, x in known.items() if (p.setting, p.variant) == (setting, STANDARD))
     for (_, rate), of_seeds in steps.items():
       sizes = (setting.pairs, setting.dims, setting.heads)
       body.append([*map(str, sizes), f'{rate:g}', _cell(of_seeds)])
   return page.rows(['pairs', 'dims', 'heads', 'learning rate', 'solved, median steps'], body)
 
 
+def best_rate(lines: list[dict]) -> float:
+  """Returns standard attention's best learning rate: most seeds solve, then fewest steps."""
+  steps = summary(line for line in lines if line['variant'] == STANDARD)
+  rank = lambda by: (-np.mean(np.isfinite(steps[by])), statistics.median(steps[by]))  # noqa: E731
+  return min(steps, key=rank)[1]
+
+
+def explanation(lines: list[dict]) -> str:
+  """Returns a table of small probabilities and logit gradients, at standard's best rate.
+
+  Each figure is a mean over seeds, at the first, the middle and the last kept evaluation of a run.
+  Ratios are LASER's norm over standard attention's, on the same weights; their mean is geometric.
+  """
+  body = []
+  for variant, layer in itertools.product(BETAS, range(lines[0]['setting']['layers'])):
+    curves = _curves(lines, variant)
+    cells = []
+    for place in ('first', 'middle', 'last') if curves else ():
+      chosen = [curve[_PLACES[place](len(curve))] for curve in curves]
+      small = np.mean([x['small'][layer] for x in chosen])
+      gradients = np.array([[x[f'gradient of {twin}'][layer] for twin in TWINS] for x in chosen])
+      ratio = np.exp(np.mean(np.log(gradients[:, 1] / gradients[:, 0])))
+      cells += [f'{small:.0%}', f'{ratio:.2f}']
+    if cells:
+      body.append([variant, str(layer + 1), *cells])
+  header = [f'{what}, {place}' for place in _PLACES for what in ('below 1e-3', 'gradient')]
+  return page.rows(['attention', 'layer', *header], body)
+
+
+_PLACES = {'first': lambda n: 0, 'middle': lambda n: n // 2, 'last': lambda n: n - 1}
+
+
+def _curves(lines: list[dict], variant: str) -> list[list[dict]]:
+  rate = best_rate(lines)
+  by = ('variant', variant), ('learning_rate', rate)
+  return [x['curve'] for x in lines if all(x[name] == value for name, value in by)]
+
+
 def plot(lines: list[dict], out: pathlib.Path) -> None:
-  """Draws the share of seeds that solve the task, steps until then, and what explains them."""
+  """Draws seeds that solve the task and their steps by learning rate, and losses by step."""
   import matplotlib
 
   matplotlib.use('agg')
   from matplotlib import pyplot as plt
 
-  figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
+  figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
+  _draw_rates(axes[:2], lines)
+  variants = [name for name in BETAS if _curves(lines, name)]
+  for variant in variants:
+    for i, curve in enumerate(_curves(lines, variant)):
+      losses = [x['loss'] for x in curve]
+      label = variant if i == 0 else None
+      style = {'color': COLORS[variant], 'lw': 1, 'alpha': 0.6, 'label': label}
+      axes[2].plot([x['step'] for x in curve], losses, **style)
+  axes[2].set(xlabel='step', ylabel='loss', yscale='log')
+  axes[2].set_title(f'each seed at learning rate {best_rate(lines):g}', fontsize=10)
+  axes[2].legend(frameon=False)
+  for panel in axes:
+    panel.spines[['top', 'right']].set_visible(False)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(out, dpi=110)
+  plt.close(figure)
+
+
+def _draw_rates(axes: Sequence, lines: list[dict]) -> None:
+  """Draws the share of seeds on one panel; the steps of each seed and their median on another."""
   steps, limit = summary(lines), lines[0]['setting']['steps']
   variants = [name for name in BETAS if any(name == variant for variant, _ in steps)]
   for i, variant in enumerate(variants):
     of_rates = {rate: x for (name, rate), x in steps.items() if name == variant}
-    shift = 1.04 ** (i - (len(variants) - 1) / 2)
+    shift = 1.05 ** (i - (len(variants) - 1) / 2)  # Side by side rather than one on the other.
     rates = [rate * shift for rate in of_rates]
-    style = {'color': COLORS[variant], 'marker': 'o', 'markersize': 4}
+    color = COLORS[variant]
     shares = [np.mean(np.isfinite(x)) for x in of_rates.values()]
-    axes[0].plot(rates, shares, label=variant, **style)
+    axes[0].plot(rates, shares, 'o-', color=color, markersize=4, label=variant)
     medians = [statistics.median(x) for x in of_rates.values()]
-    axes[1].plot(rates, medians, **style | {'marker': '_', 'markersize': 9})
+    axes[1].plot(rates, medians, '_-', color=color, markersize=9)
     for rate, of_seeds in zip(rates, of_rates.values(), strict=True):
-      shown = np.minimum(of_seeds, 1.1 * limit)
-      axes[1].plot([rate] * len(shown), shown, '.', color=COLORS[variant], alpha=0.4)
-  axes[0].set(ylabel='share of seeds that solve it', ylim=(-0.03, 1.03))
-  axes[1].set(ylabel='steps until solved: each seed, and median', yscale='log')
+      shown = np.minimum(of_seeds, 1.15 * limit)
+      axes[1].plot([rate] * len(shown), shown, '.', color=color, alpha=0.4)
+  axes[0].set(ylabel='share of seeds that solve the task', ylim=(-0.03, 1.03))
+  axes[1].set(ylabel='steps until solved: seeds, median', yscale='log')
   axes[1].axhline(limit, color='grey', lw=0.8)
-  axes[1].annotate('not solved', (axes[1].get_xlim()[0], 1.02 * limit), fontsize=8)
+  place = {'xy': (0.01, 1.15 * limit), 'xycoords': ('axes fraction', 'data'), 'va': 'center'}
+  axes[1].annotate('not solved', fontsize=8, **place)
   for panel in axes:
     panel.set(xscale='log', xlabel='learning rate')
-    panel.spines[['top', 'right']].set_visible(False)
-  axes[0].legend(frameon=False)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(out, dpi=110)
-  plt.close(figure)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -273,12 +327,18 @@ def main(argv: list[str] | None = None) -> None:
   points = [Point(variant, rate, seed, setting) for seed, rate, variant in grid]
   finish(points, options.out, options.jobs)
   known = read(options.out)
-  lines = [line for point, line in known.items() if point.setting == setting]
-  print(table(lines))
+  print(table([line for point, line in known.items() if point.setting == setting]))
   if setting == Setting():
-    page.replace('recall', table(lines), options.page)
-    page.replace('settings', settings_table(known), options.page)
-    plot(lines, options.picture)
+    publish(known, options.page, options.picture)
+
+
+def publish(known: dict[Point, dict], file: pathlib.Path, picture: pathlib.Path) -> None:
+  """Writes the tables of a page, and the picture."""
+  lines = [line for point, line in known.items() if point.setting == Setting()]
+  page.replace('recall', table(lines), file)
+  page.replace('explanation', explanation(lines), file)
+  page.replace('settings', settings_table(known), file)
+  plot(lines, picture)
 
 
 if __name__ == '__main__':
