@@ -254,9 +254,12 @@ def explain(setting: Setting, variant: str, params: Params, rows: Rows) -> dict[
   the logits twice: through standard attention and through LASER, with probabilities and values
   unchanged. The last layer has the queries alone, the others have all positions.
 
-  Returns:
-    small: [L], the share of probabilities below SMALL among the keys that a query may see.
-    gradient of standard, gradient of LASER: [L], norms over all logits of the layer.
+  Returns, each [L]:
+    small: The share of probabilities below SMALL among the keys that a query may see.
+    spread: The standard deviation of values within a channel, by root mean square.
+    gradient of standard, gradient of LASER: Norms over all logits of the layer.
+    small gradient of standard, small gradient of LASER: Those over logits whose probability is
+      below SMALL.
   """
 
   def of_nudges(nudges: list[Array]) -> tuple[Array, list[Attended]]:
@@ -266,14 +269,8 @@ def explain(setting: Setting, variant: str, params: Params, rows: Rows) -> dict[
   shapes = jax.eval_shape(lambda: forward(setting, variant, params, rows.ids)[1])
   nudges = [jnp.zeros(mixed_shape(x)) for x in shapes]
   cotangents, attended = jax.grad(of_nudges, has_aux=True)(nudges)
-  small = [jnp.mean(_probabilities(x) < SMALL, where=x.logits > -1e29) for x in attended]
-  norms = {
-    f'gradient of {twin}': jnp.stack(
-      [_logit_gradient(twin, x, g) for x, g in zip(attended, cotangents, strict=True)]
-    )
-    for twin in TWINS
-  }
-  return {'small': jnp.stack(small), **norms}
+  layers = [_explain_layer(x, g) for x, g in zip(attended, cotangents, strict=True)]
+  return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
 
 
 def mixed_shape(attended: Attended) -> tuple[int, ...]:
@@ -282,14 +279,18 @@ def mixed_shape(attended: Attended) -> tuple[int, ...]:
   return batch, length, heads, attended.values.shape[-1]
 
 
-def _probabilities(attended: Attended) -> Array:
-  return jax.nn.softmax(attended.logits)
-
-
-def _logit_gradient(twin: str, attended: Attended, cotangent: Array) -> Array:
-  """Returns the norm of the logits' gradient."""
-  _, pull = jax.vjp(lambda logits: mix(twin, attended._replace(logits=logits)), attended.logits)
-  return jnp.linalg.norm(pull(cotangent)[0].ravel())
+def _explain_layer(attended: Attended, cotangent: Array) -> dict[str, Array]:
+  is_small = jax.nn.softmax(attended.logits) < SMALL
+  found = {
+    'small': jnp.mean(is_small, where=attended.logits > -1e29),
+    'spread': jnp.sqrt(jnp.var(attended.values, axis=1).mean()),
+  }
+  for twin in TWINS:
+    _, pull = jax.vjp(functools.partial(mix, twin), attended)
+    gradient = pull(cotangent)[0].logits
+    found[f'gradient of {twin}'] = jnp.linalg.norm(gradient.ravel())
+    found[f'small gradient of {twin}'] = jnp.linalg.norm(jnp.where(is_small, gradient, 0).ravel())
+  return found
 
 
 def run(setting: Setting, variant: str, rate: float, seed: int) -> Iterator[dict]:

@@ -76,6 +76,7 @@ def test_attention_is_causal_and_sees_all_pairs(layers):
 @pytest.mark.parametrize('variant', recall_model.TWINS)
 def test_gradients_of_the_logits_are_those_of_the_loss(monkeypatch, variant):
   params = recall_model.start(TINY, 0).params
+  params['query'] = 20 * params['query']  # So that some probabilities are small.
   rows = compiled(lambda key: recall_model.draw(TINY, key, TINY.batch))(jax.random.key(0))
   found = compiled(lambda: recall_model.explain(TINY, variant, params, rows))()
   mix = recall_model.mix
@@ -84,19 +85,26 @@ def test_gradients_of_the_logits_are_those_of_the_loss(monkeypatch, variant):
     moved = lambda name, x: mix(name, x._replace(logits=x.logits + added))  # noqa: E731
     monkeypatch.setattr(recall_model, 'mix', moved)
     logits, attended = recall_model.forward(TINY, variant, params, rows.ids)
-    return recall_model.loss(logits, rows.answers), attended[0].logits
+    return recall_model.loss(logits, rows.answers), attended[0]
 
   nothing = jnp.zeros((TINY.batch, TINY.heads, TINY.pairs, TINY.length))
-  gradient, logits = compiled(jax.grad(loss, has_aux=True))(nothing)
-  np.testing.assert_allclose(
-    found[f'gradient of {variant}'], [np.linalg.norm(gradient.ravel())], rtol=1e-4
-  )
-  assert found['gradient of LASER'] != found['gradient of standard']
+  gradient, attended = compiled(jax.grad(loss, has_aux=True))(nothing)
+  gradient, logits, values = (np.asarray(x) for x in (gradient, *attended[:2]))
   weights = np.exp(logits - logits.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
   is_visible = np.tri(TINY.length)[-TINY.pairs :] > 0
-  expected = np.mean((weights < recall_model.SMALL)[..., is_visible])
-  np.testing.assert_allclose(found['small'], [expected], atol=1e-6)
+  is_small = weights < recall_model.SMALL
+  assert 0.05 < is_small[..., is_visible].mean() < 0.95
+  expected = {
+    'small': is_small[..., is_visible].mean(),
+    f'gradient of {variant}': np.linalg.norm(gradient),
+    f'small gradient of {variant}': np.linalg.norm(gradient[is_small]),
+    'spread': np.sqrt(np.var(values, axis=1).mean()),
+  }
+  for name, wanted in expected.items():
+    np.testing.assert_allclose(found[name], [wanted], rtol=1e-4, atol=1e-6, err_msg=name)
+  for what in ('gradient', 'small gradient'):
+    assert found[f'{what} of LASER'] != found[f'{what} of standard']
 
 
 @pytest.fixture(scope='module')
