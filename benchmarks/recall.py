@@ -296,6 +296,9 @@ def _draw_rates(axes: Sequence, lines: list[dict]) -> None:
   axes[1].annotate('not solved', fontsize=8, **place)
   for panel in axes:
     panel.set(xscale='log', xlabel='learning rate')
+    ticks = sorted({rate for _, rate in steps})
+    panel.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    panel.minorticks_off()
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
