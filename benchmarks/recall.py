@@ -298,7 +298,7 @@ def _draw_rates(axes: Sequence, lines: list[dict]) -> None:
     panel.set(xscale='log', xlabel='learning rate')
     ticks = sorted({rate for _, rate in steps})
     panel.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-    panel.minorticks_off()
+    panel.xaxis.minorticks_off()
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
