@@ -5,7 +5,7 @@ Where jax has them all, as 0.5.3 has, it changes nothing.
 
 The names must be there before praxis is imported, in every process. So `scripts/setup.sh current`
 writes a .pth file into the environment (`python -m laser_pax.pax_names`), and Python calls
-`restore_before_pax` when it starts. That imports nothing heavy: jax is imported with praxis.
+`wait_from_the_start` when it starts. That imports nothing heavy: jax is imported with praxis.
 
 Each function states its reason, and the first line of paxml or praxis that fails without it. If jax
 has a name again, a test in tests/test_pax_names.py fails and says what to remove.
@@ -25,7 +25,7 @@ _PAX = 'praxis'  # paxml is a folder without a module of its own, whose modules 
 # What Python runs when it starts. It passes where laser_pax is not there any more.
 _START = (
   'import contextlib; exec("with contextlib.suppress(ImportError): '
-  'from laser_pax import pax_names; pax_names.restore_before_pax()")\n'
+  'from laser_pax import pax_names; pax_names.wait_from_the_start()")\n'
 )
 
 
@@ -124,7 +124,19 @@ def restore_before_pax() -> None:
 
 def is_waiting() -> bool:
   """Returns whether an import of praxis in this process would restore the names."""
-  return any(isinstance(finder, _BeforePax) for finder in sys.meta_path)
+  # By name, for Python's start may have made it from another checkout.
+  return any(type(finder).__name__ == _BeforePax.__name__ for finder in sys.meta_path)
+
+
+def wait_from_the_start() -> None:
+  """Calls `restore_before_pax`, and forgets that laser_pax was imported.
+
+  At its start Python does not yet know the folder that it works in. So this laser_pax is the
+  installed one, and `python -m laser_pax` in another checkout must find its own.
+  """
+  restore_before_pax()
+  for name in [name for name in sys.modules if name.partition('.')[0] == 'laser_pax']:
+    del sys.modules[name]
 
 
 def start_file() -> str:
@@ -135,7 +147,7 @@ def start_file() -> str:
 
 
 def write_start_file() -> None:
-  """Has this environment's Python call `restore_before_pax` whenever it starts."""
+  """Has this environment's Python call `wait_from_the_start` whenever it starts."""
   with open(start_file(), 'w') as file:
     file.write(_START)
 

@@ -92,14 +92,24 @@ def test_the_names_are_there_before_praxis_and_after_nothing_heavy():
 
 
 def test_python_restores_them_when_it_starts(tmp_path, monkeypatch):
-  """The .pth file is read as Python reads it, and does no harm where laser_pax is not there."""
+  """The .pth file is read as Python reads it, and does no harm where laser_pax is not there.
+
+  It keeps no module: in a checkout's folder, `python -m laser_pax` must find that checkout.
+  """
   monkeypatch.setattr(pax_names, 'start_file', lambda: str(tmp_path / 'laser_pax_names.pth'))
   pax_names.write_start_file()
   program = """
     import site, sys
     site.addsitedir(sys.argv[1])
-    from_laser_pax = sys.modules.get('laser_pax.pax_names')
-    print(bool(from_laser_pax and from_laser_pax.is_waiting()))
+    assert not [name for name in sys.modules if name.startswith('laser_pax')]
+    print('_BeforePax' in repr(sys.meta_path))
+    if '_BeforePax' in repr(sys.meta_path):
+      from laser_pax import pax_names
+      assert pax_names.is_waiting()
+      pax_names.restore_before_pax()
+      assert repr(sys.meta_path).count('_BeforePax') == 1
+      import jax.experimental.pjit, praxis
+      assert hasattr(jax, 'tree_map') and not pax_names.is_waiting()
   """
   process = _python(program, str(tmp_path))
   assert process.stdout == 'True\n' and not process.stderr, process.stderr
