@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from praxis import base_layer, optimizers, pax_fiddle, py_utils, schedules
 
 from laser_pax.experiment import checks
+from laser_pax.layers.beta import UNDECAYED
 
 
 def set_adamw(
@@ -74,7 +76,8 @@ def set_nadamw(
   Args:
     task_p: The task to change.
     learning_rate: Peak of the learning rate.
-    weight_decay: Decay of all weights, biases and scales too; it is multiplied by lr(t).
+    weight_decay: Decay of all weights, biases and scales too; it is multiplied by lr(t). A learned
+      beta of LASER does not decay.
     beta1: Decay of the first moment.
     beta2: Decay of the second moment.
     epsilon: Added to the root of the second moment.
@@ -130,13 +133,22 @@ class NAdamW(optimizers.BaseOptimizer):
     beta2: b2, decay of the second moment.
     epsilon: Added to the root of the second moment.
     decay_of_all_weights: Weight decay. PAX's `decoupled_weight_decay` spares layer norms; this one
-      spares nothing.
+      spares only what AlgoPerf's models lack, a learned beta of LASER.
   """
 
   beta1: float = 0.9
   beta2: float = 0.999
   epsilon: float = 1e-8
   decay_of_all_weights: float = 0.0
+
+  def get_grad_transformation(
+    self, var_weight_hparams: Any = None, include_ema: bool = True
+  ) -> optimizers.ShardedGradientTransformation:
+    """Returns the base's transformation; notes which of the weights decay."""
+    self._decays = jax.tree.map(
+      lambda w: UNDECAYED not in (w.collections or []), var_weight_hparams
+    )
+    return super().get_grad_transformation(var_weight_hparams, include_ema)
 
   def _get_raw_grad_transformation(self, lr) -> optimizers.ShardedGradientTransformation:
     """Returns the transformation of gradients to the changes of the weights."""
@@ -162,10 +174,20 @@ class NAdamW(optimizers.BaseOptimizer):
         step = nesterov / (jnp.sqrt(v / second) + self.epsilon)
         return -lr(state.count) * (step + self.decay_of_all_weights * w)
 
-      changes = jax.tree.map(change, gradients, m, v, weights)
+      changes = jax.tree.map(change, gradients, m, v, self._decaying(weights))
       return changes, py_utils.NestedMap(count=steps, m=m, v=v)
 
     return optimizers.ShardedGradientTransformation(init, update, init_partition_spec)
+
+  def _decaying(self, weights: Any) -> Any:
+    """Returns the weights, with zeros in place of those that do not decay."""
+    if self._decays is None:
+      return weights
+
+    def decaying(w, decays):  # PAX leaves out the weights of another repeat prefix.
+      return w if decays or py_utils.is_optax_masked_node(w) else jnp.zeros_like(w)
+
+    return jax.tree.map(decaying, weights, self._decays, is_leaf=py_utils.is_optax_masked_node)
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:

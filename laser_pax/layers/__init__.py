@@ -16,6 +16,7 @@ from laser_pax.layers.attentions import (  # noqa: E402
   LaserLocalSelfAttentionXL,
   LaserMultiQueryDotProductAttention,
 )
+from laser_pax.layers.beta import FixedBeta, LearnedBeta  # noqa: E402
 from laser_pax.layers.fused_attention import (  # noqa: E402
   FusedDotProductAttention,
   FusedMixin,
@@ -29,6 +30,7 @@ from laser_pax.layers.swap import Change, use_laser  # noqa: E402
 
 __all__ = [
   'Change',
+  'FixedBeta',
   'FusedDotProductAttention',
   'FusedMixin',
   'LaserDotProductAttention',
@@ -42,6 +44,7 @@ __all__ = [
   'LaserLocalSelfAttentionRelativeBias',
   'LaserLocalSelfAttentionXL',
   'LaserMultiQueryDotProductAttention',
+  'LearnedBeta',
   'LeanSharedEmbeddingSoftmax',
   'RowsEinsum',
   'SegmentedTransformerLm',

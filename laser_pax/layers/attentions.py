@@ -1,6 +1,7 @@
 r"""LASER in every attention of Praxis: the probabilities are Praxis's own, the context is LASER's.
 
     O_th = log( sum_s p_ts exp(V_sh) )        p: whatever the standard layer attends with
+    O_th = log( sum_s p_ts exp(beta_h V_sh) ) / beta_h                   where beta_tpl is set
 
 Each class here derives from the standard class and overrides the few methods in which probabilities
 meet values. An override lets the standard method run, keeps the probabilities that it returns, and
@@ -15,12 +16,12 @@ Shapes: B batch, T query length, S key length, N heads, K key/value heads, G que
 key/value head, H head size. Blocked local attention has U blocks of W queries and C keys.
 """
 
-import dataclasses
-
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from fiddle import get_callable
 from jax.ad_checkpoint import checkpoint_name
-from praxis import py_utils, pytypes
+from praxis import base_layer, pax_fiddle, py_utils, pytypes
 from praxis.layers import (
   attentions,
   base_ops,
@@ -32,6 +33,7 @@ from praxis.layers import (
 
 from laser_pax import ops
 from laser_pax.errors import UserError
+from laser_pax.layers import beta
 
 JTensor = pytypes.JTensor
 
@@ -55,21 +57,42 @@ def changed_template(attention) -> str | None:
   return None
 
 
-@dataclasses.dataclass(kw_only=True)  # Makes its field a field of the layers.
-class _LaserMixin:
+class _LaserMixin(nn.Module):  # Flax lets the setup of its own modules alone make children.
   """All LASER layers have it as a base, before a standard class.
 
   Attributes:
     numerics: How LASER is computed: 'exact', or 'paper' for the paper's Algorithm 1 to the letter.
+    beta_tpl: Where beta comes from: a `FixedBeta` or a `LearnedBeta`. None: it is 1, the paper's
+      LASER.
   """
 
   numerics: str = 'exact'
+  beta_tpl: pax_fiddle.Config | None = base_layer.template_field(None)
 
   def setup(self) -> None:
     reason = changed_template(self)
+    if self.beta_tpl is not None and self.numerics == 'paper':
+      reason = beta.PAPERS_HAS_NONE
     if reason is not None:
       raise UserError(f'{type(self).__qualname__} {self.name!r}: {reason}')
     super().setup()
+    if self.beta_tpl is not None:
+      template = self.beta_tpl.clone()
+      if issubclass(get_callable(template), beta.LearnedBeta):
+        template.num_heads, sharding = self._value_heads()
+        template.dim_per_head = self.dim_per_head or self.hidden_dim // self.num_heads
+        template.weight_split_dims_mapping.wt = sharding and list(sharding)
+      self.create_child('beta', template)
+
+  def _value_heads(self) -> tuple[int, base_layer.SplitDimsMapping]:
+    """Returns how many heads values have, and how the mesh divides their heads and their size."""
+    proj = self.weight_split_dims_mapping.proj
+    return self.num_heads, proj and proj[1:]
+
+  def _beta(self, value: JTensor) -> float | JTensor | None:
+    """Returns beta of values, a number or [N, H]; None for the paper's LASER."""
+    del value
+    return None if self.beta_tpl is None else self.beta()
 
   def _keep_prob(self) -> float:
     """Returns the probability that dropout keeps a weight in this pass; 1 if dropout is off."""
@@ -85,7 +108,8 @@ class _LaserMixin:
 
     Dropout, or the sink of `attention_extra_logit`, takes some of the mass. It goes to a key of
     value zero, as in standard attention: docs/laser.md, "Probabilities that do not sum to 1".
-    Without either this is the paper's LASER.
+    Without either this is the paper's LASER. With beta, exp(V) is exp(beta V), and the logarithm is
+    divided by beta.
 
     Args:
       equation: An einsum of probs and value. The last axis of probs is the keys.
@@ -98,11 +122,15 @@ class _LaserMixin:
       The context, in the layout that the equation names, in value's dtype.
     """
     if keep_prob == 1.0 and getattr(self, 'attention_extra_logit', None) is None:
-      return ops.log_weighted_sum_exp(equation, probs, value, numerics=self.numerics)
+      return ops.log_weighted_sum_exp(
+        equation, probs, value, numerics=self.numerics, beta=self._beta(value)
+      )
     weights = probs * keep_prob
     # The missing mass is that of the rounded weights, so that the total is 1.
     missing = jnp.maximum(1.0 - weights.sum(-1, dtype=jnp.float32), 0.0)
-    mixed = ops.log_weighted_sum_exp(equation, weights, value, missing, self.numerics)
+    mixed = ops.log_weighted_sum_exp(
+      equation, weights, value, missing, self.numerics, self._beta(value)
+    )
     return mixed / keep_prob
 
   def _zero_fully_masked(self, encoded: JTensor, atten_mask: JTensor) -> JTensor:
@@ -275,6 +303,18 @@ class LaserMultiQueryDotProductAttention(
   Praxis maps the methods below over several key/value heads: each call sees one, [B, S, H].
   """
 
+  def _value_heads(self) -> tuple[int, base_layer.SplitDimsMapping]:
+    weights = self.weight_split_dims_mapping
+    if self.num_kv_heads > 1:
+      return self.num_kv_heads, weights.proj and weights.proj[1:]
+    return 1, weights.proj_headless and (None, weights.proj_headless[1])
+
+  def _beta(self, value: JTensor) -> float | JTensor | None:
+    all_heads = super()._beta(value)
+    if not isinstance(all_heads, JTensor):
+      return all_heads
+    return all_heads[beta.place_in_vmap(jax.lax.stop_gradient(value))]
+
   def _atten_context(
     self,
     query: JTensor,
@@ -334,6 +374,11 @@ class LaserMultiQueryDotProductAttention(
 
 class LaserGroupedQueryAttention(_LaserMixin, grouped_query_attention.GroupedQueryAttention):
   """GroupedQueryAttention with LASER's context; one method serves training and decoding."""
+
+  def _value_heads(self) -> tuple[int, base_layer.SplitDimsMapping]:
+    weights = self.weight_split_dims_mapping
+    dkh = weights.dkh or weights.dnh
+    return self.num_kv_heads, dkh and (None if self.num_kv_heads == 1 else dkh[1], dkh[2])
 
   def _keep_prob(self) -> float:
     return 1.0 if self.do_eval else 1.0 - self.atten_dropout_prob

@@ -98,7 +98,11 @@ class FusedMixin:
     attention = self._over_mesh(
       self._attention(isinstance(atten_mask, Segments) and atten_mask.is_causal)
     )
-    return self._shard_blnh(attention(query, key, value, *segments)), None
+    return self._shard_blnh(self._attend(attention, query, key, value, *segments)), None
+
+  def _attend(self, attention: Callable[..., JTensor], *arguments: JTensor | None) -> JTensor:
+    """Calls the attention function over the mesh."""
+    return attention(*arguments)
 
   def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
     """Returns the attention function of (query, key, value, segment ids, key segment ids)."""
@@ -207,3 +211,9 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
       ops.fused_attention_by_heads, is_causal=is_causal, logit_cap=self._cap(), kernel=self.kernel
     )
     return by_heads.heads_swapped(fused.padded_to_lanes(ops.laser_by_heads(attention)))
+
+  def _attend(self, attention: Callable[..., JTensor], *arguments: JTensor | None) -> JTensor:
+    beta = self._beta(arguments[2])
+    if beta is None:
+      return attention(*arguments)
+    return attention(*arguments, beta=beta[:, None] if isinstance(beta, JTensor) else beta)

@@ -24,6 +24,7 @@ from laser_pax.layers.attentions import (
   LaserMultiQueryDotProductAttention,
   changed_template,
 )
+from laser_pax.layers.beta import PAPERS_HAS_NONE, template
 from laser_pax.layers.fused_attention import (
   FusedDotProductAttention,
   LaserFusedDotProductAttention,
@@ -96,8 +97,13 @@ class Change:
     return not issubclass(self.after, BiasByBlocks)
 
 
-def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]:
-  """Turns every attention in a config into LASER, in place; fields and variables stay.
+def use_laser(
+  config: fiddle.Buildable, numerics: str = 'exact', beta: float | str | None = None
+) -> list[Change]:
+  r"""Turns every attention in a config into LASER, in place; fields and variables stay.
+
+      O_th = log( sum_s p_ts exp(V_sh) )
+      O_th = log( sum_s p_ts exp(beta_h V_sh) ) / beta_h      where beta is given
 
   The config may hold anything: a task, a model, a stacked, repeated or pipelined transformer, or an
   attention itself. All attentions are checked first: if one is refused, none is changed. A LASER
@@ -106,6 +112,8 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
   Args:
     config: A Fiddle config, from Praxis's `pax_fiddle.Config(...)` or an experiment's `task()`.
     numerics: The form that the changed layers take: 'exact', or 'paper' for Algorithm 1.
+    beta: The beta of the changed layers: None for LASER; a finite number (0 is standard attention);
+      or 'learned', which adds a variable [N, H] to each layer, at 1 to begin with.
 
   Returns:
     One `Change` for each attention changed, in the order of the config. Its `str` is a line for a
@@ -113,7 +121,7 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
 
   Raises:
     UserError: an attention cannot be LASER, with the reason; or the config has no attention; or
-      numerics is not known.
+      numerics is not known; or beta is no such number, or comes with the paper's numerics.
 
   Example:
     task = super().task()
@@ -121,6 +129,9 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
   """
   if numerics not in (known := get_args(ops.Numerics)):
     raise UserError(f'numerics must be {" or ".join(known)}; got {numerics!r}')
+  beta_tpl = template(beta)
+  if beta_tpl is not None and numerics == 'paper':
+    raise UserError(f'{PAPERS_HAS_NONE}; got numerics={numerics!r} with beta={beta!r}')
   swaps, refusals = [], []
   for node, path, attention in _attentions(config):
     if issubclass(attention, _LASERS):
@@ -137,6 +148,8 @@ def use_laser(config: fiddle.Buildable, numerics: str = 'exact') -> list[Change]
     pax_fiddle.update_callable(node, change.after)
     if numerics != 'exact':
       node.numerics = numerics
+    if beta_tpl is not None:
+      node.beta_tpl = beta_tpl.clone()
   return [change for _, change in swaps]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from laser_pax.ops import devices, exact
+from laser_pax.ops.beta import Beta
 from laser_pax.ops.mixtures import FunctionMixture, Layout
 
 Array = jax.Array
@@ -22,7 +23,8 @@ def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
       are [B, ...], or None.
 
   Returns:
-    A function of the same arguments. Its output has value's dtype.
+    A function of the same arguments, and of the keyword beta: as `laser` takes it, an array
+    [N, 1, H] say. Its output has value's dtype.
 
   Source: [ours].
   """
@@ -30,10 +32,7 @@ def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
   def mix(float_arrays, integer_arrays, value):
     return attention_fn(*float_arrays, value, *integer_arrays)
 
-  @functools.wraps(attention_fn)
-  def laser_attention(
-    query: Array, key: Array, value: Array, *integer_arrays: Array | None
-  ) -> Array:
+  def attend(beta, query: Array, key: Array, value: Array, *integer_arrays: Array | None) -> Array:
     mixture = FunctionMixture(
       float_arrays=(query, key),
       integer_arrays=integer_arrays,
@@ -41,17 +40,29 @@ def laser_by_heads(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
       layout=Layout('BNSH', 'BNTH'),
       batch_axes=2,
     )
-    return exact.log_mixture_exp(mixture, value)
+    return exact.log_mixture_exp(mixture, value, beta)
 
-  return devices.with_auto_axes(laser_attention, attention_fn)
+  attend = devices.with_auto_axes(attend, lambda beta, *args: attention_fn(*args))
+
+  @functools.wraps(attention_fn)
+  def laser_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *integer_arrays: Array | None,
+    beta: Beta = None,
+  ) -> Array:
+    return attend(beta, query, key, value, *integer_arrays)
+
+  return laser_attention
 
 
 def heads_swapped(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
   """Makes attention over [B, N, T, H] of one over [B, T, N, H], or the other way round."""
 
   @functools.wraps(attention_fn)
-  def attention(query: Array, key: Array, value: Array, *integer_arrays) -> Array:
+  def attention(query: Array, key: Array, value: Array, *integer_arrays, **kwargs) -> Array:
     swapped = (x.swapaxes(1, 2) for x in (query, key, value))
-    return attention_fn(*swapped, *integer_arrays).swapaxes(1, 2)
+    return attention_fn(*swapped, *integer_arrays, **kwargs).swapaxes(1, 2)
 
   return attention

@@ -12,6 +12,9 @@ Then k E is rounded up as often as down, and the square is kept in the mean.
 import jax
 import jax.numpy as jnp
 
+from laser_pax.ops.beta import over, times
+
+# All these limits are of beta V: of V they are 1 / beta times as much.
 # exp(WIDTH)^2 is just below float32's and bfloat16's greatest number: half of the range for E, half
 # for what the gradient is divided by.
 WIDTH = 44.0
@@ -24,16 +27,19 @@ SCALE = 1.05796
 UNSCALED_BELOW = 2.0**-14
 
 
-def center(low: jax.Array, high: jax.Array) -> jax.Array:
+def center(low: jax.Array, high: jax.Array, beta: jax.Array | None = None) -> jax.Array:
   """Returns c: the point nearest zero of [low, high] that is at most log(2 (R + 1)) above low.
 
   R is the distance high - low, or `FAR` if that is less. So 1 + M is at least 1 / (2 (R + 1)). M
   is rounded by half a unit u, which moves O by u/2 |M| / (1 + M): by u (R + 1/2) at most.
   """
-  distance = jnp.minimum(high - low, FAR)
-  return jnp.minimum(jnp.clip(0.0, low, high), low + jnp.log(2 * (distance + 1)))
+  distance = jnp.minimum(times(high - low, beta), FAR)
+  return jnp.minimum(jnp.clip(0.0, low, high), low + over(jnp.log(2 * (distance + 1)), beta))
 
 
-def scale(low: jax.Array, high: jax.Array, c: jax.Array) -> jax.Array:
+def scale(
+  low: jax.Array, high: jax.Array, c: jax.Array, beta: jax.Array | None = None
+) -> jax.Array:
   """Returns k: SCALE, or 1 where all of [low, high] lies within UNSCALED_BELOW of c."""
-  return jnp.where(jnp.maximum(high - c, c - low) < UNSCALED_BELOW, 1.0, SCALE)
+  is_small = jnp.maximum(high - c, c - low) < over(UNSCALED_BELOW, beta)
+  return jnp.where(is_small, 1.0, SCALE)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from laser_pax.ops import devices
+from laser_pax.ops.beta import Beta
 from laser_pax.ops.blocks import CHECKPOINT_NAME, AttentionSpec, attention_by_blocks
 from laser_pax.ops.by_heads import heads_swapped
 from laser_pax.ops.choice import Case, Kernel, choose
@@ -166,17 +167,32 @@ def over_mesh(
     head_axes: The axes of the mesh that divide the heads.
 
   Returns:
-    A function of the same arguments.
+    A function of the same arguments; and of LASER's beta, a number or [N, 1, H], if attention_fn
+    takes it.
   """
   heads = PartitionSpec(batch_axes, None, head_axes, None)
   rows = PartitionSpec(batch_axes, None)
 
   @functools.wraps(attention_fn)
-  def attention(query: Array, key: Array, value: Array, *segments: Array | None) -> Array:
-    specs = tuple(None if ids is None else rows for ids in segments)
+  def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *segments: Array | None,
+    beta: Beta = None,
+  ) -> Array:
+    arrays = (query, key, value, *segments)
+    specs = (heads, heads, heads, *(None if ids is None else rows for ids in segments))
     # The kernel has no rule by which jax could check that its result is divided as said.
-    local = devices.map_shards(attention_fn, mesh, (heads, heads, heads, *specs), heads)
-    return local(query, key, value, *segments)
+    if not isinstance(beta, Array):
+      return devices.map_shards(_given(beta, attention_fn), mesh, specs, heads)(*arrays)
+    local = devices.map_shards(
+      lambda beta, *args: attention_fn(*args, beta=beta),
+      mesh,
+      (PartitionSpec(head_axes), *specs),
+      heads,
+    )
+    return local(beta, *arrays)
 
   return attention
 
@@ -192,7 +208,8 @@ def padded_to_lanes(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
       causal, or causal with as many keys as queries; heads come before rows: [B, N, T, H].
 
   Returns:
-    A function of the same arguments. On other platforms it is `attention_fn`.
+    A function of the same arguments; and of LASER's beta, a number or [N, 1, H], if attention_fn
+    takes it. On other platforms it is `attention_fn`.
   """
 
   @functools.wraps(attention_fn)
@@ -202,11 +219,12 @@ def padded_to_lanes(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
     value: Array,
     segment_ids: Array | None = None,
     key_segment_ids: Array | None = None,
+    beta: Beta = None,
   ) -> Array:
     t, (s, h) = query.shape[2], value.shape[2:]
     sizes = (t, s, h, query.shape[3])
     if devices.platform() != 'tpu' or all(_padded(size) == size for size in sizes):
-      return attention_fn(query, key, value, segment_ids, key_segment_ids)
+      return _given(beta, attention_fn)(query, key, value, segment_ids, key_segment_ids)
     if segment_ids is None:
       segment_ids, key_segment_ids = (jnp.zeros((query.shape[0], x), jnp.int32) for x in (t, s))
     elif key_segment_ids is None:
@@ -216,10 +234,18 @@ def padded_to_lanes(attention_fn: Callable[..., Array]) -> Callable[..., Array]:
     key_segment_ids = jnp.pad(key_segment_ids, unseen, constant_values=-(2**31))
     repeated = ((0, 0), *unseen, (0, 0))
     key, value = (jnp.pad(x, repeated, mode='edge') for x in (key, value))
-    output = attention_fn(*map(_filled, (query, key, value)), segment_ids, key_segment_ids)
+    if isinstance(beta, Array) and beta.ndim:
+      beta = jnp.pad(beta, ((0, 0), (0, 0), (0, _padded(h) - h)))
+    filled = map(_filled, (query, key, value))
+    output = _given(beta, attention_fn)(*filled, segment_ids, key_segment_ids)
     return output[:, :, :t, :h]
 
   return attention
+
+
+def _given(beta: Beta, attention_fn: Callable[..., Array]) -> Callable[..., Array]:
+  """Returns attention_fn with its beta set; without one attention_fn need not know it."""
+  return attention_fn if beta is None else functools.partial(attention_fn, beta=beta)
 
 
 def block_size(length: int) -> int:

@@ -7,8 +7,8 @@ exp and log are elementwise; p_ts is the probability with which query t attends 
 gradient that reaches a logit is then no longer scaled down by a small probability.
 
 Two functions here compute it, and by_heads.py has a third for fused layers. `laser` wraps any
-attention function. `log_weighted_sum_exp` takes probabilities that are known already. Each of the
-two has two numerics:
+attention function. `log_weighted_sum_exp` takes probabilities that are known already. Both lead by
+beta from standard attention, 0, to LASER, 1, and beyond: beta.py. Each has two numerics:
 
 'exact'  accurate for any finite V, in bfloat16 too [ours]: exact.py. For any c_h and k_h
 
@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from laser_pax.ops import devices, exact, mixtures
+from laser_pax.ops.beta import Beta
 
 Array = jax.Array
 Numerics = Literal['exact', 'paper']
@@ -44,10 +45,11 @@ def log_weighted_sum_exp(
   values: Array,
   zero_weight: Array | None = None,
   numerics: Numerics = 'exact',
+  beta: Beta = None,
 ) -> Array:
   r"""LASER's replacement of the einsum that mixes values by attention probabilities.
 
-      O_th = log( sum_s w_ts exp(V_sh)  [+ w0_t exp(0)] )
+      O_th = log( sum_s w_ts exp(beta_h V_sh)  [+ w0_t exp(0)] ) / beta_h,   beta = 1 for LASER
 
   Args:
     equation: An einsum over named axes, weights first: 'BNTS,BSNH->BTNH', 'BKGTS,BSKH->BTKGH', or
@@ -57,24 +59,26 @@ def log_weighted_sum_exp(
     zero_weight: The weight w0 of one more key whose value is zero, for weights that sum to less
       than 1: shaped as weights without S. See docs/laser.md, "Probabilities that do not sum to 1".
     numerics: 'exact' or 'paper'; see this file's head.
+    beta: A finite number, or an array that broadcasts to values, of size 1 along S. None: 1.
 
   Returns:
     O in the output's layout, in values' dtype. exp, log and the sums of products are float32.
 
   Raises:
-    ValueError: the equation is no weighted sum over values, or numerics is not known.
+    ValueError: the equation is no weighted sum over values; or numerics is not known; or beta does
+      not fit, or comes with 'paper'.
 
-  Source: the paper's Algorithm 1 [paper]; 'exact' and zero_weight are ours.
+  Source: the paper's Algorithm 1 [paper]; 'exact' and zero_weight are ours; beta: beta.py.
   """
   axes = mixtures.parse(equation)
 
-  def mix(weights: Array, values: Array, zero_weight: Array | None) -> Array:
+  def mix(weights: Array, values: Array, zero_weight: Array | None, beta: Beta) -> Array:
     if zero_weight is not None:
       weights, values = mixtures.append_zero_key(axes, weights, values, zero_weight)
-    return _log_mixture_exp(mixtures.EinsumMixture(weights=weights, axes=axes), values, numerics)
+    return _log_mix_exp(mixtures.EinsumMixture(weights=weights, axes=axes), values, numerics, beta)
 
-  like_einsum = lambda weights, values, _: jnp.einsum(equation, weights, values)  # noqa: E731
-  return devices.with_auto_axes(mix, like_einsum)(weights, values, zero_weight)
+  like_einsum = lambda weights, values, *_: jnp.einsum(equation, weights, values)  # noqa: E731
+  return devices.with_auto_axes(mix, like_einsum)(weights, values, zero_weight, beta)
 
 
 def laser(
@@ -83,6 +87,7 @@ def laser(
   value_axes: str = 'BSNH',
   output_axes: str = 'BTNH',
   numerics: Numerics = 'exact',
+  beta: Beta = None,
 ) -> Callable[..., Array]:
   r"""Makes LASER attention of any attention function, which serves unchanged in the middle.
 
@@ -104,6 +109,7 @@ def laser(
     output_axes: The names of the output's axes. An axis of the output may be longer than value's:
       for grouped queries, each entry of value serves as many consecutive entries of the output.
     numerics: 'exact' or 'paper'; see this file's head.
+    beta: As `log_weighted_sum_exp` takes it.
 
   Returns:
     A function of the same arguments. Its output has value's dtype; exp and log are float32. It can
@@ -111,28 +117,29 @@ def laser(
 
   Raises:
     ValueError: the layouts do not name a sequence axis, or do not fit the arrays; or numerics is
-      not known; or dropout is asked for by the names that Flax gives it.
+      not known; or dropout is asked for by Flax's names; or beta does not fit.
 
   Example:
     attention = laser(functools.partial(jax.nn.dot_product_attention, is_causal=True))
   """
   layout = mixtures.attention_layout(value_axes, output_axes)
 
-  @functools.wraps(attention_fn)
-  def laser_attention(query: Array, key: Array, value: Array, *args, **kwargs) -> Array:
+  def attend(beta: Beta, query: Array, key: Array, value: Array, *args, **kwargs) -> Array:
     mixture = mixtures.mixture_of_call(attention_fn, layout, query, key, value, *args, **kwargs)
-    return _log_mixture_exp(mixture, value, numerics)
+    return _log_mix_exp(mixture, value, numerics, beta)
 
-  return devices.with_auto_axes(laser_attention, attention_fn)
+  attend = devices.with_auto_axes(attend, lambda _, *args, **kwargs: attention_fn(*args, **kwargs))
+  return functools.wraps(attention_fn)(functools.partial(attend, beta))
 
 
-def _log_mixture_exp(mixture: mixtures.Mixture, values: Array, numerics: Numerics) -> Array:
-  """Returns log(P exp(values)), P being the mixture, in the named numerics."""
+def _log_mix_exp(mixture: mixtures.Mixture, values: Array, numerics: Numerics, beta: Beta) -> Array:
+  """Returns log(P exp(beta values)) / beta, P being the mixture, in the named numerics."""
   if numerics == 'exact':
-    return exact.log_mixture_exp(mixture, values)
-  if numerics == 'paper':
+    return exact.log_mixture_exp(mixture, values, beta)
+  if numerics == 'paper' and beta is None:
     return _algorithm_1(mixture, values)
-  raise ValueError(f"numerics must be 'exact' or 'paper'; got {numerics!r}")
+  rest = '' if beta is None else " with a beta, which 'exact' alone has"
+  raise ValueError(f"numerics must be 'exact' or 'paper'; got {numerics!r}{rest}")
 
 
 def _algorithm_1(mixture: mixtures.Mixture, values: Array) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from laser_pax.ops.beta import over, times
 from laser_pax.ops.open_vjp import OpenVjp, vjp_without_output
 
 Array = jax.Array
@@ -42,7 +43,7 @@ class Mixture(Protocol):
     """Returns P V, and what `gradients` needs beside it."""
 
   def gradients(
-    self, residuals: Any, mixed: Array, d_mixed: Array, d_total: Array | None
+    self, residuals: Any, mixed: Array, d_mixed: Array, d_total: Array | None, unit: Array | None
   ) -> tuple['Mixture', Array]:
     """Differentiates P V.
 
@@ -52,6 +53,8 @@ class Mixture(Protocol):
       d_mixed: The cotangent of P V, float32, shaped as it.
       d_total: The cotangent of the total of the weights behind each element of P V, shaped as it.
         A function's weights are not known, so that it has no use for this. None: zero.
+      unit: A number: d_mixed is rounded as a multiple of 1 / unit. A function rounds its results
+        too, so that it has no use for this. None: 1.
 
     Returns:
       d_mixture: This mixture with gradients in place of float arrays, and None in place of others.
@@ -165,9 +168,10 @@ class EinsumMixture:
     return _einsum(self.axes, self.weights, values), values
 
   def gradients(
-    self, residuals: Array, mixed: Array, d_mixed: Array, d_total: Array | None
+    self, residuals: Array, mixed: Array, d_mixed: Array, d_total: Array | None, unit: Array | None
   ) -> tuple['EinsumMixture', Array]:
-    d_weights, d_values = _einsum_gradients(self.axes, self.weights, residuals, d_mixed)
+    gradients = _einsum_gradients(self.axes, self.weights, residuals, times(d_mixed, unit))
+    d_weights, d_values = (over(d, unit) for d in gradients)
     if d_total is not None:
       rows = ''.join(a for a in self.axes.output if a in self.axes.weights)
       columns = tuple(i for i, a in enumerate(self.axes.output) if a not in rows)
@@ -253,16 +257,21 @@ class FunctionMixture:
     return vjp_without_output(mix, self.float_arrays, values)
 
   def gradients(
-    self, residuals: OpenVjp, mixed: Array, d_mixed: Array, d_total: Array | None
+    self,
+    residuals: OpenVjp,
+    mixed: Array,
+    d_mixed: Array,
+    d_total: Array | None,
+    unit: Array | None,
   ) -> tuple['FunctionMixture', Array]:
-    del d_total
+    del d_total, unit
     d_float_arrays, d_values = residuals(mixed, d_mixed.astype(mixed.dtype))
     return dataclasses.replace(self, float_arrays=d_float_arrays, integer_arrays=None), d_values
 
   def align(self, columns: Array) -> Array:
     columns = self.layout.align(columns)
-    for axis, times in enumerate(self.repeats):
-      columns = columns if times == 1 else jnp.repeat(columns, times, axis)
+    for axis, count in enumerate(self.repeats):
+      columns = columns if count == 1 else jnp.repeat(columns, count, axis)
     return columns
 
   def entry(self, index: tuple[Array, ...]) -> 'FunctionMixture':
@@ -273,8 +282,10 @@ class FunctionMixture:
     )
 
 
-def take_entry(x: Array, index: tuple[Array, ...]) -> Array:
-  """Returns one entry of x; the leading axes, which the index is of, have size 1."""
+def take_entry(x: Array | None, index: tuple[Array, ...]) -> Array | None:
+  """Returns one entry of x; the leading axes, which the index is of, have size 1. None stays."""
+  if x is None:
+    return None
   start = (*index, *(0,) * (x.ndim - len(index)))
   return jax.lax.dynamic_slice(x, start, (1,) * len(index) + x.shape[len(index) :])
 

@@ -141,9 +141,10 @@ def test_a_pair_differs_in_its_attention_alone(standard, laser):
   differences = _differences(standard.task(), laser.task())
   assert differences, 'LASER must change the attention'
   for path in differences:
-    assert path.endswith(('_atten_tpl:class', '_atten_tpl.numerics')), path
+    own = ('_atten_tpl:class', '_atten_tpl.numerics', '_atten_tpl.beta_tpl')
+    assert path.endswith(own), path
   capitals = [n for n in dir(standard) if n.isupper()]
-  assert sorted([*capitals, 'NUMERICS']) == [n for n in dir(laser) if n.isupper()]
+  assert sorted([*capitals, 'BETA', 'NUMERICS']) == [n for n in dir(laser) if n.isupper()]
   for name in capitals:
     assert getattr(standard, name) == getattr(laser, name), name
 

@@ -10,6 +10,7 @@ from praxis import base_hyperparams, base_layer
 from laser_pax import configs
 from laser_pax.errors import UserError
 from laser_pax.experiment import optimizers
+from laser_pax.layers.beta import UNDECAYED
 
 STEPS, WARMUP = 60, 7
 # AlgoPerf's point for ViT.
@@ -72,8 +73,8 @@ def _expected(gradients, *, learning_rate, beta1, beta2, weight_decay, clip=None
     yield dict(weights)
 
 
-def _trajectory(learner, gradients):
-  hparams = _hparams()
+def _trajectory(learner, gradients, hparams=None):
+  hparams = hparams or _hparams()
   weights = {name: jnp.asarray(x, jnp.float32) for name, x in _weights().items()}
   state = learner.get_grad_tx(hparams).init(weights)
 
@@ -123,6 +124,17 @@ def test_all_weights_decay():
   ratios = np.concatenate([np.ravel(last[name] / x) for name, x in _weights().items()])
   np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
   assert ratios[0] < 1 - 1e-3
+
+
+def test_a_learned_beta_alone_does_not_decay():
+  """Here it is the bias. It is stacked, as in a loop of layers: PAX groups such weights."""
+  hparams = _hparams()
+  hparams['bias'].collections = [UNDECAYED]
+  hparams['bias'].shape, hparams['bias'].repeat_prefix = [], list(SHAPES['bias'])
+  zero = [{name: np.zeros(shape) for name, shape in SHAPES.items()}] * STEPS
+  last = list(_trajectory(_learner(), zero, hparams))[-1]
+  for name, x in _weights().items():
+    assert np.allclose(last[name], x, rtol=1e-4) == (name == 'bias'), name
 
 
 def test_optax_has_another_nadamw():

@@ -21,6 +21,10 @@ def changed(word):
   [
     ('NUMERICS=paper', 'paper'),
     ('NUMERICS="paper"', 'paper'),
+    ('BETA=0.5', 0.5),
+    ('BETA=0', 0.0),
+    ('BETA=learned', 'learned'),
+    ('BETA=None', None),
     ('POD=cpu', 'cpu'),
     ('NUM_LAYERS=2.0', 2),
     ('LEARNING_RATE=1', 1.0),
@@ -49,6 +53,9 @@ def test_a_word_that_fits(word, expected):
   [
     'NUMERICS=papper',
     'NUMERICS=3',
+    'BETA=nan',
+    'BETA=learnt',
+    'BETA=True',
     'POD=3',
     'NUM_LAYERS=2.5',
     'NUM_LAYERS=True',

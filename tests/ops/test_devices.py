@@ -123,7 +123,8 @@ def test_each_kind_of_mesh_is_seen(on_four_devices):
 
 
 def test_under_each_kind_of_mesh_it_is_laser(on_four_devices):
-  ways = ('plain', 'einsum', 'fused', 'over_mesh', 'over_mesh_in_context')
+  ways = ['plain', 'einsum', 'fused', 'over_mesh', 'over_mesh_in_context']
+  ways += ['plain, beta', 'einsum, beta', 'over_mesh, beta']
   for kind, found in on_four_devices.items():
     for way in ways:
       assert found[way] < 1e-5, (kind, way, found[way])

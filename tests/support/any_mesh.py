@@ -14,11 +14,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from laser_pax import fused_attention, laser, laser_oracle, log_weighted_sum_exp
-from laser_pax.ops import devices, laser_oracle_vjp, over_mesh
+from laser_pax.ops import (
+  devices,
+  fused_attention_by_heads,
+  laser_by_heads,
+  laser_oracle_vjp,
+  over_mesh,
+)
+from laser_pax.ops.by_heads import heads_swapped
 
 warnings.filterwarnings('error', category=DeprecationWarning, module=r'laser_pax')
 AXES = ('data', 'heads')
 SPEC = PartitionSpec('data', None, 'heads', None)
+BETA = np.float32([[0.0, 1e-3, 0.5, 1.0, -1.0, 3.0, -0.2, 2.0], [1.0, 0.7, -2.0, 0, 0.1, 5, 1, 1]])
 
 
 def arrays():
@@ -29,10 +37,10 @@ def arrays():
   return 8**-0.5 * query, key, value
 
 
-def by_einsum(query, key, value):
+def by_einsum(query, key, value, beta=None):
   """Mixes by probabilities that are known."""
   logits = jax.numpy.einsum('BTNH,BSNH->BNTS', query, key)
-  return log_weighted_sum_exp('BNTS,BSNH->BTNH', jax.nn.softmax(logits), value)
+  return log_weighted_sum_exp('BNTS,BSNH->BTNH', jax.nn.softmax(logits), value, beta=beta)
 
 
 def attentions(mesh):
@@ -44,6 +52,18 @@ def attentions(mesh):
     'fused': fused,
     'over_mesh': over_mesh(fused, mesh, *AXES),
     'over_mesh_in_context': lambda *qkv: over_mesh(fused, devices.current_mesh(), *AXES)(*qkv),
+  }
+
+
+def with_beta(mesh):
+  """Each way to the family, as a function of query, key, value, and beta [N, H]."""
+  attend = functools.partial(fused_attention_by_heads, is_causal=False)
+  by_heads = over_mesh(heads_swapped(laser_by_heads(attend)), mesh, *AXES)
+  plain = functools.partial(jax.nn.dot_product_attention, scale=1.0)
+  return {
+    'plain, beta': lambda *qkv_beta: laser(plain, beta=qkv_beta[3])(*qkv_beta[:3]),
+    'einsum, beta': by_einsum,
+    'over_mesh, beta': lambda *qkv_beta: by_heads(*qkv_beta[:3], beta=qkv_beta[3][:, None]),
   }
 
 
@@ -66,10 +86,14 @@ def contexts():
 
 
 def main() -> None:
-  expected = (
-    laser_oracle(*arrays(), scale=1.0),
-    *laser_oracle_vjp(*arrays(), np.ones_like(arrays()[2]), scale=1.0),
-  )
+  cotangent = np.ones_like(arrays()[2])
+  expected = [
+    (
+      laser_oracle(*arrays(), scale=1.0, beta=beta),
+      *laser_oracle_vjp(*arrays(), cotangent, scale=1.0, beta=beta),
+    )
+    for beta in (None, BETA)
+  ]
   results = {}
   for name, mesh, context in contexts():
     with contextlib.ExitStack() as stack:
@@ -83,10 +107,13 @@ def main() -> None:
         output, vjp = jax.vjp(attention, *qkv)
         return output, *vjp(jax.numpy.ones_like(output))
 
-      for way, attention in attentions(mesh).items():
-        options = {'xla_backend_optimization_level': 0}
-        found = jax.jit(functools.partial(run, attention), compiler_options=options)(*given)
-        results[name][way] = error([np.asarray(x) for x in found], expected)
+      options = {'xla_backend_optimization_level': 0}
+      beta = jax.device_put(BETA, NamedSharding(mesh, PartitionSpec('heads')))
+      inputs = (given, [*given, beta])
+      for ways, arguments, exact in zip((attentions, with_beta), inputs, expected, strict=True):
+        for way, attention in ways(mesh).items():
+          found = jax.jit(functools.partial(run, attention), compiler_options=options)(*arguments)
+          results[name][way] = error([np.asarray(x) for x in found], exact)
   print(json.dumps(results))
 
 

@@ -221,9 +221,18 @@ def reference(case, layer, variables, probs, memory):
     value = value.reshape(*memory.shape[:2], -1, H)
     value = jnp.repeat(value, N // value.shape[2], 2).transpose(0, 2, 1, 3)[:, :, None]
     probs = dense(case, probs, memory.shape[1]).astype(jnp.float32)
-    encoded = jax.scipy.special.logsumexp(value, axis=3, b=probs[..., None])
-    encoded = encoded.transpose(0, 2, 1, 3).astype(memory.dtype)
+    beta = _betas(layer, variables)
+    encoded = jax.scipy.special.logsumexp(beta[..., None, :] * value, axis=3, b=probs[..., None])
+    encoded = (encoded / beta).transpose(0, 2, 1, 3).astype(memory.dtype)
     return layer.apply(variables, encoded, method=lambda layer, x: layer.post(x))
+
+
+def _betas(layer, variables):
+  """Returns each query head's beta, [N, 1, H]; 1 of a layer that has none."""
+  if layer.beta_tpl is None:
+    return jnp.ones((N, 1, H))
+  beta = jnp.atleast_2d(layer.apply(variables, method=lambda layer: layer.beta())) * jnp.ones(H)
+  return jnp.repeat(beta, N // len(beta), 0)[:, None]
 
 
 def rms_error(x, reference):

@@ -1,4 +1,4 @@
-"""One attention head in float64, output and gradients, for standard attention and for LASER.
+"""One attention head in float64, with gradients: standard attention, LASER, and their family.
 
 The results equal those of laser_pax/ops/oracle.py (test_precision.py), but come from matrix
 products: fast enough for thousands of positions.
@@ -68,3 +68,25 @@ def laser(query, key, value, seen, cotangent):
     d_p = d_p + scaled @ e.T
     d_value = d_value + e * (p.T @ scaled)
   return output, *_query_and_key_gradients(query, key, seen, p * d_p), d_value
+
+
+def family(query, key, value, seen, cotangent, beta):
+  """Returns log(P exp(beta V)) / beta, and the gradients of query, key, value, and beta [H].
+
+  Args:
+    query: [T, H].
+    key: [S, H].
+    value: [S, H].
+    seen: Booleans [T, S].
+    cotangent: [T, H].
+    beta: A number, 0 or not nearer to it than 1e-3.
+  """
+  if beta == 0:
+    output, *gradients = standard(query, key, value, seen, cotangent)
+    variance = probabilities(query, key, seen) @ value**2 - output**2
+    return output, *gradients, (cotangent * variance).sum(0) / 2
+  output, *d_logits, d_value = laser(query, key, beta * value, seen, cotangent)
+  output, d_logits = output / beta, [d / beta for d in d_logits]
+  # b dO/db = sum_s V_s dO/dV_s - O, as O(c b, V / c) is O(b, V) / c.
+  d_beta = ((value * d_value).sum(0) - (cotangent * output).sum(0)) / beta
+  return output, *d_logits, d_value, d_beta
