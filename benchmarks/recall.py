@@ -216,57 +216,76 @@ def best_rate(lines: list[dict]) -> float:
   return min(steps, key=rank)[1]
 
 
-def explanation(lines: list[dict]) -> str:
-  """Returns a table of small probabilities and logit gradients, at standard's best rate.
+def shown_rates(lines: list[dict]) -> list[float]:
+  """Returns standard attention's best learning rate, and the next higher one."""
+  best = best_rate(lines)
+  return sorted({line['learning_rate'] for line in lines if line['learning_rate'] >= best})[:2]
 
-  Each figure is a mean over seeds, at the first, the middle and the last kept evaluation of a run.
-  Ratios are LASER's norm over standard attention's, on the same weights; their mean is geometric.
+
+def explanation(lines: list[dict]) -> str:
+  """Returns a table of small probabilities and logit gradients, in the middle and at the end.
+
+  A cell has the median over seeds for each layer. Ratios are LASER's norm over standard
+  attention's, on the same weights.
   """
   body = []
-  for variant, layer in itertools.product(BETAS, range(lines[0]['setting']['layers'])):
-    curves = _curves(lines, variant)
-    cells = []
-    for place in ('first', 'middle', 'last') if curves else ():
-      chosen = [curve[_PLACES[place](len(curve))] for curve in curves]
-      small = np.mean([x['small'][layer] for x in chosen])
-      gradients = np.array([[x[f'gradient of {twin}'][layer] for twin in TWINS] for x in chosen])
-      ratio = np.exp(np.mean(np.log(gradients[:, 1] / gradients[:, 0])))
-      cells += [f'{small:.0%}', f'{ratio:.2f}']
-    if cells:
-      body.append([variant, str(layer + 1), *cells])
-  header = [f'{what}, {place}' for place in _PLACES for what in ('below 1e-3', 'gradient')]
-  return page.rows(['attention', 'layer', *header], body)
+  cases = itertools.product(shown_rates(lines), TWINS, (True, False), ('middle', 'last'))
+  for rate, variant, is_solved, place in cases:
+    curves = [x['curve'] for x in _runs(lines, variant, rate) if bool(x['steps']) == is_solved]
+    chosen = [curve[len(curve) // 2 if place == 'middle' else -1] for curve in curves]
+    if chosen:
+      outcome = f'{len(chosen)} solved' if is_solved else f'{len(chosen)} not solved'
+      steps = f'{statistics.median(x["step"] for x in chosen):,.0f}'
+      cells = [_of_layers(chosen, name, form) for name, form in _EXPLAINED.values()]
+      body.append([variant, f'{rate:g}', outcome, steps, *cells])
+  header = ['attention', 'learning rate', 'seeds', 'step']
+  return page.rows([*header, *_EXPLAINED], body)
 
 
-_PLACES = {'first': lambda n: 0, 'middle': lambda n: n // 2, 'last': lambda n: n - 1}
+_EXPLAINED = {
+  'below 1e-3': ('small', '.0%'),
+  'spread of V': ('spread', '.1f'),
+  'gradient, ratio': ('gradient of ', '.2f'),
+  'gradient of logits below 1e-3, ratio': ('small gradient of ', '.1f'),
+}
 
 
-def _curves(lines: list[dict], variant: str) -> list[list[dict]]:
-  rate = best_rate(lines)
-  by = ('variant', variant), ('learning_rate', rate)
-  return [x['curve'] for x in lines if all(x[name] == value for name, value in by)]
+def _of_layers(evaluations: list[dict], name: str, form: str) -> str:
+  """Returns the median of a number for each layer; of a ratio, where the name ends with ' of '."""
+  medians = []
+  for layer in range(len(evaluations[0]['small'])):
+    if name.endswith(' of '):
+      pairs = [[x[name + twin][layer] for twin in TWINS] for x in evaluations]
+      numbers = [laser / standard for standard, laser in pairs if standard > 0]
+    else:
+      numbers = [x[name][layer] for x in evaluations]
+    medians.append(format(statistics.median(numbers), form) if numbers else 'none')
+  return ', '.join(medians)
+
+
+def _runs(lines: list[dict], variant: str, rate: float) -> list[dict]:
+  return [x for x in lines if (x['variant'], x['learning_rate']) == (variant, rate)]
 
 
 def plot(lines: list[dict], out: pathlib.Path) -> None:
-  """Draws seeds that solve the task and their steps by learning rate, and losses by step."""
+  """Draws seeds that solve the task and their steps by learning rate; losses at two rates."""
   import matplotlib
 
   matplotlib.use('agg')
   from matplotlib import pyplot as plt
 
-  figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
-  _draw_rates(axes[:2], lines)
-  variants = [name for name in BETAS if _curves(lines, name)]
-  for variant in variants:
-    for i, curve in enumerate(_curves(lines, variant)):
-      losses = [x['loss'] for x in curve]
-      label = variant if i == 0 else None
-      style = {'color': COLORS[variant], 'lw': 1, 'alpha': 0.6, 'label': label}
-      axes[2].plot([x['step'] for x in curve], losses, **style)
-  axes[2].set(xlabel='step', ylabel='loss', yscale='log')
-  axes[2].set_title(f'each seed at learning rate {best_rate(lines):g}', fontsize=10)
-  axes[2].legend(frameon=False)
-  for panel in axes:
+  figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout='constrained')
+  _draw_rates(axes[0], lines)
+  for panel, rate in zip(axes[1], shown_rates(lines), strict=False):
+    for variant in TWINS:
+      for i, line in enumerate(_runs(lines, variant, rate)):
+        steps, losses = ([x[name] for x in line['curve']] for name in ('step', 'loss'))
+        label = None if i else variant
+        panel.plot(steps, losses, color=COLORS[variant], lw=1, alpha=0.7, label=label)
+    panel.set(xlabel='step', ylabel='loss', title=f'learning rate {rate:g}: each seed')
+    panel.title.set_fontsize(10)
+    panel.legend(frameon=False)
+  for panel in axes.flat:
     panel.spines[['top', 'right']].set_visible(False)
   out.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out, dpi=110)
@@ -294,6 +313,7 @@ def _draw_rates(axes: Sequence, lines: list[dict]) -> None:
   axes[1].axhline(limit, color='grey', lw=0.8)
   place = {'xy': (0.01, 1.15 * limit), 'xycoords': ('axes fraction', 'data'), 'va': 'center'}
   axes[1].annotate('not solved', fontsize=8, **place)
+  axes[0].legend(frameon=False)
   for panel in axes:
     panel.set(xscale='log', xlabel='learning rate')
     ticks = sorted({rate for _, rate in steps})

@@ -135,7 +135,7 @@ def mix(variant: str, attended: Attended) -> Array:
   if variant == STANDARD:
     return jnp.einsum(equation, weights, values)
   beta = attended.beta.reshape(values.shape[2:]) if variant == LEARNED else BETAS[variant]
-  return ops.log_weighted_sum_exp(equation, weights, beta * values) / beta
+  return ops.log_weighted_sum_exp(equation, weights, values, beta=beta)
 
 
 def forward(

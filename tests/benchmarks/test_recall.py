@@ -154,7 +154,9 @@ def test_a_check_sees_a_difference(folder, capsys):
 def line_of(variant, rate, seed, steps):
   """Returns a line as a run leaves it."""
   setting = vars(recall_model.Setting())
-  found = {'small': [0.1, 0.8], 'gradient of standard': [1, 2], 'gradient of LASER': [2, 3]}
+  found = {'small': [0.1, 0.8], 'spread': [1.0, 2.0]}
+  found |= {'gradient of standard': [1, 2], 'gradient of LASER': [2, 3]}
+  found |= {'small gradient of standard': [0, seed], 'small gradient of LASER': [0, 5 * seed]}
   curve = [{'step': step, 'loss': 1.0, 'accuracy': 0.5, **found} for step in (50, 100)]
   run = {'variant': variant, 'learning_rate': rate, 'seed': seed, 'steps': steps}
   return {**run, 'setting': setting, 'curve': curve}
@@ -164,14 +166,15 @@ def test_tables_and_picture_are_made_of_the_lines(tmp_path):
   steps = {('standard', 0.001): (500, None, 700), ('LASER', 0.001): (None, None, 100)}
   steps |= {('standard', 0.004): (500, None, 600), ('LASER', 0.002): (50, 150, 250)}
   lines = [line_of(*by, i, x) for by, found in steps.items() for i, x in enumerate(found)]
-  assert recall.best_rate(lines) == 0.004
+  assert recall.best_rate(lines) == 0.004 and recall.shown_rates(lines) == [0.004]
   file, picture = tmp_path / 'recall.md', tmp_path / 'recall.png'
   names = ('recall', 'explanation', 'settings')
   file.write_text(''.join(f'<!-- {name} -->\nold\n<!-- end of {name} -->\n' for name in names))
   recall.publish({recall.point_of(line): line for line in lines}, file, picture)
   text = file.read_text()
   assert '| standard | 2/3, 700 |  | 2/3, 600 |\n| LASER | 1/3 | 3/3, 150 |  |' in text
-  assert '| standard | 1 | 10% | 2.00 | 10% | 2.00 | 10% | 2.00 |' in text
-  assert '| standard | 2 | 80% | 1.50 | 80% | 1.50 | 80% | 1.50 |' in text
+  cells = '| 10%, 80% | 1.0, 2.0 | 2.00, 1.50 | none, 5.0 |'
+  for outcome in ('2 solved', '1 not solved'):
+    assert f'| standard | 0.004 | {outcome} | 100 {cells}' in text
   assert '| 8 | 32 | 2 | 0.004 | 2/3, 600 |' in text and 'old' not in text
   assert picture.stat().st_size > 10_000
