@@ -55,6 +55,13 @@ COMMANDS = {
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
+  'analyse': Command(
+    'laser_pax.cli.analyse:analyse', 'Measure what the attention of trained jobs does.'
+  ),
+  'report': Command('laser_pax.cli.report:report', 'Write one page about trained jobs.'),
+  'scaling': Command(
+    'laser_pax.cli.scaling:scaling', 'Fit power laws of the loss in the parameters.'
+  ),
   'generate': Command(
     'laser_pax.cli.generate:generate', "Continue texts with a trained decoder's words."
   ),

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import jax
 from paxml import base_experiment, decode_programs, programs, tasks_lib
@@ -37,12 +37,14 @@ class Metric:
     name: The name that PAX gives it in an evaluation's metrics, such as 'log_pplx'.
     label: The name on the console and in progress.jsonl, such as 'loss'.
     split: The evaluation input that it is judged on; None if there is one alone.
+    better: Which of two figures is the better one.
     derived: Further figures to show. A label maps to the function that computes it from this one.
   """
 
   name: str
   label: str
   split: str | None = None
+  better: Literal['lower', 'higher'] = 'lower'
   derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
 
 
@@ -180,6 +182,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
     USE_REPEATED_LAYER: Whether layers run in a loop. A loop is compiled once for all of them.
     ATTENTION_KERNEL: The kernel that attention asks for, such as 'triton' on GPUs (docs/gpu.md).
       None, or where it cannot serve: `show` and the log say which one serves.
+    ATTENTION_SUMMARY_QUERIES: Queries of a batch's first example whose attention TensorBoard shows:
+      small probabilities, spread of values (docs/analysis.md). 0 for none.
   """
 
   GLOBAL_BATCH_SIZE: int
@@ -192,6 +196,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   MICRO_BATCHES: int | None = None
   USE_REPEATED_LAYER = True  # [ours]
   ATTENTION_KERNEL: choice.Kernel | None = None
+  ATTENTION_SUMMARY_QUERIES = 0  # [ours]
 
   SUMMARY_INTERVAL_STEPS = 100  # [ours]
   EVAL_INTERVAL_STEPS = 2_500  # [ours]
@@ -312,7 +317,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
     names = ('GLOBAL_BATCH_SIZE', 'NUM_TRAIN_STEPS', 'MICRO_BATCHES', 'SUMMARY_INTERVAL_STEPS')
     names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP')
     checks.check_at_least(self, 1, names)
-    checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS',))
+    checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS', 'ATTENTION_SUMMARY_QUERIES'))
 
   def check_layout(self, dims: Mapping[str, int]) -> None:
     """Checks that the mesh can divide the batch and the model.

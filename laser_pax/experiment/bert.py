@@ -22,7 +22,10 @@ class BertMLM(TextTransformer):
 
   MODEL_CLASS = models.BertModel
   METRIC = base.Metric(
-    name='fraction_of_correct_preds', label='accuracy', derived={'wrong': lambda x: 1 - x}
+    name='fraction_of_correct_preds',
+    label='accuracy',
+    better='higher',
+    derived={'wrong': lambda x: 1 - x},
   )
   IS_CAUSAL = False
 

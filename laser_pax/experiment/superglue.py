@@ -73,7 +73,7 @@ class SuperGlueLM(DecoderLM):
   def METRIC(self) -> base.Metric:  # noqa: N802
     """The mean of the tasks' scores, or the score of the one task, from 0 to 100."""
     split = MEAN if self.TASK == MIXTURE else f'{self.TASK}_validation'
-    return base.Metric(name=SCORE, label=SCORE, split=split)
+    return base.Metric(name=SCORE, label=SCORE, split=split, better='higher')
 
   def pretrained(self) -> type[DecoderLM]:
     """Returns the experiment whose checkpoints this one goes on from. A config defines it."""

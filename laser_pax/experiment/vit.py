@@ -46,6 +46,7 @@ class ImageNetViT(AlgoPerf):
     name='accuracy',
     label='accuracy',
     split='validation',
+    better='higher',
     derived={'error': lambda x: 1 - x},
   )
   UNIT = 'images'
@@ -102,7 +103,7 @@ class ImageNetViT(AlgoPerf):
     )
     _shard(task_p, layout)
     use_rows_einsum(network.transformer_layers_tpl)
-    use_fused(task_p.model, self.ATTENTION_KERNEL)
+    use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
     self.set_optimizer(task_p)
     self.set_intervals(task_p)
     return task_p
