@@ -1,13 +1,8 @@
-"""What a checkpoint's attention does on held-out rows, as JSON lines.
+"""What a checkpoint's attention does on held-out rows: `laser_pax.analysis.lines` of it."""
 
-docs/analysis.md lists the fields of a line.
-"""
-
-import json
 import math
-import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -18,13 +13,9 @@ from praxis import pax_fiddle, py_utils
 
 from laser_pax import layers
 from laser_pax.analysis import observed
+from laser_pax.analysis.lines import LASER, NORMS, STANDARD, Line
 from laser_pax.experiment.base import Experiment
 
-Line = dict[str, Any]
-
-STANDARD, LASER = 'standard', 'LASER'
-# The norms of gradients: of the logits by head, and of the projections of a layer.
-NORMS = ('logits', 'query', 'key', 'value')
 # Rows of a batch on each device. Plain attention forms all pairs of positions.
 ROWS_PER_DEVICE = 4
 
@@ -106,7 +97,9 @@ def _with_probes(params: Mapping[str, Any], hparams: Mapping[str, Any]) -> dict[
   return result
 
 
-def lines(model: Model, twins: Sequence[Twin], batches: Sequence[py_utils.NestedMap]) -> list[Line]:
+def measure(
+  model: Model, twins: Sequence[Twin], batches: Sequence[py_utils.NestedMap]
+) -> list[Line]:
   """Returns the lines of one checkpoint.
 
   Args:
@@ -168,28 +161,3 @@ def _described(parts: Sequence[Mapping[str, np.ndarray]]) -> Line:
 
 def _mean(parts: Sequence[Mapping[str, np.ndarray]], name: str) -> list[float] | float:
   return np.mean([np.asarray(p[name], np.float64) for p in parts], axis=0).tolist()
-
-
-def file_of(folder: pathlib.Path, step: int, rows: int) -> pathlib.Path:
-  """Returns the file of a checkpoint's lines in a folder of analyses."""
-  return folder / f'attention_{step:08d}_{rows}-rows.jsonl'
-
-
-def write(file: pathlib.Path, lines: Iterable[Line]) -> None:
-  """Writes the lines whole: a reader never sees a part of them."""
-  new = file.with_name(f'{file.name}.new')
-  new.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  new.replace(file)
-
-
-def read(folder: pathlib.Path) -> list[Line]:
-  """Returns all lines of a folder of analyses, by step; of one step those of the most rows."""
-  pattern = re.compile(r'attention_(\d+)_(\d+)-rows\.jsonl')
-  files: dict[int, tuple[int, pathlib.Path]] = {}
-  for file in folder.glob('attention_*.jsonl') if folder.is_dir() else ():
-    if match := pattern.fullmatch(file.name):
-      step, rows = int(match[1]), int(match[2])
-      files[step] = max(files.get(step, (0, file)), (rows, file))
-  return [
-    json.loads(line) for step in sorted(files) for line in files[step][1].read_text().splitlines()
-  ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from laser_pax.analysis import attention, power_law
-from laser_pax.analysis.attention import Line
+from laser_pax.analysis import power_law
+from laser_pax.analysis.lines import LASER, NORMS, STANDARD, Line
 
-COLORS = {attention.STANDARD: '#3a6ea5', attention.LASER: '#d1495b'}
+COLORS = {STANDARD: '#3a6ea5', LASER: '#d1495b'}
 _OTHER_COLORS = ('#66a182', '#edae49', '#8d6a9f', '#4f5d75')
 _SMALL = ('0.001', '1e-07')
 
@@ -84,11 +84,11 @@ def plot_gradients(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) -> boo
   jobs = {name: lines for name, lines in jobs.items() if lines}
   if not jobs:
     return False
-  figure, axes = _panels(len(attention.NORMS), 2.7, len(jobs))
-  titles = dict(zip(attention.NORMS, ('logits', r'$W_q$', r'$W_k$', r'$W_v$'), strict=True))
+  figure, axes = _panels(len(NORMS), 2.7, len(jobs))
+  titles = dict(zip(NORMS, ('logits', r'$W_q$', r'$W_k$', r'$W_v$'), strict=True))
   for row, (name, lines) in zip(np.reshape(axes, (len(jobs), -1)), jobs.items(), strict=True):
     last = [line for line in lines if line['step'] == lines[-1]['step']]
-    for panel, norm in zip(row, attention.NORMS, strict=True):
+    for panel, norm in zip(row, NORMS, strict=True):
       for form, color in COLORS.items():
         group = [line for line in last if line['attention'] == form]
         values = [layer_norm(line, norm) for line in group]
@@ -105,7 +105,7 @@ def plot_gradients(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) -> boo
 
 
 def layer_norm(line: Line, norm: str) -> float:
-  """Returns a layer's norm of one of `attention.NORMS`, over its heads."""
+  """Returns a layer's norm of one of `NORMS`, over its heads."""
   return float(np.linalg.norm(line[norm]))
 
 

@@ -27,8 +27,9 @@ SEED = 0
 BAND = (2.5, 97.5)
 # Sizes from which on the limit E is fitted.
 SIZES_FOR_LIMIT = 4
-_ALPHAS = np.geomspace(3e-3, 3.0, 81)
-_REFINEMENTS = 3
+_ALPHAS = np.geomspace(3e-3, 3.0, 33)
+# Each turn looks closer around the best alpha, until it is known to a hundred-thousandth.
+_REFINEMENTS, _CLOSER = 8, 9
 
 
 class Point(NamedTuple):
@@ -171,7 +172,7 @@ def _solve(x: np.ndarray, losses: np.ndarray, has_limit: bool) -> np.ndarray:
     result = np.stack([a[rows, best] for a in (limits, factors, alphas)], axis=-1)
     low = alphas[rows, np.maximum(best - 1, 0)]
     high = alphas[rows, np.minimum(best + 1, alphas.shape[1] - 1)]
-    alphas = np.linspace(low, high, 21, axis=-1)
+    alphas = np.linspace(low, high, _CLOSER, axis=-1)
   return result
 
 

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from laser_pax.analysis import html, paper, plots, runs, summary
-from laser_pax.analysis.attention import Line
+from laser_pax.analysis.lines import Line
 from laser_pax.experiment.base import Chance, Metric
 
 PAGE = 'report.html'
@@ -138,7 +138,7 @@ def _attention(jobs: Sequence[Job], out: pathlib.Path) -> list[str]:
     dict(zip(shares[0], (f'the paper: {x.item}', *x[1:]), strict=True)) for x in paper.SHARES
   ]
   captions = {
-    'probabilities': 'Distribution of the attention probabilities of visible pairs, by layer (band: '
+    'probabilities': 'Distribution of attention probabilities of visible pairs, by layer (band: '
     'least and greatest head), and shares of small ones by step.',
     'gradients': "Norms of the loss's gradient, by layer: the same weights and rows under both "
     'attentions.',

@@ -1,12 +1,15 @@
 """Measurements in few words and rows, for the console and for the report."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laser_pax.analysis import attention, plots, runs
-from laser_pax.analysis.attention import Line
-from laser_pax.experiment.base import Metric
+from laser_pax.analysis import plots, runs
+from laser_pax.analysis.lines import LASER, NORMS, STANDARD, Line
+
+if TYPE_CHECKING:
+  from laser_pax.experiment.base import Metric
 
 
 def rows(jobs: Mapping[str, Sequence[Line]]) -> list[dict[str, str]]:
@@ -31,7 +34,7 @@ def rows(jobs: Mapping[str, Sequence[Line]]) -> list[dict[str, str]]:
         'std of V': f'{np.mean([x["value_std"] for x in own]):.3f}',
         'range of V': f'{np.mean([x["value_range"] for x in own]):.2f}',
       }
-      for norm, words in zip(attention.NORMS, ('logits', 'W_q', 'W_k', 'W_v'), strict=True):
+      for norm, words in zip(NORMS, ('logits', 'W_q', 'W_k', 'W_v'), strict=True):
         row[f'{words}: LASER/standard'] = f'{ratio(gradients, norm):.3f}'
       result.append(row)
   return result
@@ -42,21 +45,16 @@ def ratio(lines: Sequence[Line], norm: str) -> float:
 
   Args:
     lines: Lines of gradients, of one step.
-    norm: One of `attention.NORMS`.
+    norm: One of `NORMS`.
   """
   norms = {(x['attention'], x['layer']): plots.layer_norm(x, norm) for x in lines}
   layers = {layer for _, layer in norms}
   return float(
-    np.median(
-      [
-        norms[attention.LASER, layer] / max(norms[attention.STANDARD, layer], 1e-300)
-        for layer in layers
-      ]
-    )
+    np.median([norms[LASER, layer] / max(norms[STANDARD, layer], 1e-300) for layer in layers])
   )
 
 
-def reaching(baseline: runs.Run, other: runs.Run, metric: Metric) -> str:
+def reaching(baseline: runs.Run, other: runs.Run, metric: 'Metric') -> str:
   """Returns a sentence: when a run reaches the best figure of another.
 
   Args:

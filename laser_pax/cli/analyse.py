@@ -11,7 +11,7 @@ from laser_pax.cli.checkpoint import open_run, use_data_of_run
 from laser_pax.errors import UserError
 
 if TYPE_CHECKING:
-  from laser_pax.analysis.attention import Line
+  from laser_pax.analysis.lines import Line
   from laser_pax.experiment.base import Experiment
   from laser_pax.experiment.saved_models import Saved
 
@@ -99,13 +99,13 @@ def _lines(
   experiment: 'Experiment', saved: 'Sequence[Saved]', rows: int, place: pathlib.Path, console
 ) -> 'list[Line]':
   """Returns the lines of a job, after measuring the checkpoints that have none yet."""
-  from laser_pax.analysis import attention, held_out
+  from laser_pax.analysis import attention, held_out, lines
   from laser_pax.evaluation.restored import Restored
 
   folders.make_folder(place)
   form = attention.own_form(experiment)
-  other = attention.LASER if form == attention.STANDARD else attention.STANDARD
-  missing = [one for one in saved if not attention.file_of(place, one.step, rows).exists()]
+  other = lines.LASER if form == lines.STANDARD else lines.STANDARD
+  missing = [one for one in saved if not lines.file_of(place, one.step, rows).exists()]
   model = None
   for one in missing:
     if model is None:
@@ -118,11 +118,11 @@ def _lines(
     else:
       model.take(one)
     common = {'experiment': type(experiment).__name__, 'step': one.step}
-    lines = [common | line for line in attention.lines(model, twins, batches)]
-    attention.write(attention.file_of(place, one.step, rows), lines)
+    measured = attention.measure(model, twins, batches)
+    lines.write(lines.file_of(place, one.step, rows), [common | line for line in measured])
     console.print(f'{one.folder}: measured', markup=False, soft_wrap=True)
   steps = {one.step for one in saved}
-  return [line for line in attention.read(place) if line['step'] in steps]
+  return [line for line in lines.read(place) if line['step'] in steps]
 
 
 def _table(lines: 'Mapping[str, Sequence[Line]]'):

@@ -61,7 +61,7 @@ def _job(place: pathlib.Path, name: str, out: str | None) -> 'Job':
   Raises:
     UserError: The folder is no job's, or its run has no evaluation.
   """
-  from laser_pax.analysis import attention, report, runs
+  from laser_pax.analysis import lines, report, runs
   from laser_pax.experiment import jobs
   from laser_pax.experiment.laser import LaserMixin
 
@@ -91,8 +91,8 @@ def _job(place: pathlib.Path, name: str, out: str | None) -> 'Job':
       'vocabulary kept': 'yes' if kept else 'no',
     },
     starts=_starts(place),
-    lines=attention.read(analyse.folder_of(str(place), out))
-    or attention.read(analyse.folder_of(str(place), None)),
+    lines=lines.read(analyse.folder_of(str(place), out))
+    or lines.read(analyse.folder_of(str(place), None)),
     evaluations=report.read_evaluations(place),
     chance=chance,
     folder=str(place),
