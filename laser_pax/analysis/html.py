@@ -12,9 +12,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 table { border-collapse: collapse; font-size: 13px; margin: 0.8em 0; }
 th, td { padding: 3px 10px; text-align: right; vertical-align: top; }
 tr { border-bottom: 1px solid #e4e4e4; }
-th { background: #f4f5f7; } th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; } tr.differs td { background: #fff6e0; }
-.wide { overflow-x: auto; } img { max-width: 100%; } figure { margin: 1em 0; }
+th { background: #f4f5f7; } .text { text-align: left; } tr.differs td { background: #fff6e0; }
+.wide { overflow-x: auto; } img { max-width: 100%; max-height: 460px; } figure { margin: 1em 0; }
 figcaption, .note { color: #555; font-size: 13px; }
 """
 
@@ -56,17 +55,18 @@ def table(rows: Sequence[Mapping[str, str]], marked: Sequence[int] = ()) -> str:
     rows: The rows; at least one.
     marked: Numbers of the rows to mark, from 0.
   """
-  cells = ''.join(f'<th>{html.escape(name)}</th>' for name in rows[0])
-  lines = [f'<tr>{cells}</tr>']
+  header = ''.join(_cell('th', name, rows[0][name]) for name in rows[0])
+  lines = [f'<tr>{header}</tr>']
   for number, row in enumerate(rows):
-    cells = ''.join(_cell(text) for text in row.values())
+    cells = ''.join(_cell('td', text, text) for text in row.values())
     lines.append(f'<tr{" class=differs" if number in marked else ""}>{cells}</tr>')
   return '<div class="wide"><table>\n' + '\n'.join(lines) + '\n</table></div>'
 
 
-def _cell(text: str) -> str:
-  is_number = text[:1].isdigit() or text[:1] in ('-', '+')
-  return f'<td{"" if is_number else " class=text"}>{html.escape(text)}</td>'
+def _cell(tag: str, text: str, content: str) -> str:
+  """Returns a cell, left where its column's content is no number."""
+  is_number = content[:1].isdigit() or content[:1] in ('-', '+')
+  return f'<{tag}{"" if is_number else " class=text"}>{html.escape(text)}</{tag}>'
 
 
 def picture(file: pathlib.Path, caption: str) -> str:

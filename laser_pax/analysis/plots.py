@@ -44,10 +44,11 @@ def plot_probabilities(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) ->
   jobs = {name: lines for name, lines in jobs.items() if lines}
   if not jobs:
     return False
+  colors = _colors(jobs)
   figure, axes = _panels(len(jobs) + 1, 3.4)
   for panel, (name, lines) in zip(axes, jobs.items(), strict=False):
     last = [line for line in lines if line['step'] == lines[-1]['step']]
-    for line, color in zip(last, _shades(len(last), _color(last[0])), strict=True):
+    for line, color in zip(last, _shades(len(last), colors[name]), strict=True):
       thresholds = [float(x) for x in line['share_below']]
       heads = np.array(list(line['share_below'].values()))  # [E, N]
       panel.plot(thresholds, heads.mean(1), color=color, label=f'layer {line["layer"]}')
@@ -63,7 +64,7 @@ def plot_probabilities(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) ->
     for threshold, style in zip(_SMALL, ('o-', 's--'), strict=True):
       values = [x[threshold] for x in by_step.values()]
       label = f'{name}, below {float(threshold):g}'
-      axes[-1].plot(list(by_step), values, style, ms=4, color=_color(lines[0]), label=label)
+      axes[-1].plot(list(by_step), values, style, ms=4, color=colors[name], label=label)
   axes[-1].set(xlabel='step', ylim=(0, 1), ylabel='share of all visible pairs')
   axes[-1].legend(frameon=False, fontsize=7)
   _save(figure, out)
@@ -123,12 +124,13 @@ def plot_values(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) -> bool:
   jobs = {name: lines for name, lines in jobs.items() if lines}
   if not jobs:
     return False
+  colors = _colors(jobs)
   figure, axes = _panels(2, 3.4)
   fields = {'value_std': 'standard deviation', 'value_range': 'range'}
   for panel, (field, words) in zip(axes, fields.items(), strict=True):
     for place, (name, lines) in enumerate(jobs.items()):
       last = [line for line in lines if line['step'] == lines[-1]['step']]
-      color, shift = _color(last[0]), 0.15 * (place - (len(jobs) - 1) / 2)
+      color, shift = colors[name], 0.15 * (place - (len(jobs) - 1) / 2)
       for line in last:
         heads = line[field]
         panel.plot([line['layer'] + shift] * len(heads), heads, '.', color=color, alpha=0.5)
@@ -172,8 +174,13 @@ def _of_kind(lines: Sequence[Line], kind: str) -> list[Line]:
   return sorted((x for x in lines if x['kind'] == kind), key=lambda x: (x['step'], x['layer']))
 
 
-def _color(line: Line) -> str:
-  return COLORS[line['attention']]
+def _colors(jobs: Mapping[str, Sequence[Line]]) -> dict[str, str]:
+  """Returns a color for each job: that of its attention, unless another job has it."""
+  result, others = {}, iter(_OTHER_COLORS)
+  for name, lines in jobs.items():
+    own = COLORS[lines[0]['attention']]
+    result[name] = next(others) if own in result.values() else own
+  return result
 
 
 def _shades(count: int, color: str) -> list[Any]:

@@ -190,7 +190,7 @@ def plot_runs(
   else:
     metric.set_ylabel(label)
   losses.set_ylabel('loss (nats)')
-  differences.set_ylabel(f'minus\n{runs[0].name}')
+  differences.set_ylabel(f'minus\n{runs[0].name}', fontsize=10 if len(runs[0].name) < 12 else 6)
   axes[-1].set_xlabel('step')
   for one in {losses, metric}:
     one.legend(frameon=False, fontsize=8)
