@@ -41,7 +41,7 @@ class Trial:
     return time.process_time() - start, loss
 
 
-def trial(name: str, queries: int) -> Trial:
+def trial(name: str, queries: int | None) -> Trial:
   """Compiles a step of a decoder, on rows of random tokens."""
   import jax
   from paxml import partitioning, trainer_lib
@@ -81,21 +81,21 @@ def trial(name: str, queries: int) -> Trial:
 def main() -> None:
   """Prints a line for each experiment."""
   for name in sys.argv[1:] or ('C4StandardTiny', 'C4LaserTiny'):
-    trials = {queries: trial(name, queries) for queries in (0, 16)}
-    seconds, losses = {0: [], 16: []}, {0: [], 16: []}
+    trials = {queries: trial(name, queries) for queries in (None, 16)}
+    seconds, losses = {None: [], 16: []}, {None: [], 16: []}
     for number in range(ROUNDS + 3):
-      for queries in (0, 16) if number % 2 else (16, 0):
+      for queries in (None, 16) if number % 2 else (16, None):
         spent, loss = trials[queries].run()
         losses[queries].append(loss)
         if number >= 3:
           seconds[queries].append(spent)
-    without, with_summaries = (statistics.median(seconds[q]) for q in (0, 16))
+    without, with_summaries = (statistics.median(seconds[q]) for q in (None, 16))
     record = {
       'experiment': name,
       'cpu_seconds_without': round(without, 5),
       'cpu_seconds_with': round(with_summaries, 5),
       'ratio': round(with_summaries / without, 4),
-      'losses_are_equal': losses[0] == losses[16],
+      'losses_are_equal': losses[None] == losses[16],
     }
     print(json.dumps(record), flush=True)
 

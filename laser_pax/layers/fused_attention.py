@@ -45,11 +45,11 @@ class FusedMixin:
     kernel: The kernel that is asked for, as `fused_attention` takes it. None: what serves best
       among those that have run on the platform (laser_pax/ops/choice.py).
     summary_queries: Queries of the batch's first example whose probabilities are summarised in
-      training, for TensorBoard; 0 for no summaries (docs/analysis.md).
+      training, for TensorBoard; None for no summaries (docs/analysis.md).
   """
 
   kernel: str | None = None
-  summary_queries: int = 0
+  summary_queries: int | None = None
 
   def _dot_atten(
     self,

@@ -91,7 +91,7 @@ _FUSED = {
 
 
 def use_fused(
-  config: fiddle.Buildable, kernel: str | None = None, summary_queries: int = 0
+  config: fiddle.Buildable, kernel: str | None = None, summary_queries: int | None = None
 ) -> None:
   """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
 
@@ -102,7 +102,7 @@ def use_fused(
     config: A Fiddle config of a task, a model, a stack of layers or an attention.
     kernel: The kernel that all its fused attentions ask for, as `fused_attention` takes it; None
       leaves their own.
-    summary_queries: Queries whose attention they all summarise; 0 leaves their own.
+    summary_queries: Queries whose attention they all summarise; None leaves their own.
   """
   for node, _ in list(daglish.iterate(config)):
     if not isinstance(node, fiddle.Buildable):
@@ -113,7 +113,7 @@ def use_fused(
       continue
     if kernel is not None:
       node.kernel = kernel
-    if summary_queries:
+    if summary_queries is not None:
       node.summary_queries = summary_queries
 
 

@@ -24,6 +24,14 @@ def write(folder: pathlib.Path, name: str, form: str) -> pathlib.Path:
   overrides = {**SIZES, 'NUM_TRAIN_STEPS': STEPS, 'WARMUP_STEPS': 4}
   mark = [f'laser_pax.configs.{name}', *(f'fdl.{k}={v}' for k, v in overrides.items())]
   (folder / 'experiment.txt').write_text('\n'.join(mark) + '\n')
+  write_progress(folder, form)
+  (folder / 'logs').mkdir()
+  (folder / 'logs' / 'train-20260102-030405-my-host-17.log').write_text('')
+  return folder
+
+
+def write_progress(folder: pathlib.Path, form: str) -> None:
+  """Writes the records of the steps and evaluations."""
   records = []
   for step in range(1, STEPS + 1):
     record = {'kind': 'train', 'step': step, 'loss': 6.0 - 0.05 * step, 'seconds': float(step)}
@@ -32,10 +40,8 @@ def write(folder: pathlib.Path, name: str, form: str) -> pathlib.Path:
       figures = {'loss': losses(form)[step], 'perplexity': float(np.exp(losses(form)[step]))}
       records.append({'kind': 'eval', 'step': step, 'split': 'validation', **figures})
       records[-1]['seconds'] = float(step)
-  _write_lines(folder / 'progress.jsonl', records)
-  (folder / 'logs').mkdir()
-  (folder / 'logs' / 'train-20260102-030405-my-host-17.log').write_text('')
-  return folder
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (folder / 'progress.jsonl').write_text(text)
 
 
 def add_analysis(folder: pathlib.Path, form: str, share: float) -> None:
@@ -63,7 +69,3 @@ def add_evaluation(folder: pathlib.Path) -> None:
   record = {'experiment': 'x', 'step': STEPS, 'mean': None, 'tasks': {'arc_easy': task}}
   (folder / 'eval_00000040').mkdir()
   (folder / 'eval_00000040' / 'arc_easy_1-shot.json').write_text(json.dumps(record))
-
-
-def _write_lines(file: pathlib.Path, records: list[dict]) -> None:
-  file.write_text(''.join(json.dumps(record) + '\n' for record in records))
