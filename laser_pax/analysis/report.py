@@ -83,12 +83,12 @@ def _results(jobs: Sequence[Job], out: pathlib.Path) -> list[str]:
   parts = [html.heading('Results')]
   for number, group in enumerate(_groups(jobs)):
     parts.append(html.table([_result(job) for job in group]))
-    parts += [
-      html.paragraph(f'{summary.reaching(group[0].run, job.run, job.metric)}.') for job in group[1:]
-    ]
+    metric = group[0].metric
+    for job in group[1:]:
+      race = summary.race(group[0].run, job.run, metric.better)
+      parts.append(html.paragraph(f'{summary.told(race, metric.label)}.'))
     picture = out / f'curves{number or ""}.png'
-    label = group[0].metric.label
-    runs.plot_runs([job.run for job in group], label, group[0].chance, picture)
+    runs.plot_runs([job.run for job in group], metric.label, group[0].chance, picture)
     parts.append(html.picture(picture, _curves_caption(group)))
   return parts
 

@@ -1,15 +1,12 @@
 """Measurements in few words and rows, for the console and for the report."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from laser_pax.analysis import plots, runs
 from laser_pax.analysis.lines import LASER, NORMS, STANDARD, Line
-
-if TYPE_CHECKING:
-  from laser_pax.experiment.base import Metric
 
 
 def rows(jobs: Mapping[str, Sequence[Line]]) -> list[dict[str, str]]:
@@ -54,23 +51,65 @@ def ratio(lines: Sequence[Line], norm: str) -> float:
   )
 
 
-def reaching(baseline: runs.Run, other: runs.Run, metric: 'Metric') -> str:
-  """Returns a sentence: when a run reaches the best figure of another.
+class Race(NamedTuple):
+  """When a run reaches the best figure of another.
+
+  Attributes:
+    baseline: The run whose best figure counts.
+    best: Its best figure.
+    best_step: The step of its best figure.
+    first: When it reached that figure.
+    other: The run that is to reach it.
+    others_best: That run's own best figure.
+    second: When that run reached the baseline's best; None if it did not.
+  """
+
+  baseline: str
+  best: float
+  best_step: int
+  first: runs.Reached
+  other: str
+  others_best: float
+  second: runs.Reached | None
+
+
+def race(baseline: runs.Run, other: runs.Run, better: str) -> Race:
+  """Returns when a run reaches the best figure of another.
 
   Args:
     baseline: The run whose best figure counts.
     other: The run that is to reach it.
-    metric: The metric of both.
+    better: 'lower' or 'higher', as in the metric of both.
+
+  Raises:
+    UserError: One of them has no finite figure.
   """
-  step, figure = runs.best(baseline, metric.better)
-  first = runs.reached(baseline, figure, metric.better)
-  second = runs.reached(other, figure, metric.better)
-  best = f'{metric.label} {figure:.4f}, at step {step:,} after {first.minutes:.1f} minutes'
+  step, figure = runs.best(baseline, better)
+  return Race(
+    baseline.name,
+    figure,
+    step,
+    runs.reached(baseline, figure, better),
+    other.name,
+    runs.best(other, better)[1],
+    runs.reached(other, figure, better),
+  )
+
+
+def told(race: Race, label: str) -> str:
+  """Returns a race in a sentence.
+
+  Args:
+    race: The race.
+    label: Label of the metric.
+  """
+  first, second = race.first, race.second
+  best = f'{label} {race.best:.4f}, at step {race.best_step:,} after {first.minutes:.1f} minutes'
+  start = f"{race.baseline}'s best {best}"
   if second is None:
-    _, own = runs.best(other, metric.better)
-    return f"{other.name} does not reach {baseline.name}'s best {best}: its own is {own:.4f}"
+    return f'{race.other} does not reach {start}: its own is {race.others_best:.4f}'
   return (
-    f"{other.name} reaches {baseline.name}'s best {best}: at step {second.step:,.0f} after "
-    f'{second.minutes:.1f} minutes ({second.step / step:.1%} of the steps, '
+    f'{race.other} reaches {start}: at step {second.step:,.0f} after {second.minutes:.1f} minutes '
+    f'({second.step / race.best_step:.1%} of the steps, '
     f'{second.minutes / max(first.minutes, 1e-9):.1%} of the time)'
   )

@@ -1,5 +1,6 @@
 """`python -m laser_pax analyse`: what the attention of trained jobs does."""
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -32,11 +33,12 @@ def analyse(
   """Measures what attention does: small probabilities, gradients of both twins, spread of values.
 
   All checkpoints of a job are measured, on the same held-out rows. A checkpoint that was measured
-  before is not measured again. Of two jobs, curves are compared too.
+  before is not measured again. Of two jobs, the curves are compared too.
   """
   from rich.console import Console
 
   from laser_pax.analysis import plots
+  from laser_pax.experiment.laser import LaserMixin
 
   if len(jobs) > 2:
     raise UserError(f'expected one job or two, got {len(jobs)}')
@@ -55,7 +57,11 @@ def analyse(
   console.print(f'lines: {", ".join(str(place) for place in places)}', markup=False)
   console.print(f'pictures: {pictures}', markup=False)
   if len(jobs) == 2:
-    _compare([experiment for experiment, _ in opened], [s.job for _, s in opened], names, console)
+    opened.sort(key=lambda pair: isinstance(pair[0], LaserMixin))
+    experiments, saved = zip(*opened, strict=True)
+    folders_of_jobs = [one.job for one in saved]
+    if told := _compare(experiments, folders_of_jobs, job_names(folders_of_jobs), pictures):
+      console.print(told, markup=False, soft_wrap=True)
 
 
 def folder_of(job: str, out: str | None) -> pathlib.Path:
@@ -141,16 +147,27 @@ def _table(lines: 'Mapping[str, Sequence[Line]]'):
 
 
 def _compare(
-  experiments: 'Sequence[Experiment]', jobs: Sequence[str], names: Sequence[str], console
-) -> None:
-  """Prints when the second job reaches the first one's best figure."""
+  experiments: 'Sequence[Experiment]',
+  jobs: Sequence[str],
+  names: Sequence[str],
+  pictures: pathlib.Path,
+) -> str | None:
+  """Draws the curves of two jobs, and keeps and returns when one reaches the other's best figure.
+
+  The figures stay in pair.json. Jobs in buckets have no records here, and jobs of two metrics have
+  nothing to compare.
+  """
   from laser_pax.analysis import runs, summary
 
   metric = experiments[0].METRIC
   if experiments[1].METRIC.label != metric.label or any('://' in job for job in jobs):
-    return
+    return None
   both = [
     runs.read_run(name, pathlib.Path(job), metric.label, metric.split)
     for name, job in zip(names, jobs, strict=True)
   ]
-  console.print(summary.reaching(*both, metric), markup=False, soft_wrap=True)
+  runs.plot_runs(both, metric.label, None, pictures / 'curves.png')
+  race = summary.race(*both, metric.better)
+  record = {k: v._asdict() if isinstance(v, tuple) else v for k, v in race._asdict().items()}
+  (pictures / 'pair.json').write_text(json.dumps(record, indent=1) + '\n')
+  return summary.told(race, metric.label)

@@ -28,6 +28,11 @@ def run(commands):
   return run
 
 
+def told_of(printed):
+  (line,) = (line for line in printed.splitlines() if ' reaches ' in line)
+  return line
+
+
 @pytest.mark.slow
 def test_a_pair_is_measured_once_and_compared(run, tmp_path):
   jobs = [tmp_path / form for form in NAMES]
@@ -35,6 +40,8 @@ def test_a_pair_is_measured_once_and_compared(run, tmp_path):
     random_checkpoint.save(job, name, NUM_LAYERS=2)
     stored_jobs.write_progress(job, form)
   printed = run(*jobs, '--rows=8')
+  # The order of the words does not matter.
+  assert told_of(printed) == told_of(run(*reversed(jobs), '--rows=8'))
   assert printed.count(': measured') == 2
   assert "LASER reaches standard's best loss 4.0000, at step 40" in printed
   for job, form in zip(jobs, NAMES, strict=True):
@@ -48,7 +55,14 @@ def test_a_pair_is_measured_once_and_compared(run, tmp_path):
     assert {(x['layer'], x['attention']) for x in norms} == {(i, f) for i in (0, 1) for f in NAMES}
     assert all(np.isfinite(x[n]).all() and np.all(x[n]) for x in norms for n in lines.NORMS)
   pictures = {file.name for file in (jobs[0] / 'analysis').glob('*.png')}
-  assert pictures == {'probabilities.png', 'gradients.png', 'values.png'}
+  assert pictures == {
+    'probabilities.png',
+    'gradients.png',
+    'values.png',
+    'curves.png',
+  }
+  race = json.loads((jobs[0] / 'analysis' / 'pair.json').read_text())
+  assert race['best'] == 4.0 and race['second'] == {'step': 36.0, 'minutes': pytest.approx(35 / 60)}
   # One checkpoint by its own folder: it has been measured.
   (one,) = (jobs[1] / 'checkpoints').iterdir()
   assert ': measured' not in run(one, '--rows=8')
