@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from laser_pax.errors import UserError
 
@@ -135,14 +136,23 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, refusal: str | None = None) -> Iterator[TextIO]:
   """Waits until no other process holds a lock file, and holds it in the `with` block.
 
   A file system may have no locks. Then this says so, and goes on without one.
+
+  Args:
+    path: The lock file, made if missing. It is yielded, open to write.
+    refusal: What to say where another process holds it, instead of waiting.
+
+  Raises:
+    UserError: Another process holds it, and there is a `refusal`.
   """
   with path.open('w') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX)
+      fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+    except BlockingIOError as e:
+      raise UserError(refusal) from e
     except OSError as e:
       if e.errno not in _NO_LOCKS:
         raise
@@ -150,7 +160,7 @@ def locked(path: Path) -> Iterator[None]:
         f'note: {shown(path)} cannot be locked ({e.strerror}); start no second process there',
         file=sys.stderr,
       )
-    yield
+    yield file
 
 
 def storage_failure(error: BaseException) -> str | None:

@@ -332,13 +332,12 @@ def set_heartbeats(seconds: int, missed: int) -> None:
   from jax._src import distributed
 
   state = distributed.global_state
-  state.initialize = functools.partial(
-    state.initialize,
-    service_heartbeat_interval_seconds=seconds,
-    service_max_missing_heartbeats=missed,
-    client_heartbeat_interval_seconds=seconds,
-    client_max_missing_heartbeats=missed,
-  )
+  if 'heartbeat_timeout_seconds' in inspect.signature(state.initialize).parameters:
+    heartbeats = {'heartbeat_timeout_seconds': seconds * missed}
+  else:  # jax 0.5.3.
+    names = ('heartbeat_interval_seconds', seconds), ('max_missing_heartbeats', missed)
+    heartbeats = {f'{side}_{name}': n for side in ('service', 'client') for name, n in names}
+  state.initialize = functools.partial(state.initialize, **heartbeats)
 
 
 def detects_cluster() -> bool:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import sys
 import warnings
 
-_PAX = ('paxml', 'praxis')
+_PAX = 'praxis'  # paxml is a folder without a module of its own, whose modules import praxis.
 # What Python runs when it starts. It passes where laser_pax is not there any more.
 _START = (
   'import contextlib; exec("with contextlib.suppress(ImportError): '
@@ -93,25 +94,36 @@ def _give(module_name: str, name: str, make) -> bool:
 
 
 class _BeforePax:
-  """Finds no module. It restores the names when it is first asked for praxis or paxml."""
+  """Finds praxis as Python does, and has the names restored before it runs.
+
+  To ask whether it is there, as `importlib.util.find_spec` does, restores nothing.
+  """
 
   def find_spec(self, name, path=None, target=None):
-    if name in _PAX:
+    if name != _PAX:
+      return None
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is not None:
+      run = spec.loader.exec_module
+      spec.loader.exec_module = lambda module: (self._restore(), run(module))
+    return spec
+
+  def _restore(self):
+    if self in sys.meta_path:
       sys.meta_path.remove(self)
-      restore()
-    return None
+    restore()
 
 
 def restore_before_pax() -> None:
-  """Has the names restored when praxis or paxml is imported, at once if one of them is."""
-  if any(name in sys.modules for name in _PAX):
+  """Has the names restored when praxis is imported, at once if it is."""
+  if _PAX in sys.modules:
     restore()
   elif not is_waiting():
     sys.meta_path.insert(0, _BeforePax())
 
 
 def is_waiting() -> bool:
-  """Returns whether an import of praxis or paxml in this process would restore the names."""
+  """Returns whether an import of praxis in this process would restore the names."""
   return any(isinstance(finder, _BeforePax) for finder in sys.meta_path)
 
 

@@ -20,6 +20,7 @@ ROOMS = {
   'configs': {'', 'ops', 'layers', 'data', 'experiment'},
   'costs': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
   'evaluation': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
+  'sweeps': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
   'analysis': {'', 'ops', 'layers', 'data', 'experiment', 'configs'},
   'cli': {
     '',
@@ -30,6 +31,7 @@ ROOMS = {
     'configs',
     'costs',
     'evaluation',
+    'sweeps',
     'analysis',
   },
 }

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 
+import jax
 import pytest
 
+_IS_PINNED = jax.__version_info__ < (0, 6)
 # Words of the errors that PAX raises without the fixes.
 _EXPECTED_FAULT = {
   'evaluation_in_training': 'unicode_',
@@ -22,7 +24,7 @@ _EXPECTED_FAULT = {
   'input_caches (of TFDS)': 'Checkpointing is not supported',
   'input_peeked_batch': 'expected batch 3, got batch 4',
   'tuning_measurements': 'numpy.float32',
-  'lazy_prefix_one_step': 'Expected None, got 3',
+  'lazy_prefix_one_step': 'Expected None, got 3' if _IS_PINNED else 'different types at key path',
   'beam_search_reshape': 'newshape',
 }
 

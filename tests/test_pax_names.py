@@ -73,10 +73,11 @@ def test_a_jax_that_has_all_names_is_left_alone():
 
 def test_the_names_are_there_before_praxis_and_after_nothing_heavy():
   process = _python("""
-    import sys
+    import importlib.util, sys
     from laser_pax import pax_names
     pax_names.restore_before_pax()
     pax_names.restore_before_pax()
+    assert importlib.util.find_spec('praxis')  # To ask is not to import.
     assert sum('_BeforePax' in repr(finder) for finder in sys.meta_path) == 1
     assert pax_names.is_waiting() and not {'jax', 'numpy', 'typing'} & sys.modules.keys()
     import jax.lib

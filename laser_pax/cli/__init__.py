@@ -54,6 +54,7 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'sweep': Command('laser_pax.cli.sweep:sweep', 'Train the points of a search space.'),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
   'analyse': Command(
     'laser_pax.cli.analyse:analyse', 'Measure what the attention of trained jobs does.'
@@ -121,7 +122,7 @@ def _run(args: list[str]) -> int:
   # `doctor` says more of a damaged environment. The light install lacks typer, and so a doctor.
   if command_name != 'doctor' or importlib.util.find_spec('typer') is None:
     require_pax()
-  pax_names.restore_before_pax()  # It comes after the question for PAX, which would set it off.
+  pax_names.restore_before_pax()
   code = _app(command_name)(args or ['--help'], prog_name=_PROGRAM, standalone_mode=False)
   if code == _INTERRUPTED:  # typer has caught Ctrl-C.
     raise KeyboardInterrupt

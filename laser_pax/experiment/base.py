@@ -173,6 +173,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   Attributes:
     GLOBAL_BATCH_SIZE: Rows of one step, over all devices. It does not depend on their number.
     NUM_TRAIN_STEPS: Steps of the whole training.
+    INIT_SEED: Seed of the initial weights and of dropout. Twins of one seed start alike.
     POD: The slice that the experiment is planned for. `show` and `aot` report on it. Training also
       runs on any other slice, with the same global batch.
     ICI_MESH_SHAPE: The mesh [replica, data, mdl] within a slice.
@@ -189,6 +190,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   GLOBAL_BATCH_SIZE: int
   NUM_TRAIN_STEPS: int
 
+  INIT_SEED = 1234  # [ours], PAX's default
   POD = 'cpu'
   ICI_MESH_SHAPE: list[int] | None = None
   DCN_MESH_SHAPE: list[int] | None = None
@@ -270,8 +272,9 @@ class Experiment(base_experiment.BaseExperiment, Family):
     return pax_fiddle.Config(BatchSpecs, specs=specs)
 
   def set_intervals(self, task_p: Task) -> None:
-    """Sets, for a family's `task`, how often PAX saves and evaluates, and that data resume."""
+    """Sets, for a family's `task`, the seed, when PAX saves and evaluates, and that data resume."""
     train = task_p.train
+    train.random_seed = self.INIT_SEED
     train.save_interval_steps = self.CHECKPOINT_EVERY_N_STEPS
     train.save_max_to_keep = self.CHECKPOINT_MAX_TO_KEEP
     train.summary_interval_steps = self.SUMMARY_INTERVAL_STEPS

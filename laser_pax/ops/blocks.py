@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from laser_pax.ops.products import einsum
+
 Array = jax.Array
 F32 = jnp.float32
 
@@ -93,7 +95,7 @@ def _forward(query, key, value, segment_ids, key_segment_ids, spec: AttentionSpe
     visible = _visible(rows, keys, segment_ids, key_segment_ids, spec.is_causal)
     capped = spec.cap(_logits(query[:, :, rows], key[:, :, keys]))
     weights, total = _weights(capped, visible)
-    outputs.append(_einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
+    outputs.append(einsum('BNTS,BNSH->BNTH', weights, value[:, :, keys]) / total)
   output = checkpoint_name(jnp.concatenate(outputs, axis=2), CHECKPOINT_NAME)
   return output, (query, key, value, segment_ids, key_segment_ids)
 
@@ -107,16 +109,16 @@ def _backward(spec: AttentionSpec, residuals, cotangent):
     capped = spec.cap(_logits(q, k))
     weights, total = _weights(capped, visible)
     probabilities = weights / total
-    d_probabilities = _einsum('BNTH,BNSH->BNTS', g, v)
+    d_probabilities = einsum('BNTH,BNSH->BNTS', g, v)
     centers = jnp.sum(probabilities * d_probabilities, axis=-1, keepdims=True)
     d_logits = probabilities * (d_probabilities - centers)
     if spec.logit_cap:
       d_logits *= spec.cap_slope(capped)
     if segment_ids is not None:  # A row that sees nothing has probabilities all the same.
       d_logits = jnp.where(visible, d_logits, 0.0)
-    d_query.append(_einsum('BNTS,BNSH->BNTH', d_logits, k))
-    d_key = d_key.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', d_logits, q))
-    d_value = d_value.at[:, :, keys].add(_einsum('BNTS,BNTH->BNSH', probabilities, g))
+    d_query.append(einsum('BNTS,BNSH->BNTH', d_logits, k))
+    d_key = d_key.at[:, :, keys].add(einsum('BNTS,BNTH->BNSH', d_logits, q))
+    d_value = d_value.at[:, :, keys].add(einsum('BNTS,BNTH->BNSH', probabilities, g))
   d_query = jnp.concatenate(d_query, axis=2).astype(query.dtype)
   return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
 
@@ -141,11 +143,7 @@ def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[slice, slice]]:
 
 
 def _logits(query: Array, key: Array) -> Array:
-  return _einsum('BNTH,BNSH->BNTS', query, key)
-
-
-def _einsum(equation: str, *operands: Array) -> Array:
-  return jnp.einsum(equation, *operands, preferred_element_type=F32)
+  return einsum('BNTH,BNSH->BNTS', query, key)
 
 
 def _visible(rows, keys, segment_ids, key_segment_ids, is_causal: bool) -> Array | None:
@@ -167,4 +165,4 @@ def _weights(capped: Array, visible: Array | None) -> tuple[Array, Array]:
   weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   # A product: a sum along rows is slower on a CPU.
   ones = jnp.ones((weights.shape[3], 1), F32)
-  return weights, _einsum('BNTS,SO->BNTO', weights, ones)
+  return weights, einsum('BNTS,SO->BNTO', weights, ones)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from laser_pax.ops.open_vjp import OpenVjp, vjp_without_output
+from laser_pax.ops.products import einsum
 
 Array = jax.Array
 static = functools.partial(dataclasses.field, metadata={'static': True})
@@ -159,15 +160,15 @@ class EinsumMixture:
     return self.axes.layout.mixed_axes
 
   def mix(self, values: Array) -> Array:
-    return _einsum(self.axes, self.weights, values)
+    return _weighted_sum(self.axes, self.weights, values)
 
   def mix_with_residuals(self, values: Array) -> tuple[Array, Array]:
-    return _einsum(self.axes, self.weights, values), values
+    return _weighted_sum(self.axes, self.weights, values), values
 
   def gradients(
     self, residuals: Array, mixed: Array, d_mixed: Array, d_total: Array | None
   ) -> tuple['EinsumMixture', Array]:
-    d_weights, d_values = _einsum_gradients(self.axes, self.weights, residuals, d_mixed)
+    d_weights, d_values = _weighted_sum_gradients(self.axes, self.weights, residuals, d_mixed)
     if d_total is not None:
       rows = ''.join(a for a in self.axes.output if a in self.axes.weights)
       columns = tuple(i for i, a in enumerate(self.axes.output) if a not in rows)
@@ -183,35 +184,31 @@ class EinsumMixture:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _einsum(axes: EinsumAxes, weights: Array, values: Array) -> Array:
+def _weighted_sum(axes: EinsumAxes, weights: Array, values: Array) -> Array:
   """The einsum of the axes, float32, whose gradients take the operands' precision."""
-  return _product(f'{axes.weights},{axes.values}->{axes.output}', weights, values)
+  return einsum(f'{axes.weights},{axes.values}->{axes.output}', weights, values)
 
 
-def _einsum_gradients(
+def _weighted_sum_gradients(
   axes: EinsumAxes, weights: Array, values: Array, d_output: Array
 ) -> tuple[Array, Array]:
   """Returns the gradients of weights and values, float32."""
   d_output = d_output.astype(values.dtype)
-  d_weights = _product(f'{axes.output},{axes.values}->{axes.weights}', d_output, values)
-  d_values = _product(f'{axes.output},{axes.weights}->{axes.values}', d_output, weights)
+  d_weights = einsum(f'{axes.output},{axes.values}->{axes.weights}', d_output, values)
+  d_values = einsum(f'{axes.output},{axes.weights}->{axes.values}', d_output, weights)
   return d_weights, d_values
 
 
-def _product(equation: str, *operands: Array) -> Array:
-  return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
+def _weighted_sum_forward(axes: EinsumAxes, weights: Array, values: Array):
+  return _weighted_sum(axes, weights, values), (weights, values)
 
 
-def _einsum_forward(axes: EinsumAxes, weights: Array, values: Array):
-  return _einsum(axes, weights, values), (weights, values)
-
-
-def _einsum_backward(axes: EinsumAxes, operands: tuple[Array, Array], d_output: Array):
-  gradients = _einsum_gradients(axes, *operands, d_output)
+def _weighted_sum_backward(axes: EinsumAxes, operands: tuple[Array, Array], d_output: Array):
+  gradients = _weighted_sum_gradients(axes, *operands, d_output)
   return tuple(d.astype(x.dtype) for d, x in zip(gradients, operands, strict=True))
 
 
-_einsum.defvjp(_einsum_forward, _einsum_backward)
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
 # Mixing by a function, whose weights are its own affair.

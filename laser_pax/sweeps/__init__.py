@@ -1,0 +1,1 @@
+"""Sweeps: search spaces, running them, resuming them, and what came out."""
