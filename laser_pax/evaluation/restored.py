@@ -57,6 +57,7 @@ class Restored:
     """
     saved_models.check_run(saved, self.experiment)
     self.saved = saved
+    self._state = None  # There need not be room for both.
     self._state = self._read(self._metadata)
 
   @property

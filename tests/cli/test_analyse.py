@@ -9,9 +9,11 @@ from laser_pax import cli
 from laser_pax.analysis import lines
 from laser_pax.cli import analyse
 from laser_pax.errors import UserError
+from laser_pax.experiment import saved_models
 from tests.support import random_checkpoint, stored_jobs
 from tests.support.commands import QUICK_COMPILE, ROOT
 
+STEPS = (random_checkpoint.STEP, random_checkpoint.STEP + 1)
 NAMES = {lines.STANDARD: 'C4StandardTiny', lines.LASER: 'C4LaserTiny'}
 
 
@@ -37,17 +39,18 @@ def told_of(printed):
 def test_a_pair_is_measured_once_and_compared(run, tmp_path):
   jobs = [tmp_path / form for form in NAMES]
   for job, (form, name) in zip(jobs, NAMES.items(), strict=True):
-    random_checkpoint.save(job, name, NUM_LAYERS=2)
+    for step in STEPS:
+      random_checkpoint.save(job, name, step, NUM_LAYERS=2)
     stored_jobs.write_progress(job, form)
   printed = run(*jobs, '--rows=8')
-  # The order of the words does not matter.
-  assert told_of(printed) == told_of(run(*reversed(jobs), '--rows=8'))
-  assert printed.count(': measured') == 2
+  assert printed.count(': measured') == 4
   assert "LASER reaches standard's best loss 4.0000, at step 40" in printed
   for job, form in zip(jobs, NAMES, strict=True):
-    (file,) = (job / 'analysis').glob('*.jsonl')
-    assert file == lines.file_of(job / 'analysis', random_checkpoint.STEP, 8)
-    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    files = [lines.file_of(job / 'analysis', step, 8) for step in STEPS]
+    assert sorted((job / 'analysis').glob('*.jsonl')) == files
+    kept, other = ([json.loads(x) for x in file.read_text().splitlines()] for file in files)
+    for first, second in zip(kept, other, strict=True):
+      assert first['layer'] == second['layer'] and first != second | {'step': first['step']}
     described = [x for x in kept if x['kind'] == 'attention']
     assert [(x['layer'], x['attention']) for x in described] == [(0, form), (1, form)]
     assert all(0 < x['pairs'] <= 8 * 32 * 33 // 2 for x in described)
@@ -63,9 +66,10 @@ def test_a_pair_is_measured_once_and_compared(run, tmp_path):
   }
   race = json.loads((jobs[0] / 'analysis' / 'pair.json').read_text())
   assert race['best'] == 4.0 and race['second'] == {'step': 36.0, 'minutes': pytest.approx(35 / 60)}
-  # One checkpoint by its own folder: it has been measured.
-  (one,) = (jobs[1] / 'checkpoints').iterdir()
-  assert ': measured' not in run(one, '--rows=8')
+  again = run(*reversed(jobs), '--rows=8')
+  assert ': measured' not in again and told_of(again) == told_of(printed)
+  one = saved_models.find(str(jobs[0] / 'checkpoints' / f'checkpoint_{STEPS[0]:08d}'))
+  assert analyse._checkpoints(str(one.folder), one) == [one]
 
 
 def test_three_jobs_are_refused(capsys):
