@@ -14,6 +14,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax import layers
 from laser_pax.analysis import observed
 from laser_pax.analysis.lines import LASER, NORMS, STANDARD, Line
+from laser_pax.errors import UserError
 from laser_pax.experiment.base import Experiment
 
 # Rows of a batch on each device. Plain attention forms all pairs of positions.
@@ -107,12 +108,17 @@ def measure(
     twins: The twins to evaluate these weights under. The first is the model's own attention, whose
       probabilities are described.
     batches: Held-out rows, from `held_out.batches`.
+
+  Raises:
+    UserError: A loss is no finite number.
   """
   rows = len(batches[0].FlattenItems()[0][1])
   result = []
   for twin in twins:
     outputs = [model.run(twin.step, batch) for batch in batches]
     loss = float(np.mean([output['loss'] for output in outputs]))
+    if not math.isfinite(loss):
+      raise UserError(f'its loss under {twin.form} attention is {loss}')
     by_layer = _by_layer([output['attentions'] for output in outputs])
     common = {'attention': twin.form, 'rows': rows * len(batches)}
     if twin is twins[0]:

@@ -33,6 +33,9 @@ def read(folder: pathlib.Path) -> list[Line]:
     if match := pattern.fullmatch(file.name):
       step, rows = int(match[1]), int(match[2])
       files[step] = max(files.get(step, (0, file)), (rows, file))
-  return [
-    json.loads(line) for step in sorted(files) for line in files[step][1].read_text().splitlines()
-  ]
+  return [line for step in sorted(files) for line in read_file(files[step][1])]
+
+
+def read_file(file: pathlib.Path) -> list[Line]:
+  """Returns the lines of one checkpoint."""
+  return [json.loads(line) for line in file.read_text().splitlines()]

@@ -50,6 +50,8 @@ def analyse(
   console.width = max(console.width, _WIDTH)
   for job, (experiment, saved), place, name in zip(jobs, opened, places, names, strict=True):
     lines[name] = _lines(experiment, _checkpoints(job, saved), rows, place, console)
+  if not any(lines.values()):
+    raise UserError('no checkpoint could be measured: name a job whose loss is a finite number')
   pictures = places[0] if out is None else folders.resolve_local(out)
   for kind in _PICTURES:
     getattr(plots, f'plot_{kind}')(lines, pictures / f'{kind}.png')
@@ -124,11 +126,15 @@ def _lines(
     else:
       model.take(one)
     common = {'experiment': type(experiment).__name__, 'step': one.step}
-    measured = attention.measure(model, twins, batches)
+    try:
+      measured = attention.measure(model, twins, batches)
+    except UserError as e:
+      console.print(f'{one.folder}: left out: {e}', markup=False, soft_wrap=True)
+      continue
     lines.write(lines.file_of(place, one.step, rows), [common | line for line in measured])
     console.print(f'{one.folder}: measured', markup=False, soft_wrap=True)
-  steps = {one.step for one in saved}
-  return [line for line in lines.read(place) if line['step'] in steps]
+  files = [lines.file_of(place, one.step, rows) for one in saved]
+  return [line for file in files if file.exists() for line in lines.read_file(file)]
 
 
 def _table(lines: 'Mapping[str, Sequence[Line]]'):

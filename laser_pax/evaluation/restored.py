@@ -35,7 +35,8 @@ class Restored:
     saved_models.check_run(saved, experiment)
     self.experiment, self.saved = experiment, saved
     task_p = experiment.task()
-    task_p.model.return_predictions = True
+    if hasattr(task_p.model, 'return_predictions'):  # Language models alone have it.
+      task_p.model.return_predictions = True
     self.task = pax_fiddle.instantiate(task_p)
     devices = mesh_utils.create_device_mesh(experiment.mesh())
     self._partitioner = partitioning.PjitPartitioner(

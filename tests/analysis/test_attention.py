@@ -188,3 +188,13 @@ def test_of_one_step_the_lines_of_most_rows_are_read(tmp_path):
   (tmp_path / 'other.jsonl').write_text('{}')
   assert [(x['step'], x['rows']) for x in lines.read(tmp_path)] == [(0, 8), (300, 16)]
   assert lines.read(tmp_path / 'nowhere') == []
+
+
+def test_a_checkpoint_whose_loss_is_not_finite_is_refused():
+  class Diverged(Model):
+    def run(self, step_fn, batch):
+      return super().run(step_fn, batch) | {'loss': np.float32(np.nan)}
+
+  twin = attention.Twin(experiment(), lines.LASER)
+  with pytest.raises(UserError, match='its loss under LASER attention is nan'):
+    attention.measure(Diverged(), [twin], BATCHES[:1])
