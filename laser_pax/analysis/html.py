@@ -3,8 +3,11 @@
 import base64
 import html
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
+# 1,200 or 5.04% or 0.625 ± 0.01.
+_NUMBER = re.compile(r'[-+]?[\d.,]+(e[-+]?\d+)?%?( ± [\d.,]+)?')
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
   padding: 0 1em; }
@@ -12,8 +15,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 table { border-collapse: collapse; font-size: 13px; margin: 0.8em 0; }
 th, td { padding: 3px 10px; text-align: right; vertical-align: top; }
 tr { border-bottom: 1px solid #e4e4e4; }
-th { background: #f4f5f7; } .text { text-align: left; } tr.differs td { background: #fff6e0; }
-.wide { overflow-x: auto; } img { max-width: 100%; max-height: 460px; } figure { margin: 1em 0; }
+th { background: #f4f5f7; white-space: nowrap; } .text { text-align: left; } tr.differs td { background: #fff6e0; }
+.wide { overflow-x: auto; } img { max-width: 100%; max-height: 560px; } figure { margin: 1em 0; }
 figcaption, .note { color: #555; font-size: 13px; }
 """
 
@@ -49,24 +52,29 @@ def paragraph(text: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, str]], marked: Sequence[int] = ()) -> str:
-  """Returns a table. The first row's keys are its columns; text stands left, numbers right.
+  """Returns a table. A column of numbers alone stands right, any other left.
 
   Args:
-    rows: The rows; at least one.
+    rows: The rows, at least one. The keys of the first are the columns.
     marked: Numbers of the rows to mark, from 0.
   """
-  header = ''.join(_cell('th', name, rows[0][name]) for name in rows[0])
-  lines = [f'<tr>{header}</tr>']
+  columns = list(zip(*(row.values() for row in rows), strict=True))
+  kinds = ['' if all(map(_is_number, cells)) else ' class=text' for cells in columns]
+  lines = [f'<tr>{_cells("th", rows[0], kinds)}</tr>']
   for number, row in enumerate(rows):
-    cells = ''.join(_cell('td', text, text) for text in row.values())
-    lines.append(f'<tr{" class=differs" if number in marked else ""}>{cells}</tr>')
+    mark = ' class=differs' if number in marked else ''
+    lines.append(f'<tr{mark}>{_cells("td", row.values(), kinds)}</tr>')
   return '<div class="wide"><table>\n' + '\n'.join(lines) + '\n</table></div>'
 
 
-def _cell(tag: str, text: str, content: str) -> str:
-  """Returns a cell, left where its column's content is no number."""
-  is_number = content[:1].isdigit() or content[:1] in ('-', '+')
-  return f'<{tag}{"" if is_number else " class=text"}>{html.escape(text)}</{tag}>'
+def _is_number(text: str) -> bool:
+  return not text or _NUMBER.fullmatch(text) is not None
+
+
+def _cells(tag: str, texts: Iterable[str], kinds: Sequence[str]) -> str:
+  return ''.join(
+    f'<{tag}{kind}>{html.escape(text)}</{tag}>' for text, kind in zip(texts, kinds, strict=True)
+  )
 
 
 def picture(file: pathlib.Path, caption: str) -> str:

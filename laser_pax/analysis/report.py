@@ -145,7 +145,12 @@ def _attention(jobs: Sequence[Job], out: pathlib.Path) -> list[str]:
     'values': 'Spread of the columns of V over positions, by layer. Points: heads.',
   }
   parts = [html.heading('Attention'), html.table(shares), html.table(rows)]
-  parts.append(html.note('Ratios: median over layers, on the same weights and held-out rows.'))
+  parts.append(
+    html.note(
+      "Ratios: norms of LASER's gradients over standard attention's, on the same weights and held-out "
+      'rows; median over layers.'
+    )
+  )
   for kind, caption in captions.items():
     file = out / f'{kind}.png'
     if getattr(plots, f'plot_{kind}')(lines, file):

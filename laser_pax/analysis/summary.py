@@ -32,7 +32,7 @@ def rows(jobs: Mapping[str, Sequence[Line]]) -> list[dict[str, str]]:
         'range of V': f'{np.mean([x["value_range"] for x in own]):.2f}',
       }
       for norm, words in zip(NORMS, ('logits', 'W_q', 'W_k', 'W_v'), strict=True):
-        row[f'{words}: LASER/standard'] = f'{ratio(gradients, norm):.3f}'
+        row[f'{words} ratio'] = f'{ratio(gradients, norm):.3f}'
       result.append(row)
   return result
 

@@ -56,6 +56,7 @@ def analyse(
   for kind in _PICTURES:
     getattr(plots, f'plot_{kind}')(lines, pictures / f'{kind}.png')
   console.print(_table(lines))
+  console.print("ratio: norm of LASER's gradient over standard attention's, on the same weights")
   console.print(f'lines: {", ".join(str(place) for place in places)}', markup=False)
   console.print(f'pictures: {pictures}', markup=False)
   if len(jobs) == 2:
