@@ -15,7 +15,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 table { border-collapse: collapse; font-size: 13px; margin: 0.8em 0; }
 th, td { padding: 3px 10px; text-align: right; vertical-align: top; }
 tr { border-bottom: 1px solid #e4e4e4; }
-th { background: #f4f5f7; white-space: nowrap; } .text { text-align: left; } tr.differs td { background: #fff6e0; }
+th { background: #f4f5f7; white-space: nowrap; } .text { text-align: left; }
+tr.differs td { background: #fff6e0; }
 .wide { overflow-x: auto; } img { max-width: 100%; max-height: 560px; } figure { margin: 1em 0; }
 figcaption, .note { color: #555; font-size: 13px; }
 """

@@ -147,8 +147,8 @@ def _attention(jobs: Sequence[Job], out: pathlib.Path) -> list[str]:
   parts = [html.heading('Attention'), html.table(shares), html.table(rows)]
   parts.append(
     html.note(
-      "Ratios: norms of LASER's gradients over standard attention's, on the same weights and held-out "
-      'rows; median over layers.'
+      "Ratios: norms of LASER's gradients over standard attention's, on the same weights and "
+      'held-out rows; median over layers.'
     )
   )
   for kind, caption in captions.items():
