@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from laser_pax.errors import UserError
 from laser_pax.experiment import progress
@@ -20,6 +21,8 @@ class Run:
     evaluations: Figure of the metric on the whole evaluation split, by step.
     units_per_second: Median number of units (tokens, images) per second.
     minutes: Minutes of training and evaluations, without imports and the first compilation.
+    minutes_at: The same at each evaluation, by its step.
+    skipped_steps: Steps that were skipped, as their gradients were not finite.
   """
 
   name: str
@@ -28,6 +31,8 @@ class Run:
   evaluations: dict[int, float]
   units_per_second: float
   minutes: float
+  minutes_at: dict[int, float] = dataclasses.field(default_factory=dict)
+  skipped_steps: int = 0
 
   @property
   def last(self) -> float:
@@ -58,7 +63,69 @@ def read_run(
   if not records.evaluations or not records.rates:
     raise UserError(f'{file} has no evaluation yet: let the run end')
   rate, minutes = statistics.median(records.rates), records.seconds / 60
-  return Run(name, split or 'test', records.train, records.evaluations, rate, minutes)
+  minutes_at = {step: seconds / 60 for step, seconds in records.seconds_at.items()}
+  return Run(
+    name,
+    split or 'test',
+    records.train,
+    records.evaluations,
+    rate,
+    minutes,
+    minutes_at,
+    records.skipped_steps,
+  )
+
+
+class Reached(NamedTuple):
+  """When a run reaches a figure.
+
+  Attributes:
+    step: Its step, between two evaluations by a straight line.
+    minutes: Minutes until then.
+  """
+
+  step: float
+  minutes: float
+
+
+def best(run: Run, better: str) -> tuple[int, float]:
+  """Returns the step and the figure of a run's best evaluation.
+
+  Args:
+    run: The run.
+    better: 'lower' or 'higher', as in the experiment's METRIC.
+
+  Raises:
+    UserError: No evaluation has a finite figure.
+  """
+  figures = {step: x for step, x in run.evaluations.items() if x is not None}
+  if not figures:
+    raise UserError(f'{run.name}: no evaluation has a finite figure')
+  step = (min if better == 'lower' else max)(figures, key=figures.__getitem__)
+  return step, figures[step]
+
+
+def reached(run: Run, figure: float, better: str) -> Reached | None:
+  """Returns when a run's evaluations first reach a figure; None if they never do.
+
+  Args:
+    run: The run.
+    figure: The figure, such as another run's best.
+    better: 'lower' or 'higher', as in the experiment's METRIC.
+  """
+  sign = 1 if better == 'lower' else -1
+  previous = None
+  for step in sorted(step for step, x in run.evaluations.items() if x is not None):
+    missing = sign * (run.evaluations[step] - figure)
+    here = step, run.minutes_at[step]
+    if missing <= 0:
+      if previous is None:
+        return Reached(*here)
+      missed, before = previous
+      part = missed / (missed - missing)
+      return Reached(*(b + part * (h - b) for b, h in zip(before, here, strict=True)))
+    previous = missing, here
+  return None
 
 
 def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[float]]:
@@ -75,7 +142,7 @@ def smooth(losses: dict[int, float], window: int = 20) -> tuple[list[int], list[
 
 
 def plot_runs(
-  runs: Sequence[Run], label: str, chance: tuple[str, float], out: pathlib.Path
+  runs: Sequence[Run], label: str, chance: tuple[str, float] | None, out: pathlib.Path
 ) -> None:
   """Draws the runs' losses, the differences from the first run, and the metric if it is another.
 
@@ -84,7 +151,7 @@ def plot_runs(
   Args:
     runs: One to four runs.
     label: Label of the metric.
-    chance: Name and figure of what frequencies alone reach.
+    chance: Name and figure of what frequencies alone reach; None where it is not known.
     out: PNG or SVG file to write.
   """
   import matplotlib
@@ -113,15 +180,17 @@ def plot_runs(
         common = {s: points[s] - against[s] for s in points if against.get(s) and points[s]}
         drawn = smooth(common) if style == '-' else (list(common), list(common.values()))
         differences.plot(*drawn, style, color=color)
-  metric.axhline(chance[1], color='0.5', ls=':', label=f'{chance[0]}: {chance[1]:.2f}')
+  if chance is not None:
+    metric.axhline(chance[1], color='0.5', ls=':', label=f'{chance[0]}: {chance[1]:.2f}')
   differences.axhline(0, color='0.5', ls=':')
   if is_loss:
-    top = max(chance[1], *(max(run.evaluations.values()) for run in runs))
-    losses.set_ylim(min(run.last for run in runs) - 0.3, top + 0.7)
+    figures = [x for run in runs for x in run.evaluations.values() if x is not None]
+    top = max([*figures, *([chance[1]] if chance else [])])
+    losses.set_ylim(min(figures) - 0.3, top + 0.7)
   else:
     metric.set_ylabel(label)
   losses.set_ylabel('loss (nats)')
-  differences.set_ylabel(f'minus\n{runs[0].name}')
+  differences.set_ylabel(f'minus\n{runs[0].name}', fontsize=10 if len(runs[0].name) < 12 else 6)
   axes[-1].set_xlabel('step')
   for one in {losses, metric}:
     one.legend(frameon=False, fontsize=8)

@@ -56,6 +56,13 @@ COMMANDS = {
   ),
   'sweep': Command('laser_pax.cli.sweep:sweep', 'Train the points of a search space.'),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
+  'analyse': Command(
+    'laser_pax.cli.analyse:analyse', 'Measure what the attention of trained jobs does.'
+  ),
+  'report': Command('laser_pax.cli.report:report', 'Write one page about trained jobs.'),
+  'scaling': Command(
+    'laser_pax.cli.scaling:scaling', 'Fit power laws of the loss in the parameters.'
+  ),
   'generate': Command(
     'laser_pax.cli.generate:generate', "Continue texts with a trained decoder's words."
   ),

@@ -75,3 +75,29 @@ def open_experiment(
     experiment.VOCAB = str(vocabulary)
   experiment.check_overrides()
   return experiment
+
+
+def use_data_of_run(experiment: 'Experiment', saved: 'Saved') -> None:
+  """Lets an experiment of `open_run` find the data that its training found.
+
+  A Tiny experiment takes the sample only where nothing is named, and `open_run` names the
+  vocabulary that the job keeps. So it is not named, unless the data are.
+
+  Raises:
+    UserError: The vocabulary of the data is not that of the checkpoints.
+  """
+  from laser_pax.data import sources
+  from laser_pax.errors import UserError
+  from laser_pax.experiment import jobs, saved_models
+
+  kept = saved_models.vocabulary(saved)
+  is_named = sources.is_named(getattr(experiment, 'DATA_DIR', None), None)
+  if kept is None or is_named or not hasattr(experiment, 'VOCAB'):
+    return
+  experiment.VOCAB = saved.run.overrides.get('VOCAB') if saved.run else None
+  try:
+    vocabulary = experiment.vocabulary()
+  except UserError:  # Prepared data in the default folder.
+    experiment.VOCAB = str(kept)
+  else:
+    jobs.check_vocabulary(saved.job, vocabulary)

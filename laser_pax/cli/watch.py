@@ -10,7 +10,6 @@ import time
 from typing import TextIO
 
 import jax
-import jax.numpy as jnp
 from paxml import decode_programs, programs
 
 from laser_pax.cli import consoles, profiling
@@ -212,7 +211,7 @@ class WatchedTrainProgram(training.TrainProgram):
   def train_step(self, step, state, prng_key, inputs, static_args):
     """Runs one step and hands its loss to the watch."""
     new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
-    self._watch.step(new_step, outputs.loss, _is_valid(outputs), self._units_per_step)
+    self._watch.step(new_step, outputs.loss, training.is_valid(outputs), self._units_per_step)
     return new_step, new_state, outputs
 
   def shutdown(self) -> None:
@@ -261,14 +260,6 @@ def _tell_of_decoding(
 def _is_silent() -> bool:
   """Whether this process prints and records nothing. Only the first of several processes does."""
   return jax.process_index() > 0
-
-
-def _is_valid(outputs) -> jax.Array:
-  """Returns whether PAX applied the step. It silently skips a step without finite gradients."""
-  for name, value in outputs.summary_tensors.items():
-    if 'is_valid_step' in name:
-      return value[0] if isinstance(value, (list, tuple)) else value
-  return jnp.isfinite(outputs.loss)
 
 
 def unit_of(experiment_cls: type) -> str:

@@ -35,7 +35,8 @@ class Restored:
     saved_models.check_run(saved, experiment)
     self.experiment, self.saved = experiment, saved
     task_p = experiment.task()
-    task_p.model.return_predictions = True
+    if hasattr(task_p.model, 'return_predictions'):  # Language models alone have it.
+      task_p.model.return_predictions = True
     self.task = pax_fiddle.instantiate(task_p)
     devices = mesh_utils.create_device_mesh(experiment.mesh())
     self._partitioner = partitioning.PjitPartitioner(
@@ -45,8 +46,20 @@ class Restored:
     specs = experiment.input_specs(experiment.eval_batch_size())
     self._partitioner.setup(self.task, self._key, specs)
     self.mesh = self._partitioner.global_mesh
-    self._state = self._read(self._partitioner.get_train_state_metadata(discard_opt_states=True))
+    self._metadata = self._partitioner.get_train_state_metadata(discard_opt_states=True)
+    self._state = self._read(self._metadata)
     self._steps: dict[Any, Any] = {}
+
+  def take(self, saved: saved_models.Saved) -> None:
+    """Reads another checkpoint's weights in place of these. What is compiled stays.
+
+    Raises:
+      UserError: The checkpoint is another experiment's, or has other shapes.
+    """
+    saved_models.check_run(saved, self.experiment)
+    self.saved = saved
+    self._state = None  # There need not be room for both.
+    self._state = self._read(self._metadata)
 
   @property
   def weights(self) -> dict[str, jax.Array]:

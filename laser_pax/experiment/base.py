@@ -183,6 +183,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
     USE_REPEATED_LAYER: Whether layers run in a loop. A loop is compiled once for all of them.
     ATTENTION_KERNEL: The kernel that attention asks for, such as 'triton' on GPUs (docs/gpu.md).
       None, or where it cannot serve: `show` and the log say which one serves.
+    ATTENTION_SUMMARY_QUERIES: Queries of a batch's first example whose attention TensorBoard shows:
+      small probabilities, spread of values (docs/analysis.md). None for none.
   """
 
   GLOBAL_BATCH_SIZE: int
@@ -196,6 +198,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   MICRO_BATCHES: int | None = None
   USE_REPEATED_LAYER = True  # [ours]
   ATTENTION_KERNEL: choice.Kernel | None = None
+  ATTENTION_SUMMARY_QUERIES: int | None = None
 
   SUMMARY_INTERVAL_STEPS = 100  # [ours]
   EVAL_INTERVAL_STEPS = 2_500  # [ours]
@@ -315,7 +318,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
       UserError: One is out of its range.
     """
     names = ('GLOBAL_BATCH_SIZE', 'NUM_TRAIN_STEPS', 'MICRO_BATCHES', 'SUMMARY_INTERVAL_STEPS')
-    names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP')
+    names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP', 'ATTENTION_SUMMARY_QUERIES')
     checks.check_at_least(self, 1, names)
     checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS',))
 

@@ -184,7 +184,7 @@ class LibriSpeechConformer(AlgoPerf):
       None,
       None,
     ]
-    use_fused(task_p.model, self.ATTENTION_KERNEL)
+    use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
     self.set_optimizer(task_p)
     self.set_intervals(task_p)
     return task_p

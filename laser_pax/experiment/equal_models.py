@@ -13,7 +13,12 @@ from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.saved_models import Saved
 
 # These say how a model is trained, and not what it computes afterwards.
-_FREE = ('GLOBAL_BATCH_SIZE', 'DROPOUT_PROB', 'TRAINING_OPTIMIZED_SHARDING')
+_FREE = (
+  'GLOBAL_BATCH_SIZE',
+  'DROPOUT_PROB',
+  'TRAINING_OPTIMIZED_SHARDING',
+  'ATTENTION_SUMMARY_QUERIES',
+)
 
 
 def check(

@@ -17,12 +17,16 @@ class Progress(NamedTuple):
     evaluations: Figure of the metric on the whole evaluation split, by step.
     rates: Units (tokens, images) a second, at each step that has a rate.
     seconds: Seconds of training and evaluations, without imports and the first compilation.
+    seconds_at: The same at each evaluation, by its step.
+    skipped_steps: Steps that PAX skipped, as their gradients were not finite.
   """
 
   train: dict[int, float | None]
   evaluations: dict[int, float | None]
   rates: list[float]
   seconds: float
+  seconds_at: dict[int, float]
+  skipped_steps: int
 
 
 def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress | None:
@@ -39,7 +43,7 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
   if not file.exists():
     return None
   train, evaluations, rates = {}, {}, []
-  seconds, last_seconds = 0.0, None
+  seconds, last_seconds, seconds_at, skipped = 0.0, None, {}, _Skipped()
   for line in file.read_text().splitlines():
     try:
       record = json.loads(line)
@@ -52,9 +56,23 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
     last_seconds = record['seconds']
     if record['kind'] == 'train':
       train[record['step']] = record['loss']
+      skipped.add(record.get('skipped_steps', 0))
       rate = next(v for k, v in record.items() if k.endswith('_per_second'))
       if rate is not None:
         rates.append(rate)
     elif split in (None, record.get('split')):
       evaluations[record['step']] = record[label]
-  return Progress(train, evaluations, rates, seconds)
+      seconds_at[record['step']] = seconds
+  return Progress(train, evaluations, rates, seconds, seconds_at, skipped.total)
+
+
+class _Skipped:
+  """The steps that were skipped. Each process counts its own, from 0."""
+
+  def __init__(self):
+    self.total = self._last = 0
+
+  def add(self, count: int) -> None:
+    """Takes the count of a record."""
+    self.total += count - self._last if count >= self._last else count
+    self._last = count

@@ -84,7 +84,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
       list(layout.dcn_mesh_shape),
     )
     self._set_layers(task_p.model.lm_tpl, layout)
-    use_fused(task_p.model, self.ATTENTION_KERNEL)
+    use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
     set_adamw(
       task_p,
       learning_rate=self.LEARNING_RATE,
@@ -201,5 +201,6 @@ class TinyText:
   NUM_TRAIN_STEPS = 600
   WARMUP_STEPS = 60
   SUMMARY_INTERVAL_STEPS = 10
+  ATTENTION_SUMMARY_QUERIES = 16
   EVAL_INTERVAL_STEPS = 300
   CHECKPOINT_EVERY_N_STEPS = 300

@@ -18,6 +18,11 @@ from laser_pax import pax_fixes
 # Scalars that count: they are summed over the parts. Other scalars are weighted means.
 _COUNTS = ('num_predictions',)
 
+# TensorBoard's name of the number of skipped steps.
+_SKIPPED_STEPS = 'learning/skipped_steps' + base_layer.get_summary_type_suffix(
+  base_layer.SummaryType.AGGREGATE_SCALAR
+)
+
 NestedMap = py_utils.NestedMap
 # PAX's GradFnProtocol:
 # (loss_fn, learner, mdl_vars, inputs, prng_key) -> ((loss, GradAuxInfo), gradients)
@@ -160,6 +165,17 @@ def _merge(aux: tuple[Any, ...], weights: jax.Array) -> tuple[Any, ...]:
   )
 
 
+def is_valid(outputs: trainer_lib.StepFnOutput) -> jax.Array:
+  """Returns whether PAX applied a step: 1 or 0.
+
+  PAX silently skips a step whose gradients are not finite.
+  """
+  for name, value in outputs.summary_tensors.items():
+    if 'is_valid_step' in name:
+      return value[0] if isinstance(value, (list, tuple)) else value
+  return jnp.isfinite(outputs.loss).astype(jnp.float32)
+
+
 class TrainProgram(programs.SingleTaskTrainProgram):
   """PAX's train program with a step in parts, and with data that continue after a restart."""
 
@@ -172,6 +188,7 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     super().__init__()
     self._micro_batches = micro_batches
     self._has_run = False
+    self._skipped_steps: jax.Array | float = 0.0
 
   def setup(self, task, train_input, *args, **kwargs) -> None:
     """Sets the program up, and moves the data to the step where training continues."""
@@ -189,6 +206,13 @@ class TrainProgram(programs.SingleTaskTrainProgram):
       state = jax.tree.map(jnp.copy, state)
     self._has_run = True
     return super().run(state, step)
+
+  def train_step(self, step, state, prng_key, inputs, static_args):
+    """Runs one step, and adds to its summaries how many steps this process has skipped."""
+    new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
+    self._skipped_steps = self._skipped_steps + (1.0 - is_valid(outputs))
+    outputs.summary_tensors[_SKIPPED_STEPS] = self._skipped_steps
+    return new_step, new_state, outputs
 
   def _get_train_step(self, inputs):
     """Compiles the step at the first call, like the method that it overrides."""

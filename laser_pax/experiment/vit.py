@@ -103,7 +103,7 @@ class ImageNetViT(AlgoPerf):
     )
     _shard(task_p, layout)
     use_rows_einsum(network.transformer_layers_tpl)
-    use_fused(task_p.model, self.ATTENTION_KERNEL)
+    use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
     self.set_optimizer(task_p)
     self.set_intervals(task_p)
     return task_p

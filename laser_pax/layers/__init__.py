@@ -21,12 +21,12 @@ from laser_pax.layers.fused_attention import (  # noqa: E402
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
-  Segments,
 )
 from laser_pax.layers.lean_softmax import LeanSharedEmbeddingSoftmax  # noqa: E402
 from laser_pax.layers.rows_einsum import RowsEinsum, use_rows_einsum  # noqa: E402
 from laser_pax.layers.segmented_lm import SegmentedTransformerLm, use_fused  # noqa: E402
-from laser_pax.layers.swap import Change, use_laser  # noqa: E402
+from laser_pax.layers.segments import Segments  # noqa: E402
+from laser_pax.layers.swap import Change, use_laser, use_standard  # noqa: E402
 
 __all__ = [
   'Change',
@@ -51,5 +51,6 @@ __all__ = [
   'use_fused',
   'use_laser',
   'use_rows_einsum',
+  'use_standard',
   'Segments',
 ]

@@ -27,37 +27,15 @@ from praxis import base_layer, pax_fiddle, py_utils, pytypes
 from praxis.layers import attentions, base_ops
 
 from laser_pax import ops
-from laser_pax.layers import attention_paths
+from laser_pax.layers import attention_paths, attention_statistics
 from laser_pax.layers.attentions import LaserDotProductAttention
+from laser_pax.layers.segments import Mask, Segments
 from laser_pax.ops import by_heads, devices, fused
 
 JTensor = pytypes.JTensor
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Segments:
-  """A mask: a position sees the positions of its own segment.
-
-  Attributes:
-    segment_ids: [B, T] int32. Padding is a segment too.
-    is_causal: Whether it sees, of these, only itself and earlier ones.
-  """
-
-  segment_ids: JTensor
-  is_causal: bool = dataclasses.field(metadata={'static': True})
-
-  def dense(self, dtype: jnp.dtype) -> JTensor:
-    """Returns Praxis's form of the mask: [B, 1, T, T], large negative numbers where masked."""
-    make = attentions.causal_segment_mask if self.is_causal else attentions.segment_mask
-    return make(self.segment_ids, dtype=dtype)
-
-
-# Praxis's layers take arrays; fused ones take segments too.
-Mask = JTensor | Segments
-
-
-@dataclasses.dataclass(kw_only=True)  # Makes its field a field of the layers.
+@dataclasses.dataclass(kw_only=True)  # Makes its fields fields of the layers.
 class FusedMixin:
   """A base before a Praxis attention: a kernel attends over whole sequences.
 
@@ -66,9 +44,12 @@ class FusedMixin:
   Attributes:
     kernel: The kernel that is asked for, as `fused_attention` takes it. None: what serves best
       among those that have run on the platform (laser_pax/ops/choice.py).
+    summary_queries: Queries of the batch's first example whose probabilities are summarised in
+      training, for TensorBoard; None for no summaries (docs/analysis.md).
   """
 
   kernel: str | None = None
+  summary_queries: int | None = None
 
   def _dot_atten(
     self,
@@ -79,6 +60,8 @@ class FusedMixin:
     relative_bias: JTensor | None = None,
   ) -> tuple[JTensor, JTensor | None]:
     """Returns the context, and the probabilities; None for these where a kernel serves."""
+    if self.summary_queries and not self.do_eval and self._plain_feature(relative_bias) is None:
+      self._add_summaries(query, key, value, atten_mask)
     reason = self.plain_reason(query, key, atten_mask, relative_bias)
     layer = type(self).__name__
     if reason is not None:
@@ -88,9 +71,7 @@ class FusedMixin:
         atten_mask = atten_mask.dense(query.dtype)
       return super()._dot_atten(query, key, value, atten_mask, relative_bias)
     query, key, value = (self._shard_blnh(x) for x in (query, key, value))
-    query = self._scale_query(query)
-    if self.scale_logits_by_head_dims:
-      query = query * query.shape[-1] ** -0.5
+    query = self._scaled_query(query)
     segments = _segments(atten_mask, query.shape[0], query.shape[1])
     lengths = query.shape[1], key.shape[1]
     case = fused.case_of(query, value, lengths, segments[0] is not None, self._cap())
@@ -103,6 +84,20 @@ class FusedMixin:
   def _attend(self, attention: Callable[..., JTensor], *arguments: JTensor | None) -> JTensor:
     """Calls the attention function over the mesh."""
     return attention(*arguments)
+
+  def _scaled_query(self, query: JTensor) -> JTensor:
+    query = self._scale_query(query)
+    return query * query.shape[-1] ** -0.5 if self.scale_logits_by_head_dims else query
+
+  def _add_summaries(self, query: JTensor, key: JTensor, value: JTensor, mask: Mask) -> None:
+    """Adds summaries of some queries of the first example, whichever kernel serves."""
+    length = query.shape[1]
+    places = attention_statistics.sample(length, self.summary_queries)
+    logits = jnp.einsum('BTNH,BSNH->BNTS', self._scaled_query(query[:1, places]), key[:1])
+    mask = jax.tree.map(lambda x: x[:1], mask)
+    attention_statistics.add_summaries(
+      self, places, self._cap_logits(logits), value[:1], mask, length
+    )
 
   def _attention(self, is_causal: bool) -> Callable[..., JTensor]:
     """Returns the attention function of (query, key, value, segment ids, key segment ids)."""

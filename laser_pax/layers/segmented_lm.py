@@ -12,8 +12,8 @@ from laser_pax.layers.fused_attention import (
   FusedDotProductAttention,
   FusedMixin,
   LaserFusedDotProductAttention,
-  Segments,
 )
+from laser_pax.layers.segments import Segments
 
 JTensor = pytypes.JTensor
 
@@ -90,7 +90,9 @@ _FUSED = {
 }
 
 
-def use_fused(config: fiddle.Buildable, kernel: str | None = None) -> None:
+def use_fused(
+  config: fiddle.Buildable, kernel: str | None = None, summary_queries: int | None = None
+) -> None:
   """Gives every DotProductAttention of a config, in place, a fused kernel where one serves.
 
   Language models become `SegmentedTransformerLm`. Fields and variables stay, and so does every
@@ -100,14 +102,19 @@ def use_fused(config: fiddle.Buildable, kernel: str | None = None) -> None:
     config: A Fiddle config of a task, a model, a stack of layers or an attention.
     kernel: The kernel that all its fused attentions ask for, as `fused_attention` takes it; None
       leaves their own.
+    summary_queries: Queries whose attention they all summarise; None leaves their own.
   """
   for node, _ in list(daglish.iterate(config)):
     if not isinstance(node, fiddle.Buildable):
       continue
     if fiddle.get_callable(node) in _FUSED:
       pax_fiddle.update_callable(node, _FUSED[fiddle.get_callable(node)])
-    if kernel is not None and _is_fused(fiddle.get_callable(node)):
+    if not _is_fused(fiddle.get_callable(node)):
+      continue
+    if kernel is not None:
       node.kernel = kernel
+    if summary_queries is not None:
+      node.summary_queries = summary_queries
 
 
 def _is_fused(built: object) -> bool:

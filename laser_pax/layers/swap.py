@@ -44,6 +44,7 @@ _TWINS = {
   grouped_query_attention.GroupedQueryAttention: LaserGroupedQueryAttention,
 }
 _LASERS = tuple(_TWINS.values())
+_STANDARDS = {laser: standard for standard, laser in _TWINS.items()}
 _FAMILIES = (
   attentions.DotProductAttention,
   multi_query_attention.MultiQueryDotProductAttention,
@@ -150,6 +151,36 @@ def use_laser(
       node.numerics = numerics
     if beta_tpl is not None:
       node.beta_tpl = beta_tpl.clone()
+  return [change for _, change in swaps]
+
+
+def use_standard(config: fiddle.Buildable) -> list[Change]:
+  """Turns every LASER attention in a config into its standard twin: `use_laser` in reverse.
+
+  Variables stay, and so do the fields that both twins have.
+
+  Args:
+    config: As for `use_laser`.
+
+  Returns:
+    One `Change` for each attention changed, in the order of the config.
+
+  Raises:
+    UserError: The config has no attention, or one derives from a LASER class; nothing was changed.
+  """
+  swaps = []
+  for node, path, attention in _attentions(config):
+    if not issubclass(attention, _LASERS):
+      continue
+    if attention not in _STANDARDS:
+      raise UserError(
+        f'{attention.__qualname__} has no standard twin that laser_pax knows: expected one of '
+        f'{", ".join(cls.__name__ for cls in _LASERS)}'
+      )
+    change = Change(daglish.path_str(path).lstrip('.'), attention, _STANDARDS[attention])
+    swaps.append((node, change))
+  for node, change in swaps:
+    pax_fiddle.update_callable(node, change.after, drop_invalid_args=True)
   return [change for _, change in swaps]
 
 

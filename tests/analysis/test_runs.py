@@ -89,3 +89,47 @@ def test_plot_is_a_picture(tmp_path, label):
   picture = tmp_path / 'plots' / 'curves.png'
   runs.plot_runs([run, run], label, ('by frequency', 0.4), picture)
   assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def _evaluated(figures, name='x'):
+  minutes = {step: step / 10 for step in figures}
+  return runs.Run(name, 'test', {}, figures, 1.0, 1.0, minutes)
+
+
+def test_a_figure_is_reached_between_two_evaluations():
+  run = _evaluated({10: 5.0, 20: 4.0, 30: 4.5, 40: 3.0})
+  assert runs.best(run, 'lower') == (40, 3.0)
+  assert runs.reached(run, 4.25, 'lower') == (17.5, 1.75)
+  assert runs.reached(run, 4.0, 'lower') == (20.0, 2.0)
+  assert runs.reached(run, 6.0, 'lower') == (10.0, 1.0)
+  assert runs.reached(run, 2.0, 'lower') is None
+
+
+def test_a_higher_figure_may_be_the_better_one():
+  run = _evaluated({10: 0.1, 20: None, 30: 0.3, 40: 0.2})
+  assert runs.best(run, 'higher') == (30, 0.3)
+  assert runs.reached(run, 0.2, 'higher') == (20.0, 2.0)
+  assert runs.reached(run, 0.4, 'higher') is None
+
+
+def test_a_run_without_a_finite_figure_has_no_best():
+  with pytest.raises(UserError, match='x: no evaluation has a finite figure'):
+    runs.best(_evaluated({10: None}), 'lower')
+
+
+def test_skipped_steps_of_a_resumed_run_add_up(tmp_path):
+  skipped = [0, 1, 1, 0, 2]  # The fourth is the first of a new process.
+  records = [
+    _train(step + 1, seconds) | {'skipped_steps': count}
+    for step, (count, seconds) in enumerate(zip(skipped, [1, 2, 3, 1, 2], strict=True))
+  ]
+  _write(tmp_path, [*records, _eval(5, 3, 7.5)])
+  run = runs.read_run('x', tmp_path)
+  assert run.skipped_steps == 3
+  assert run.minutes_at == {5: pytest.approx(4 / 60)}
+
+
+def test_a_plot_needs_no_chance_and_no_figure_of_each_evaluation(tmp_path):
+  _write(tmp_path, [_train(1, 1), _train(2, 2), _eval(1, 1, None), _eval(2, 3, 0.5)])
+  runs.plot_runs([runs.read_run('a', tmp_path)], 'loss', None, tmp_path / 'curves.png')
+  assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')

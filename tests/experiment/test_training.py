@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from paxml import sgf
+from paxml import programs, sgf
 
 from laser_pax.configs import C4LaserTiny
 from laser_pax.errors import UserError
@@ -149,5 +149,21 @@ def test_the_programs_of_an_experiment_compute_its_parts():
   experiment.MICRO_BATCHES = 4
   watched = watch.watched(C4LaserTiny, types.SimpleNamespace())()
   watched.MICRO_BATCHES = 4
-  for programs in (experiment.train_programs(), watched.train_programs()):
-    assert [p._micro_batches for p in programs] == [4]
+  for made in (experiment.train_programs(), watched.train_programs()):
+    assert [p._micro_batches for p in made] == [4]
+
+
+def test_summaries_count_the_steps_that_were_skipped(monkeypatch):
+  valid = iter([1.0, 0.0, [1.0], 0.0])
+
+  def step(self, step, state, *_):
+    summaries = {'learning/is_valid_step_aggregate_scalar': next(valid)}
+    return step + 1, state, types.SimpleNamespace(loss=1.0, summary_tensors=summaries)
+
+  monkeypatch.setattr(programs.SingleTaskTrainProgram, 'train_step', step)
+  program = training.TrainProgram()
+  outputs = [program.train_step(i, None, None, None, None)[2] for i in range(4)]
+  counts = [
+    [float(x) for name, x in o.summary_tensors.items() if 'skipped_steps' in name] for o in outputs
+  ]
+  assert counts == [[0.0], [1.0], [1.0], [2.0]]

@@ -327,3 +327,23 @@ def test_numerics_of_the_layers_that_are_changed():
   assert config.numerics == 'paper'
   with pytest.raises(UserError, match="exact or paper; got 'papr'"):
     layers.use_laser(pax_fiddle.Config(attentions.DotProductAttention), numerics='papr')
+
+
+@pytest.mark.parametrize('make', [stack, repeated, pipelined])
+@pytest.mark.parametrize('fields', [{'numerics': 'paper'}, {'beta': 'learned'}])
+def test_back_to_standard_is_what_was_before(make, fields):
+  config, before = make(), make()
+  there = layers.use_laser(config, **fields)
+  back = layers.use_standard(config)
+  assert config == before
+  assert [(c.path, c.after, c.before) for c in back] == [(c.path, c.before, c.after) for c in there]
+  assert layers.use_standard(config) == []
+
+
+def test_a_class_derived_from_laser_has_no_standard_twin():
+  class Own(layers.LaserDotProductAttention):
+    pass
+
+  config = pax_fiddle.Config(Own, name='atten')
+  with pytest.raises(UserError, match='Own has no standard twin that laser_pax knows'):
+    layers.use_standard(config)

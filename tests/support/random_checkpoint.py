@@ -8,12 +8,13 @@ SIZES = dict(NUM_LAYERS=4, MODEL_DIMS=32, HIDDEN_DIMS=64, DIMS_PER_HEAD=8, SEQ_L
 STEP = 7
 
 
-def save(job: pathlib.Path, name: str, **changes) -> dict[str, np.ndarray]:
+def save(job: pathlib.Path, name: str, step: int = STEP, **changes) -> dict[str, np.ndarray]:
   """Saves a checkpoint of a Tiny experiment with `SIZES`, changed. Each weight differs from 0.
 
   Args:
     job: The folder to make.
     name: Name of the experiment.
+    step: Step of the checkpoint. Each has other weights.
     **changes: Further overrides.
 
   Returns:
@@ -30,8 +31,8 @@ def save(job: pathlib.Path, name: str, **changes) -> dict[str, np.ndarray]:
   for attribute, value in {**SIZES, **changes}.items():
     setattr(experiment, attribute, value)
   mesh, metadata = _mesh_and_metadata(experiment)
-  state = jax.tree.map(_random(np.random.default_rng(0)), metadata.padded_global_shapes)
-  state = state.replace(step=np.array(STEP, np.uint32))
+  state = jax.tree.map(_random(np.random.default_rng(step - STEP)), metadata.padded_global_shapes)
+  state = state.replace(step=np.array(step, np.uint32))
   place = lambda x, spec: jax.device_put(  # noqa: E731
     x, jax.sharding.NamedSharding(mesh, spec)
   )
