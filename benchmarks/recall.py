@@ -5,7 +5,8 @@
 
 A point is a variant of attention, a learning rate and a seed. Each writes one line of JSON when it
 is finished. The command ends with the table and the picture of docs/recall.md, made from all
-finished points of the setting. With options that change the setting it prints the table alone.
+finished points of the setting. With options that change the setting
+or the file it prints the table alone.
 
 It runs on jax, numpy and optax alone, as a run is seconds long and PAX takes 20 s to start. Each
 job is a process of one thread, so results do not depend on the number of cores.
@@ -13,6 +14,7 @@ benchmarks/recall_model.py has the task and the model.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -110,8 +112,12 @@ def _thinned(evaluations: list[dict]) -> list[dict]:
 
 def read(file: pathlib.Path) -> dict[Point, dict]:
   """Returns the finished points and their lines."""
-  lines = file.read_text().splitlines() if file.exists() else []
-  return {point_of(line): line for line in map(json.loads, lines)}
+  known = {}
+  for text in file.read_text().splitlines() if file.exists() else []:
+    with contextlib.suppress(ValueError):  # A line that was cut when the command was killed.
+      line = json.loads(text)
+      known[point_of(line)] = line
+  return known
 
 
 def point_of(line: dict) -> Point:
@@ -136,9 +142,16 @@ def finish(points: list[Point], file: pathlib.Path, jobs: int) -> None:
   waiting = [point for point in points if point not in known]
   file.parent.mkdir(parents=True, exist_ok=True)
   for count, (point, line) in enumerate(results(waiting, jobs), 1):
-    with file.open('a') as out:
-      out.write(json.dumps(line) + '\n')
+    _append(file, json.dumps(line))
     print(f'{count} of {len(waiting)}: {point}: {_words(line)}', flush=True)
+
+
+def _append(file: pathlib.Path, line: str) -> None:
+  """Appends a line, after ending a cut one."""
+  kept = file.read_bytes() if file.exists() else b''
+  is_cut = bool(kept) and not kept.endswith(b'\n')
+  with file.open('a') as out:
+    out.write(f'\n{line}\n' if is_cut else f'{line}\n')
 
 
 def _words(line: dict) -> str:
@@ -351,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
   finish(points, options.out, options.jobs)
   known = read(options.out)
   print(table([line for point, line in known.items() if point.setting == setting]))
-  if setting == Setting():
+  if setting == Setting() and options.out == arguments([]).out:
     publish(known, options.page, options.picture)
 
 

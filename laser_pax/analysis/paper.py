@@ -16,6 +16,8 @@ class Figure(NamedTuple):
     standard: Standard attention's, as text; empty if it is not known.
     mark: '[paper]' or '[digest]'.
     experiments: Names of our pair, standard attention first; empty where no pair is of it.
+    metric: The label of the pair's metric, or of a figure derived from it, that is of this kind;
+      empty where a training gives none.
   """
 
   item: str
@@ -23,12 +25,20 @@ class Figure(NamedTuple):
   standard: str
   mark: str
   experiments: tuple[str, ...] = ()
+  metric: str = ''
 
 
 RESULTS = (
-  Figure('301M, C4 test loss', '2.595', '2.641', '[digest]', ('C4Standard300M', 'C4Laser300M')),
   Figure(
-    '16-layer model, C4 test loss', '2.673', '', '[digest]', ('C4Standard234M', 'C4Laser234M')
+    '301M, C4 test loss', '2.595', '2.641', '[digest]', ('C4Standard300M', 'C4Laser300M'), 'loss'
+  ),
+  Figure(
+    '16-layer model, C4 test loss',
+    '2.673',
+    '',
+    '[digest]',
+    ('C4Standard234M', 'C4Laser234M'),
+    'loss',
   ),
   Figure(
     '2.2B, mean of 16 downstream tasks',
@@ -57,6 +67,7 @@ RESULTS = (
     '0.2145',
     '[digest]',
     ('WikipediaStandardBert2B', 'WikipediaLaserBert2B'),
+    'wrong',
   ),
   Figure(
     'ViT-S/16, ImageNet validation error',
@@ -64,6 +75,7 @@ RESULTS = (
     '25.32%',
     '[digest]',
     ('ImageNetStandardViTS16', 'ImageNetLaserViTS16'),
+    'error',
   ),
   Figure(
     'ViT-S/16 with QK-norm, ImageNet validation error',
@@ -71,6 +83,7 @@ RESULTS = (
     '',
     '[digest]',
     ('ImageNetStandardViTS16QkNorm', 'ImageNetLaserViTS16QkNorm'),
+    'error',
   ),
   Figure(
     'Conformer, LibriSpeech validation WER',
@@ -78,6 +91,7 @@ RESULTS = (
     '8.32%',
     '[digest]',
     ('LibriSpeechStandardConformer', 'LibriSpeechLaserConformer'),
+    'WER',
   ),
   Figure("2.2B, hours to standard attention's best loss", '24.88', '27.22', '[digest]'),
   Figure('scaling law, fewer parameters at equal loss', '15.65%', '', '[digest]'),

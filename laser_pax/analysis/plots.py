@@ -154,6 +154,14 @@ def plot_power_laws(
     out: PNG or SVG file to write.
   """
   figure, (panel,) = _panels(1, 5.5)
+  draw_power_laws(panel, points, fits)
+  _save(figure, out)
+
+
+def draw_power_laws(
+  panel: Any, points: Sequence[power_law.Point], fits: Mapping[str, power_law.Fit]
+) -> None:
+  """Draws the same on a panel of a picture."""
   others = iter(_OTHER_COLORS)
   for variant, law in fits.items():
     color = COLORS.get(variant) or next(others, '0.4')
@@ -167,7 +175,6 @@ def plot_power_laws(
     panel.plot([p.parameters for p in own], [p.loss for p in own], 'o', ms=4, color=color)
   panel.set(xscale='log', yscale='log', xlabel='parameters', ylabel='loss (nats)')
   panel.legend(frameon=False, fontsize=8)
-  _save(figure, out)
 
 
 def _of_kind(lines: Sequence[Line], kind: str) -> list[Line]:

@@ -25,6 +25,7 @@ from laser_pax.errors import UserError
 DRAWS = 2_000
 SEED = 0
 BAND = (2.5, 97.5)
+FEWEST_SIZES = 3
 # Sizes from which on the limit E is fitted.
 SIZES_FOR_LIMIT = 4
 _ALPHAS = np.geomspace(3e-3, 3.0, 33)
@@ -102,8 +103,8 @@ def read(file: pathlib.Path) -> list[Point]:
   """
   try:
     lines = file.read_text().splitlines()
-  except OSError as e:
-    raise UserError(f'{file} cannot be read: {e.strerror}') from e
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'{file} cannot be read: {e}') from e
   points = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -111,7 +112,10 @@ def read(file: pathlib.Path) -> list[Point]:
     try:
       fields = json.loads(line)
       point = Point(
-        float(fields['parameters']), float(fields['loss']), fields['variant'], fields.get('seed')
+        float(fields['parameters']),
+        float(fields['loss']),
+        str(fields['variant']),
+        fields.get('seed'),
       )
     except (ValueError, KeyError, TypeError) as e:
       raise UserError(
@@ -124,21 +128,41 @@ def read(file: pathlib.Path) -> list[Point]:
   return points
 
 
-def fit(points: Sequence[Point]) -> Fit:
-  """Fits a power law to the points of one variant.
+def fit_each(points: Sequence[Point]) -> dict[str, Fit]:
+  """Fits a power law to each variant, all of one form: E is fitted if all have enough sizes.
 
   Raises:
-    UserError: They have fewer than three sizes.
+    UserError: A variant has fewer than three sizes, or its losses do not fall with the size.
   """
+  by_variant: dict[str, list[Point]] = {}
+  for point in points:
+    by_variant.setdefault(point.variant, []).append(point)
+  sizes = {name: len({p.parameters for p in own}) for name, own in by_variant.items()}
+  for name, count in sizes.items():
+    if count < FEWEST_SIZES:
+      raise UserError(f'a power law needs {FEWEST_SIZES} sizes or more; {name} has {count}')
+  has_limit = min(sizes.values()) >= SIZES_FOR_LIMIT
+  return {name: _fit(own, has_limit) for name, own in by_variant.items()}
+
+
+def fit(points: Sequence[Point]) -> Fit:
+  """Fits a power law to the points of one variant; raises as `fit_each` does."""
+  (law,) = fit_each(points).values()
+  return law
+
+
+def _fit(points: Sequence[Point], has_limit: bool) -> Fit:
   parameters = np.array([p.parameters for p in points])
   losses = np.array([p.loss for p in points])
   sizes = np.unique(parameters)
-  has_limit = len(sizes) >= SIZES_FOR_LIMIT
-  if len(sizes) < 3:
-    raise UserError(f'a power law needs three sizes of models or more; got {len(sizes)}')
   scale = math.exp(np.log(parameters).mean())  # N is counted in this, so that A is no tiny number.
   x = parameters / scale
   best = _solve(x, losses[None], has_limit)[0]
+  if not _ALPHAS[0] < best[2] < _ALPHAS[-1]:
+    raise UserError(
+      f'the losses of {points[0].variant} follow no power law: the best alpha is not between '
+      f'{_ALPHAS[0]:g} and {_ALPHAS[-1]:g}. Do they fall as models grow?'
+    )
   draws = _bootstrap(x, losses, best, has_limit)
   for values in (best[None], draws):
     values[:, 1] *= scale ** values[:, 2]

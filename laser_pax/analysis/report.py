@@ -27,6 +27,7 @@ class Job:
     metric: The metric that it is judged by.
     unit: The unit that training counts.
     settings: Rows of the settings, by name.
+    overrides: Attributes that its command set, and their values.
     starts: When its training was started, and on which host, by its logs.
     lines: Lines of `analyse`.
     evaluations: Records of `eval`, in the order of their steps.
@@ -40,6 +41,7 @@ class Job:
   metric: Metric
   unit: str
   settings: Mapping[str, str]
+  overrides: Mapping[str, str]
   starts: Sequence[str]
   lines: Sequence[Line]
   evaluations: Sequence[Mapping]
@@ -85,8 +87,8 @@ def _results(jobs: Sequence[Job], out: pathlib.Path) -> list[str]:
     parts.append(html.table([_result(job) for job in group]))
     metric = group[0].metric
     for job in group[1:]:
-      race = summary.race(group[0].run, job.run, metric.better)
-      parts.append(html.paragraph(f'{summary.told(race, metric.label)}.'))
+      if race := summary.race(group[0].run, job.run, metric.better):
+        parts.append(html.paragraph(f'{summary.told(race, metric.label)}.'))
     picture = out / f'curves{number or ""}.png'
     runs.plot_runs([job.run for job in group], metric.label, group[0].chance, picture)
     parts.append(html.picture(picture, _curves_caption(group)))
@@ -99,17 +101,21 @@ def _curves_caption(group: Sequence[Job]) -> str:
 
 
 def _result(job: Job) -> dict[str, str]:
-  step, best = runs.best(job.run, job.metric.better)
-  derived = {name: f'{derive(job.run.last):.4g}' for name, derive in job.metric.derived.items()}
+  step, best = runs.best(job.run, job.metric.better) or (0, None)
+  last = job.run.last
+  derived = {
+    name: runs.shown(None) if last is None else f'{derive(last):.4g}'
+    for name, derive in job.metric.derived.items()
+  }
   return {
     'job': job.run.name,
     'experiment': job.experiment,
     'attention': job.attention,
     'steps': f'{max(job.run.train, default=0):,}',
-    f'{job.run.split} {job.metric.label}': f'{job.run.last:.4f}',
+    f'{job.run.split} {job.metric.label}': runs.shown(last),
     **derived,
-    'best': f'{best:.4f}',
-    'at step': f'{step:,}',
+    'best': runs.shown(best),
+    'at step': f'{step:,}' if best is not None else '',
     f'{job.unit}/s': f'{job.run.units_per_second:,.0f}',
     'minutes': f'{job.run.minutes:.1f}',
     'skipped steps': f'{job.run.skipped_steps:,}',
@@ -172,10 +178,9 @@ def _downstream(jobs: Sequence[Job]) -> list[str]:
 
 
 def _paper(jobs: Sequence[Job]) -> list[str]:
-  ours = {job.experiment: f'{job.run.last:.4f} {job.metric.label}' for job in jobs}
   rows = []
   for figure in paper.RESULTS:
-    standard, laser = (ours.get(name, '') for name in figure.experiments or ('', ''))
+    standard, laser = (_here(jobs, figure, name) for name in figure.experiments or ('', ''))
     rows.append(
       {
         'item': figure.item,
@@ -186,17 +191,27 @@ def _paper(jobs: Sequence[Job]) -> list[str]:
         'standard, here': standard,
       }
     )
-  covered = {name for figure in paper.RESULTS for name in figure.experiments}
-  other = [job.experiment for job in jobs if job.experiment not in covered]
+  covered = {name for figure in paper.RESULTS if figure.metric for name in figure.experiments}
+  other = [job.run.name for job in jobs if job.experiment not in covered or job.overrides]
   parts = [html.heading("The paper's figures")]
   if other:
-    names = ', '.join(dict.fromkeys(other))
     parts.append(
       html.note(
-        f"{names}: no size of the paper's. Its figures are for orientation, and not to be compared."
+        f"{', '.join(other)}: not a run of the paper's, or judged by another figure. "
+        "The paper's figures are for orientation, and not to be compared."
       )
     )
   return [*parts, html.table(rows)]
+
+
+def _here(jobs: Sequence[Job], figure: paper.Figure, experiment: str) -> str:
+  """Returns our figures of the paper's kind, of the jobs that have its experiment unchanged."""
+  texts = []
+  for job in jobs:
+    if job.experiment == experiment and figure.metric and not job.overrides:
+      derive = job.metric.derived.get(figure.metric, lambda x: x)
+      texts.append(runs.shown(None if job.run.last is None else derive(job.run.last)))
+  return '; '.join(texts)
 
 
 def _settings(jobs: Sequence[Job]) -> list[str]:

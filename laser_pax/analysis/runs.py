@@ -18,7 +18,7 @@ class Run:
     name: Name to show.
     split: Name to show of the evaluation split.
     train: Training loss by step.
-    evaluations: Figure of the metric on the whole evaluation split, by step.
+    evaluations: Figure of the metric on the whole evaluation split, by step; None if not finite.
     units_per_second: Median number of units (tokens, images) per second.
     minutes: Minutes of training and evaluations, without imports and the first compilation.
     minutes_at: The same at each evaluation, by its step.
@@ -28,15 +28,15 @@ class Run:
   name: str
   split: str
   train: dict[int, float]
-  evaluations: dict[int, float]
+  evaluations: dict[int, float | None]
   units_per_second: float
   minutes: float
   minutes_at: dict[int, float] = dataclasses.field(default_factory=dict)
   skipped_steps: int = 0
 
   @property
-  def last(self) -> float:
-    """Figure of the metric at the last evaluation."""
+  def last(self) -> float | None:
+    """Figure of the metric at the last evaluation; None if it is no finite number."""
     return self.evaluations[max(self.evaluations)]
 
 
@@ -88,19 +88,21 @@ class Reached(NamedTuple):
   minutes: float
 
 
-def best(run: Run, better: str) -> tuple[int, float]:
-  """Returns the step and the figure of a run's best evaluation.
+def shown(figure: float | None) -> str:
+  """Returns a figure of a run as text."""
+  return 'not finite' if figure is None else f'{figure:.4f}'
+
+
+def best(run: Run, better: str) -> tuple[int, float] | None:
+  """Returns the step and the figure of a run's best evaluation; None if none is finite.
 
   Args:
     run: The run.
     better: 'lower' or 'higher', as in the experiment's METRIC.
-
-  Raises:
-    UserError: No evaluation has a finite figure.
   """
   figures = {step: x for step, x in run.evaluations.items() if x is not None}
   if not figures:
-    raise UserError(f'{run.name}: no evaluation has a finite figure')
+    return None
   step = (min if better == 'lower' else max)(figures, key=figures.__getitem__)
   return step, figures[step]
 
@@ -171,7 +173,7 @@ def plot_runs(
   losses, differences, metric = axes[0], axes[1], axes[0 if is_loss else 2]
   for run, color in zip(runs, ('#3a6ea5', '#d1495b', '#66a182', '#edae49'), strict=False):
     losses.plot(*smooth(run.train), color=color, label=f'{run.name}, training')
-    words = f'{run.name}, {run.split}: {run.last:.4f} at the end'
+    words = f'{run.name}, {run.split}: {shown(run.last)} at the end'
     metric.plot(*zip(*run.evaluations.items(), strict=True), 'o', color=color, label=words)
     if run is not runs[0]:
       pairs = [(run.train, runs[0].train, '-')]

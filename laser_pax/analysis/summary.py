@@ -73,25 +73,25 @@ class Race(NamedTuple):
   second: runs.Reached | None
 
 
-def race(baseline: runs.Run, other: runs.Run, better: str) -> Race:
-  """Returns when a run reaches the best figure of another.
+def race(baseline: runs.Run, other: runs.Run, better: str) -> Race | None:
+  """Returns when a run reaches the best figure of another; None if one has no finite figure.
 
   Args:
     baseline: The run whose best figure counts.
     other: The run that is to reach it.
     better: 'lower' or 'higher', as in the metric of both.
-
-  Raises:
-    UserError: One of them has no finite figure.
   """
-  step, figure = runs.best(baseline, better)
+  bests = [runs.best(run, better) for run in (baseline, other)]
+  if None in bests:
+    return None
+  (step, figure), (_, others_best) = bests
   return Race(
     baseline.name,
     figure,
     step,
     runs.reached(baseline, figure, better),
     other.name,
-    runs.best(other, better)[1],
+    others_best,
     runs.reached(other, figure, better),
   )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
   from laser_pax.experiment.saved_models import Saved
 
 FOLDER = 'analysis'
+_OWNER = 'job.txt'  # In such a folder: the job that it is of.
 _WIDTH = 160
 _PICTURES = ('probabilities', 'gradients', 'values')
 
@@ -80,6 +81,28 @@ def folder_of(job: str, out: str | None) -> pathlib.Path:
   return folders.resolve_local(job) / FOLDER
 
 
+def _is_within(place: pathlib.Path, job: str) -> bool:
+  return '://' not in job and place.parent == folders.resolve_local(job)
+
+
+def is_of(place: pathlib.Path, job: str) -> bool:
+  """Returns whether a folder of analyses outside a job has none of another job's."""
+  owner = place / _OWNER
+  return not owner.exists() or owner.read_text().strip() == job
+
+
+def _claim(place: pathlib.Path, job: str) -> None:
+  """Marks a folder outside a job as the job's: other jobs may have the same name.
+
+  Raises:
+    UserError: It is another job's.
+  """
+  if not is_of(place, job):
+    owner = (place / _OWNER).read_text().strip()
+    raise UserError(f'{place} has the analysis of {owner}, not of {job}: name another --out')
+  (place / _OWNER).write_text(f'{job}\n')
+
+
 def job_names(jobs: Sequence[str]) -> list[str]:
   """Returns the shortest ends of folders that tell jobs from each other.
 
@@ -112,6 +135,8 @@ def _lines(
   from laser_pax.evaluation.restored import Restored
 
   folders.make_folder(place)
+  if saved and not _is_within(place, saved[0].job):
+    _claim(place, saved[0].job)
   form = attention.own_form(experiment)
   other = lines.LASER if form == lines.STANDARD else lines.STANDARD
   missing = [one for one in saved if not lines.file_of(place, one.step, rows).exists()]
@@ -175,6 +200,8 @@ def _compare(
   ]
   runs.plot_runs(both, metric.label, None, pictures / 'curves.png')
   race = summary.race(*both, metric.better)
+  if race is None:
+    return f'{names[0]} and {names[1]} have no race: one has no finite {metric.label}'
   record = {k: v._asdict() if isinstance(v, tuple) else v for k, v in race._asdict().items()}
   (pictures / 'pair.json').write_text(json.dumps(record, indent=1) + '\n')
   return summary.told(race, metric.label)

@@ -14,6 +14,7 @@ from laser_pax.cli.checkpoint import open_experiment
 from laser_pax.errors import UserError
 
 if TYPE_CHECKING:
+  from laser_pax.analysis.lines import Line
   from laser_pax.analysis.report import Job
   from laser_pax.experiment.base import Experiment
 
@@ -61,7 +62,7 @@ def _job(place: pathlib.Path, name: str, out: str | None) -> 'Job':
   Raises:
     UserError: The folder is no job's, or its run has no evaluation.
   """
-  from laser_pax.analysis import lines, report, runs
+  from laser_pax.analysis import report, runs
   from laser_pax.experiment import jobs
   from laser_pax.experiment.laser import LaserMixin
 
@@ -90,13 +91,22 @@ def _job(place: pathlib.Path, name: str, out: str | None) -> 'Job':
       'overrides': overrides or 'none',
       'vocabulary kept': 'yes' if kept else 'no',
     },
+    overrides=mark.overrides,
     starts=_starts(place),
-    lines=lines.read(analyse.folder_of(str(place), out))
-    or lines.read(analyse.folder_of(str(place), None)),
+    lines=_lines(str(place), out),
     evaluations=report.read_evaluations(place),
     chance=chance,
     folder=str(place),
   )
+
+
+def _lines(job: str, out: str | None) -> 'list[Line]':
+  """Returns what `analyse` left of a job: in OUT, or in the job."""
+  from laser_pax.analysis import lines
+
+  folders_of_job = [analyse.folder_of(job, place) for place in (out, None)]
+  read = (lines.read(place) for place in folders_of_job if analyse.is_of(place, job))
+  return next(filter(None, read), [])
 
 
 def _parameters(place: pathlib.Path, experiment: 'Experiment') -> int:

@@ -25,7 +25,8 @@ def scaling(
 ) -> None:
   """Fits L(N) = E + A N^-alpha to each variant, and prints what each saves at equal loss.
 
-  With three sizes E is 0. Bands are 95%. The figures are also written as JSON beside the picture.
+  If a variant has three sizes alone, E is 0 for all. Bands are 95%. The figures are also written
+  as JSON beside the picture.
   """
   from laser_pax.analysis import plots, power_law
 
@@ -36,7 +37,7 @@ def scaling(
     raise UserError(
       f'--baseline={baseline}: expected one of the variants of {file}, {", ".join(variants)}'
     )
-  fits = {v: power_law.fit([p for p in read if p.variant == v]) for v in variants}
+  fits = power_law.fit_each(read)
   record = {'points': str(file), 'fits': {}, 'savings': {}}
   for variant, law in fits.items():
     typer.echo(f'{variant}: {len(law.sizes)} sizes, E {"fitted" if law.has_limit else "= 0"}')

@@ -1,6 +1,5 @@
 """`python -m laser_pax sweep`: trains the points of a search space, and says which is best."""
 
-import pathlib
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from laser_pax import folders
 from laser_pax.cli import experiments
+from laser_pax.errors import UserError
 from laser_pax.sweeps import outcomes, plans, plots, pod_lines, running, spaces, trainings, tuned
 from laser_pax.sweeps.outcomes import Outcome
 from laser_pax.sweeps.spaces import Sweep
@@ -57,26 +57,27 @@ def sweep(
   )
   # Whatever is wrong is refused before the experiments are loaded, which takes seconds.
   started = trainings.Trainings(parallel)
-  space = running.known(space, folder)
+  space = running.known(space, folder, place.flags)
   outcomes.read(place.results)
   classes = {name: experiments.load(name) for name in space.experiments}
   plans.check(space, classes)
   if dry_run:
     _print_plan(console, space, classes, place)
     return
-  with running.claimed(space, folder) as space:
+  with running.claimed(space, folder, place.flags) as space:
     lines = running.run_all(space, classes, place, started)
-    _report(console, space, classes, folder, lines)
+    _report(console, space, classes, place, lines)
 
 
 def _report(
   console: Console,
   space: Sweep,
   classes: Mapping[str, type],
-  folder: pathlib.Path,
+  place: running.Place,
   lines: Sequence[Outcome],
 ) -> None:
   """Prints the table, draws the picture, and writes the best point as a config."""
+  folder = place.folder
   metric = plans.metric(space, classes)
   figures = {name: outcomes.figures(space, name, lines) for name in space.experiments}
   console.rule('result')
@@ -95,8 +96,8 @@ def _report(
     console.print(f'the best as a config: {file}; to train it:', markup=False, soft_wrap=True)
     for name in names:
       console.print(
-        f'PYTHONPATH={shlex.quote(str(folder))} python -m laser_pax train '
-        f'--exp={file.stem}.{name} --job_log_dir={shlex.quote(str(folder / name))}',
+        f'PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH python -m laser_pax train '
+        + shlex.join([f'--exp={file.stem}.{name}', f'--job_log_dir={folder / name}', *place.flags]),
         markup=False,
         soft_wrap=True,
       )
@@ -164,6 +165,10 @@ def _print_plan(
   if pod.chip.platform == 'cpu':
     text = [shlex.join(run.command(str(place.folder / run.name), place.flags)) for run in runs]
   else:
+    if place.flags:
+      raise UserError(
+        f'{" ".join(place.flags)}: a slice has its data from tpu_pod.conf: set DATA and VOCAB there'
+      )
     text = pod_lines.lines(runs)
   for line in text:
     console.print(line, markup=False, highlight=False, soft_wrap=True)

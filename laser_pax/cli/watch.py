@@ -36,8 +36,9 @@ def _duration(seconds: float) -> str:
 class Watch:
   """Collects a run's events, shows them on `console` and appends them to DIR/progress.jsonl.
 
-  The records are {"kind": "train", "step", "loss", "tokens_per_second", "seconds", "skipped_steps"}
-  for each step, and {"kind": "eval", "step", "split", "loss", "perplexity", "seconds"}.
+  The records are {"kind": "train", "step", "loss", "tokens_per_second", "skipped_steps"} for each
+  step, and {"kind": "eval", "step", "split", "loss", "perplexity"}. Each has "started", when its
+  process started in seconds of Unix time, and "seconds" since then.
   An experiment's UNIT names the speed: images_per_second, for example. Another METRIC replaces loss
   and perplexity. Seconds count from the start of this process's training. A resumed run appends. If
   a step has several records, the last one is valid.
@@ -179,7 +180,9 @@ class Watch:
     }
     seconds = round(time.time() - self._started, 3)
     try:
-      self._records.write(json.dumps({**fields, 'seconds': seconds}) + '\n')
+      self._records.write(
+        json.dumps({**fields, 'seconds': seconds, 'started': round(self._started)}) + '\n'
+      )
     except OSError as e:  # The run goes on: a checkpoint may still find room.
       if self._records_are_whole:
         self._records_are_whole = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
   if not file.exists():
     return None
   train, evaluations, rates = {}, {}, []
-  seconds, last_seconds, seconds_at, skipped = 0.0, None, {}, _Skipped()
+  seconds, seconds_at, skipped = 0.0, {}, _Skipped()
+  started, last_seconds = None, math.inf  # Of the record before, and of its process.
   for line in file.read_text().splitlines():
     try:
       record = json.loads(line)
@@ -51,9 +53,9 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
       continue
     # Each process counts seconds from its own start, and writes its first record after the step has
     # compiled. So the time before a process's first record does not count.
-    if last_seconds is not None and record['seconds'] >= last_seconds:
+    if record.get('started') == started and record['seconds'] >= last_seconds:
       seconds += record['seconds'] - last_seconds
-    last_seconds = record['seconds']
+    started, last_seconds = record.get('started'), record['seconds']
     if record['kind'] == 'train':
       train[record['step']] = record['loss']
       skipped.add(record.get('skipped_steps', 0))

@@ -122,7 +122,8 @@ def use_laser(
 
   Raises:
     UserError: an attention cannot be LASER, with the reason; or the config has no attention; or
-      numerics is not known; or beta is no such number, or comes with the paper's numerics.
+      numerics is not known; or beta is no such number, or comes with the paper's numerics, or is
+      not that of an attention that is LASER already.
 
   Example:
     task = super().task()
@@ -135,14 +136,16 @@ def use_laser(
     raise UserError(f'{PAPERS_HAS_NONE}; got numerics={numerics!r} with beta={beta!r}')
   swaps, refusals = [], []
   for node, path, attention in _attentions(config):
-    if issubclass(attention, _LASERS):
-      continue
     change = Change(daglish.path_str(path).lstrip('.'), attention, _TWINS.get(attention))
+    if issubclass(attention, _LASERS):
+      if beta_tpl is not None and node.beta_tpl != beta_tpl:
+        refusals.append(f'{_place(change)}: it is LASER already, with another beta or none')
+      continue
     reason = _refusal(node, attention)
     if reason is None:
       swaps.append((node, change))
     else:
-      refusals.append(f'{change.path or "the config itself"}: {attention.__qualname__}: {reason}')
+      refusals.append(f'{_place(change)}: {attention.__qualname__}: {reason}')
   if refusals:
     raise UserError('LASER is refused, and nothing was changed:\n  ' + '\n  '.join(refusals))
   for node, change in swaps:
@@ -182,6 +185,10 @@ def use_standard(config: fiddle.Buildable) -> list[Change]:
   for node, change in swaps:
     pax_fiddle.update_callable(node, change.after, drop_invalid_args=True)
   return [change for _, change in swaps]
+
+
+def _place(change: Change) -> str:
+  return change.path or 'the config itself'
 
 
 def _attentions(config: fiddle.Buildable) -> list[tuple[fiddle.Buildable, daglish.Path, type]]:

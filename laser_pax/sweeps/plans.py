@@ -169,7 +169,7 @@ def resolved(run: Run, experiment_cls: type) -> Experiment:
   return experiment
 
 
-def differences(old: Mapping[str, Any], sweep: Sweep) -> str | None:
+def differences(old: Mapping[str, Any], sweep: Sweep, flags: Sequence[str] = ()) -> str | None:
   """Returns in words how a sweep differs from what a folder was begun with, or None.
 
   Points that were added are no difference.
@@ -177,10 +177,11 @@ def differences(old: Mapping[str, Any], sweep: Sweep) -> str | None:
   Args:
     old: The fields of the sweep that the folder was begun with, from `fields_of`.
     sweep: The sweep.
+    flags: More flags of each training, such as --data.
   """
-  new = fields_of(sweep)
-  for name in ('experiments', 'tune', 'seeds'):
-    if old[name] != new[name]:
+  new = fields_of(sweep, flags)
+  for name in ('experiments', 'tune', 'seeds', 'flags'):
+    if old.get(name, new[name]) != new[name]:
       return f'{name} was {old[name]}, and is {new[name]}'
   for name in dict.fromkeys([*old['fixed'], *new['fixed']]):
     was, now = (fields['fixed'].get(name, 'not set') for fields in (old, new))
@@ -192,13 +193,14 @@ def differences(old: Mapping[str, Any], sweep: Sweep) -> str | None:
   return None
 
 
-def fields_of(sweep: Sweep) -> dict[str, Any]:
+def fields_of(sweep: Sweep, flags: Sequence[str] = ()) -> dict[str, Any]:
   """Returns the fields of a sweep that its folder keeps, as JSON gives them back."""
   return {
     'experiments': [*sweep.experiments],
     'tune': sweep.tune,
     'seeds': [*sweep.seeds],
     'fixed': sweep.fixed,
+    'flags': [*flags],
     'points': [*sweep.points],
   }
 

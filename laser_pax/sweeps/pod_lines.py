@@ -21,7 +21,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
     runs: The runs.
   """
   script = 'scripts/tpu_pod.sh'
-  text = [f'{script} create && {script} setup']
+  text = [f'{script} create && {script} setup && {{']  # Without a slice nothing is trained.
   for run in runs:
     text += [
       f"cat > {run.name}.conf <<'END'",
@@ -32,4 +32,4 @@ def lines(runs: Sequence[Run]) -> list[str]:
       'END',
       f'{script} train --conf={run.name}.conf',
     ]
-  return [*text, f'{script} delete']
+  return [*text, f'{script} delete', '}']

@@ -41,8 +41,13 @@ class Place:
   ends: Callable[[Run, Outcome], None] = lambda run, outcome: None
 
 
-def known(sweep: Sweep, folder: pathlib.Path) -> Sweep:
+def known(sweep: Sweep, folder: pathlib.Path, flags: Sequence[str] = ()) -> Sweep:
   """Returns a sweep with the numbers that its points have in a folder. Nothing is written.
+
+  Args:
+    sweep: The sweep.
+    folder: Its folder.
+    flags: More flags of each training: the folder keeps them, so that all points have one data.
 
   Raises:
     UserError: The folder was begun with another sweep; the message names the first difference.
@@ -51,7 +56,7 @@ def known(sweep: Sweep, folder: pathlib.Path) -> Sweep:
   if not state.exists():
     return sweep
   old = json.loads(state.read_text())
-  if difference := plans.differences(old, sweep):
+  if difference := plans.differences(old, sweep, flags):
     raise UserError(
       f'{folder} was begun with another sweep: {difference}. Points may be added, nothing else may '
       'change: take the change back, or name another folder with --out'
@@ -60,7 +65,7 @@ def known(sweep: Sweep, folder: pathlib.Path) -> Sweep:
 
 
 @contextlib.contextmanager
-def claimed(sweep: Sweep, folder: pathlib.Path) -> Iterator[Sweep]:
+def claimed(sweep: Sweep, folder: pathlib.Path, flags: Sequence[str] = ()) -> Iterator[Sweep]:
   """Claims a folder for a sweep in the `with` block, and yields the sweep, numbered as there.
 
   Raises:
@@ -69,9 +74,9 @@ def claimed(sweep: Sweep, folder: pathlib.Path) -> Iterator[Sweep]:
   folders.make_folder(folder)
   refusal = f'another sweep runs in {folder}: wait for its end, or name another folder with --out'
   with folders.locked(folder / _LOCK, refusal):
-    sweep = known(sweep, folder)
+    sweep = known(sweep, folder, flags)
     new = folder / f'{STATE}.new'
-    new.write_text(json.dumps(plans.fields_of(sweep), indent=1) + '\n')
+    new.write_text(json.dumps(plans.fields_of(sweep, flags), indent=1) + '\n')
     new.replace(folder / STATE)
     yield sweep
 

@@ -123,7 +123,9 @@ class Trainings:
       for process in [*self._processes]:
         process.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    # Under nohup SIGHUP is ignored, and stays so.
+    heard = [n for n in _PASSED_ON if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, pass_on) for number in heard}
     try:
       yield
     finally:

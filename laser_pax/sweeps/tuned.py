@@ -79,7 +79,7 @@ def source(
       lines = _assignments(cls, values, imports)
       bodies.append(_class(name, cls.__name__, _line(experiment, number), lines))
     names.append(name)
-  if not any(issubclass(classes[name], LaserMixin) for name in points):
+  if first in points and not any(issubclass(classes[name], LaserMixin) for name in points):
     name = _twin_name(first)
     bodies.append(
       _class(name, f'LaserMixin, {class_name(first)}', f'LASER twin of {class_name(first)}.', [])

@@ -76,8 +76,28 @@ def test_a_loss_that_the_baseline_never_reaches_takes_infinitely_many():
 
 
 def test_two_sizes_are_refused():
-  with pytest.raises(UserError, match='three sizes of models or more; got 2'):
+  with pytest.raises(UserError, match='needs 3 sizes or more; standard has 2'):
     power_law.fit(points(1.7, 400.0, 0.34, SIZES[:2], seeds=5))
+
+
+def test_all_variants_take_one_form():
+  """Of four sizes and of three: E is 0 for both, or what LASER saves would compare two forms."""
+  both = points(0.0, 20.0, 0.08, SIZES[:3]) + points(0.0, 19.0, 0.08, SIZES[:4], variant='LASER')
+  laws = power_law.fit_each(both)
+  assert [law.has_limit for law in laws.values()] == [False, False]
+  assert laws['LASER'].exponent == pytest.approx(0.08, rel=1e-3)
+
+
+def test_losses_that_rise_are_refused():
+  rising = [power_law.Point(n, 3 + i / 10, 'LASER') for i, n in enumerate(SIZES[:3])]
+  with pytest.raises(UserError, match='losses of LASER follow no power law.*Do they fall'):
+    power_law.fit(rising)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+  (tmp_path / 'points.jsonl').write_bytes(b'\xff\xfe\x00')
+  with pytest.raises(UserError, match='points.jsonl cannot be read'):
+    power_law.read(tmp_path / 'points.jsonl')
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from laser_pax import configs
-from laser_pax.analysis import runs
+from laser_pax.analysis import runs, summary
 from laser_pax.cli import quickstart
 from laser_pax.errors import UserError
 
@@ -112,9 +112,20 @@ def test_a_higher_figure_may_be_the_better_one():
   assert runs.reached(run, 0.4, 'higher') is None
 
 
-def test_a_run_without_a_finite_figure_has_no_best():
-  with pytest.raises(UserError, match='x: no evaluation has a finite figure'):
-    runs.best(_evaluated({10: None}), 'lower')
+def test_a_run_without_a_finite_figure_has_no_best_and_no_race():
+  nothing, run = _evaluated({10: None}), _evaluated({10: 5.0})
+  assert runs.best(nothing, 'lower') is None
+  assert summary.race(nothing, run, 'lower') is summary.race(run, nothing, 'lower') is None
+  assert summary.race(run, run, 'lower').second.step == 10
+
+
+def test_a_process_that_started_later_counts_from_its_own_first_record(tmp_path):
+  records = [
+    {**_train(step, seconds), 'started': started}
+    for step, (seconds, started) in enumerate([(60, 1), (70, 1), (200, 2), (210, 2)], start=1)
+  ]
+  _write(tmp_path, [*records, {**_eval(4, 210, 7.0), 'started': 2}])
+  assert runs.read_run('x', tmp_path).minutes == pytest.approx(20 / 60)
 
 
 def test_skipped_steps_of_a_resumed_run_add_up(tmp_path):

@@ -139,6 +139,15 @@ def test_a_run_resumes_and_repeats_to_the_bit(folder, capsys):
   assert end.value.code == 0 and capsys.readouterr().out.count(': equal') == 2
 
 
+def test_a_line_that_was_cut_costs_its_point_alone(folder, tmp_path):
+  lines = (folder / 'recall.jsonl').read_text().splitlines(keepends=True)
+  file = tmp_path / 'recall.jsonl'
+  file.write_text(''.join(lines[:1]) + lines[1][:40])
+  command(tmp_path, '--seeds=1', '--rates', '0.01', '--variants', 'standard', 'LASER')
+  kept = file.read_text().splitlines(keepends=True)
+  assert kept[:1] == lines[:1] and len(recall.read(file)) == 2
+
+
 def test_a_check_sees_a_difference(folder, capsys):
   file = folder / 'recall.jsonl'
   lines = [json.loads(line) for line in file.read_text().splitlines()]

@@ -85,6 +85,17 @@ def test_jobs_are_told_by_the_ends_of_their_folders():
     analyse.job_names(['/a/run', '/a/run'])
 
 
+def test_a_folder_of_results_is_that_of_one_job(tmp_path):
+  place = tmp_path / 'J'
+  place.mkdir()
+  assert analyse.is_of(place, '/a/J')
+  analyse._claim(place, '/a/J')
+  analyse._claim(place, '/a/J')
+  assert analyse.is_of(place, '/a/J') and not analyse.is_of(place, '/b/J')
+  with pytest.raises(UserError, match='has the analysis of /a/J, not of /b/J: name another --out'):
+    analyse._claim(place, '/b/J')
+
+
 def test_results_of_a_bucket_need_a_folder(tmp_path):
   with pytest.raises(UserError, match='is in a bucket: name a local folder'):
     analyse.folder_of('gs://bucket/run', None)

@@ -1,6 +1,7 @@
 """The report of two stored jobs: what it says, and that a browser shows it."""
 
 import contextlib
+import dataclasses
 import html.parser
 import io
 import re
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from laser_pax import cli
-from laser_pax.analysis import lines, paper
+from laser_pax.analysis import lines, paper, report, runs
+from laser_pax.cli import report as report_cli
 from tests.support import browser, stored_jobs
 
 NAMES = {lines.LASER: 'C4LaserTiny', lines.STANDARD: 'C4StandardTiny'}
@@ -154,6 +156,32 @@ def test_a_browser_tells_of_what_goes_wrong(tmp_path):
   page.write_text('<img src="http://nowhere.invalid/x.png"><script>missing()</script>')
   messages = browser.open_page(page.as_uri(), tmp_path / 'page.png', height=100)
   assert any('missing is not defined' in message for message in messages), messages
+
+
+def test_a_job_that_diverged_is_shown_beside_its_twin(jobs, tmp_path):
+  diverged = stored_jobs.write(tmp_path / 'diverged', NAMES[lines.LASER], lines.LASER)
+  file = diverged / 'progress.jsonl'
+  file.write_text(
+    re.sub(r'"loss": [0-9.]+, "perplexity": [0-9.e+]+', '"loss": null', file.read_text())
+  )
+  code, printed = run(jobs[1], diverged, f'--out={tmp_path / "out"}')
+  assert code == 0, printed
+  row = Reader((tmp_path / 'out' / 'report.html').read_text()).row('diverged', 'C4LaserTiny')
+  assert row[4:8] == ['not finite', 'not finite', 'not finite', '']
+
+
+def test_only_the_same_kind_of_figure_stands_beside_the_papers(jobs):
+  job = lambda name, loss, **overrides: dataclasses.replace(  # noqa: E731
+    report_cli._job(jobs[1], 'x', None),
+    experiment=name,
+    overrides=overrides,
+    run=runs.Run('x', 'test', {}, {1: loss}, 1.0, 1.0),
+  )
+  ours = [job('C4Laser2B', 2.4), job('C4Standard300M', 2.7), job('C4Standard300M', 2.8)]
+  ours += [job('C4Laser300M', 9.9, NUM_TRAIN_STEPS='20')]
+  read = Reader(''.join(report._paper(ours)))
+  assert read.row('2.2B, mean of 16 downstream tasks')[4:] == ['', '']
+  assert read.row('301M, C4 test loss')[4:] == ['', '2.7000; 2.8000']
 
 
 def test_a_folder_that_is_no_job_is_refused(tmp_path):

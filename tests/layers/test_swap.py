@@ -329,6 +329,15 @@ def test_numerics_of_the_layers_that_are_changed():
     layers.use_laser(pax_fiddle.Config(attentions.DotProductAttention), numerics='papr')
 
 
+def test_a_beta_that_laser_attentions_lack_is_refused():
+  config = stack()
+  layers.use_laser(config, beta=0.5)
+  assert layers.use_laser(config, beta=0.5) == layers.use_laser(config) == []
+  for beta in (0.25, 'learned'):
+    with pytest.raises(UserError, match='LASER already, with another beta or none'):
+      layers.use_laser(config, beta=beta)
+
+
 @pytest.mark.parametrize('make', [stack, repeated, pipelined])
 @pytest.mark.parametrize('fields', [{'numerics': 'paper'}, {'beta': 'learned'}])
 def test_back_to_standard_is_what_was_before(make, fields):

@@ -121,6 +121,8 @@ def test_points_may_be_added_and_nothing_else_changed(tmp_path):
     run(sweep_of(0.005, *RATES, tune=spaces.EACH), folder)
   with pytest.raises(UserError, match=r'point 1 was LEARNING_RATE=0.001, and no point is so now'):
     run(sweep_of(*RATES[1:]), folder)
+  with pytest.raises(UserError, match=r"flags was \[\], and is \['--data=/d'\]"):
+    running.known(sweep_of(0.005, *RATES), folder, ['--data=/d'])
   assert (folder / running.STATE).read_text() == state
 
 
@@ -155,6 +157,16 @@ def test_two_at_once_share_the_cores(tmp_path):
   )
   assert not {*first['cores']} & {*second['cores']}
   assert {*first['cores']} | {*second['cores']} == mine == os.sched_getaffinity(0)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    heard = []
+    trainings.Trainings(1).each(lambda _: heard.append(signal.getsignal(signal.SIGHUP)), [0])
+    assert heard == [signal.SIG_IGN] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize('number', [0, 10_000])

@@ -81,7 +81,7 @@ def test_a_killed_sweep_waits_for_its_training_and_goes_on(start, tmp_path):
     assert words in again.stdout
   assert (folder / 'rates.png').read_bytes().startswith(b'\x89PNG')
   train = '-m laser_pax train --exp=tuned_point_02.TunedC4LaserTiny --job_log_dir='
-  assert f'PYTHONPATH={folder} python {train}{folder}/TunedC4LaserTiny' in again.stdout
+  assert f'PYTHONPATH={folder}:$PYTHONPATH python {train}{folder}/TunedC4LaserTiny' in again.stdout
   assert (folder / 'tuned_point_02.py').exists()
 
 
@@ -145,6 +145,9 @@ def test_the_lines_for_a_pod_train_each_point_with_its_flags(capsys, tmp_path):
   stand_in.chmod(0o755)
   done = subprocess.run(['bash', '-e'], input=script, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+  none = script.replace('create &&', 'create && false &&', 1)
+  refused = subprocess.run(['bash'], input=none, cwd=tmp_path, capture_output=True, text=True)
+  assert refused.stdout.split() == ['create']  # Without a slice nothing is trained.
   first, second, *trained, last = [line.split() for line in done.stdout.splitlines()]
   assert (first, second, last) == (['create'], ['setup'], ['delete'])
   assert len(trained) == 15
@@ -152,6 +155,14 @@ def test_the_lines_for_a_pod_train_each_point_with_its_flags(capsys, tmp_path):
     *('train', 'mine', 'C4Standard234M', 'gs://b/point-05-C4Standard234M', '--a=1'),
     *('--fdl.LEARNING_RATE=0.0005', '--fdl.WEIGHT_DECAY=0.1'),
   ]
+
+
+def test_a_slice_has_its_data_from_its_own_settings(capsys):
+  file = pathlib.Path(__file__).parents[2] / 'configs/sweeps/c4_15.toml'
+  with pytest.raises(SystemExit) as end:
+    cli.main(['sweep', str(file), '--dry-run', '--data=/d'])
+  told = capsys.readouterr()
+  assert end.value.code == 2 and '--data=/d: a slice has its data from tpu_pod.conf' in told.err
 
 
 def test_settings_of_a_point_are_ones_that_the_script_reads():

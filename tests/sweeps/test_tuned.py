@@ -68,6 +68,12 @@ def test_a_standard_experiment_alone_gets_a_twin(tmp_path):
   assert laser.__name__ == 'TunedC4LaserTiny'
 
 
+def test_without_a_point_of_the_first_no_twin_is_derived_from_it(tmp_path):
+  pair = ('C4StandardTiny', 'C4Standard300M')
+  _, classes = written(tmp_path, {'C4Standard300M': 2}, pair, spaces.EACH)
+  assert [cls.__name__ for cls in classes] == ['TunedC4Standard300M']
+
+
 def test_a_file_of_that_name_stays(tmp_path):
   (tmp_path / 'tuned_point_02.py').write_text('TunedC4StandardTiny = TunedC4LaserTiny = 1\n')
   _, classes = written(tmp_path, dict.fromkeys(PAIR, 2))
