@@ -14,8 +14,8 @@ memory stays with the process.
 PyTorch and x-transformers are installed into an environment of their own on the first run.
 """
 
-import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -31,6 +31,8 @@ from importlib import metadata
 from typing import Annotated, TextIO
 
 import typer
+
+from laser_pax.costs.rounds import in_turns, ratio
 
 HERE = pathlib.Path(__file__).parent
 PEER = ('torch==2.13.0', 'x-transformers==2.31.10')
@@ -59,15 +61,14 @@ class Worker:
       log,
       subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment),
     )
-    self.name, self.facts = name, self._answer()
-    self.seconds, self.last = [], {}
+    self.name, self.facts, self.last = name, self._answer(), {}
 
-  def turn(self, steps: int) -> None:
-    """Lets it train `steps` steps; adds the seconds of one step to `seconds`."""
+  def turn(self, steps: int) -> float:
+    """Lets it train `steps` steps; returns the seconds of one step."""
     self._process.stdin.write(f'run {steps}\n')
     self._process.stdin.flush()
     self.last = self._answer()
-    self.seconds.append(self.last['seconds'] / steps)
+    return self.last['seconds'] / steps
 
   def _answer(self) -> dict:
     if line := self._process.stdout.readline():
@@ -137,21 +138,17 @@ def measure(
       log = stack.enter_context(tempfile.TemporaryFile('w+'))
       workers.append(Worker(name, command, environment, log))
       stack.callback(workers[-1].close)
-    for first in range(rounds):
-      # Each round begins with another worker, so that each comes after each of the others.
-      order = collections.deque(workers)
-      order.rotate(-first)
-      for worker in order:
-        worker.turn(steps)
-    base = next(worker for worker in workers if worker.name == BASE)
+    turns = {worker.name: functools.partial(worker.turn, steps) for worker in workers}
+    taken = in_turns(turns, rounds)
     for worker in workers:
-      yield record(worker, base, batch, length, steps)
+      yield record(worker, taken[worker.name], taken[BASE], batch, length, steps)
 
 
-def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) -> dict:
+def record(
+  worker: Worker, taken: list[float], base: list[float], batch: int, length: int, steps: int
+) -> dict:
   """Returns the record of one worker; `ratio` is its time over the base's."""
-  seconds = statistics.median(worker.seconds)
-  ratios = [a / b for a, b in zip(worker.seconds, base.seconds, strict=True)]
+  seconds, over_base = statistics.median(taken), ratio(taken, base)
   return {
     'kind': 'point',
     'implementation': worker.name,
@@ -160,9 +157,9 @@ def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) ->
     'steps_per_round': steps,
     'seconds_per_step': round(seconds, 4),
     'tokens_per_second': round(batch * length / seconds, 1),
-    'ratio': round(statistics.median(ratios), 3),
-    'ratios': [round(ratio, 3) for ratio in ratios],
-    'rounds': [round(s, 4) for s in worker.seconds],
+    'ratio': round(over_base.median, 3),
+    'ratios': [round(one, 3) for one in over_base.rounds],
+    'rounds': [round(s, 4) for s in taken],
     'peak_mib': round(worker.last['peak_mib']),
     'imports_mib': round(worker.facts['imports_mib']),
     'parameters': worker.facts['parameters'],
