@@ -19,7 +19,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,11 +26,11 @@ import sys
 import tempfile
 import venv
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Annotated, TextIO
 
 import typer
 
+from laser_pax.costs.machine import cores, processor, versions
 from laser_pax.costs.rounds import in_turns, ratio
 
 HERE = pathlib.Path(__file__).parent
@@ -104,16 +103,13 @@ def worker_environment(keep_pages: bool) -> dict[str, str]:
 
 def machine(keep_pages: bool) -> dict:
   """Returns the facts about the machine that the figures depend on."""
-  with open('/proc/cpuinfo') as lines:
-    models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-  ours = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'paxml', 'praxis')}
   return {
     'kind': 'machine',
-    'cpu': models[0] if models else platform.machine(),
-    'cores': len(os.sched_getaffinity(0)),
+    'cpu': processor(),
+    'cores': cores(),
     'load_before': round(os.getloadavg()[0], 2),
     'malloc': 'glibc, keeping freed pages' if keep_pages else 'glibc',
-    'versions': {**ours, **dict(pin.split('==') for pin in PEER)},
+    'versions': {**versions(), **dict(pin.split('==') for pin in PEER)},
   }
 
 

@@ -11,9 +11,7 @@ from typing import NamedTuple, TypeVar
 _Name = TypeVar('_Name', bound=Hashable)
 
 
-def in_turns(
-  turns: Mapping[_Name, Callable[[], float]], rounds: int
-) -> dict[_Name, list[float]]:
+def in_turns(turns: Mapping[_Name, Callable[[], float]], rounds: int) -> dict[_Name, list[float]]:
   """Lets each take one turn a round, and returns the figures of its turns, by name.
 
   Each round begins with another one, so that each comes after each of the others.
