@@ -52,8 +52,9 @@ def bench(
   if not exp or not against:
     raise UserError('which two experiments? --exp=C4Laser2B --against=C4Standard2B')
   names = [experiments.full_name(name) for name in (exp, against)]
-  if names[0] == names[1]:
-    raise UserError(f'--exp and --against are both {names[0]}: name its twin as --against')
+  short = {name.rpartition('.')[2] for name in names}
+  if len(short) == 1:
+    raise UserError(f'--exp and --against are both named {short.pop()}: give two different names')
   folder = folders.resolve_local(out)
   classes = [experiments.import_class(name) for name in names]
   pair = _make(classes, changed)

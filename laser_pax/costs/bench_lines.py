@@ -93,15 +93,7 @@ def step_table(lines: Sequence[dict]) -> Table:
   unit, base = steps[0]['unit'], steps[-1]['experiment']
   table = Table(box=None, header_style='')
   table.add_column('train step')
-  columns = (
-    'ms',
-    f'{unit}/s',
-    'MFU',
-    'peak, GiB',
-    'program, GiB',
-    f'time over {base}',
-    'quartiles',
-  )
+  columns = ('ms', f'{unit}/s', 'MFU', 'peak, GiB', 'compiled, GiB', 'ratio (quartiles)')
   for column in columns:
     table.add_column(column, justify='right')
   for line in steps:
@@ -164,6 +156,7 @@ def plot(lines: Sequence[dict], out: pathlib.Path) -> None:
     first.plot(numbers, [1e3 * x for x in line['rounds']], 'o', color=color, label=label)
     first.axhline(median, color=color)
   first.set(xlabel='round', ylabel='ms a train step', ylim=(0, None))
+  first.xaxis.get_major_locator().set_params(integer=True)
   if attention:
     _plot_ratios(axes[1], attention, steps)
   for one in axes if attention else [axes]:
