@@ -124,6 +124,7 @@ class Step:
     program_bytes: Peak of a device by the compiler.
     compile_seconds: Time of tracing and compiling.
     path: The attention that it takes; None if no layer tells it.
+    state_specs: Shape, dtype and sharding of each array of the state that it trains.
   """
 
   def __init__(self, experiment: Experiment, batch: py_utils.NestedMap):
@@ -137,7 +138,7 @@ class Step:
       self._compiled = traced.jitted.lower().compile()
     self.compile_seconds = traced.seconds + time.perf_counter() - start
     self._partitioner = traced.partitioner
-    self._arguments = traced.arguments
+    self.state_specs = traced.arguments[0]
     self._key, self._batch = (
       jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), values, like)
       for values, like in zip(
@@ -147,10 +148,6 @@ class Step:
     self.experiment, self.parameters = experiment, traced.parameters
     self.program_bytes = compiler.peak_bytes(self._compiled)
     self.path = paths[0] if paths else None
-
-  def shares_state_with(self, other: 'Step') -> bool:
-    """Returns whether both steps take states of the same variables, spread in the same way."""
-    return self._arguments[0] == other._arguments[0]
 
   def initial_state(self) -> Any:
     """Returns PAX's state at the start of a training, on the devices."""
@@ -188,7 +185,7 @@ def measure(steps: Sequence[Step], num_rounds: int) -> list[Measured]:
     num_rounds: Number of rounds.
   """
   states = [[steps[0].initial_state()]]
-  is_shared = steps[0].shares_state_with(steps[1])
+  is_shared = steps[0].state_specs == steps[1].state_specs
   states.append(states[0] if is_shared else [steps[1].initial_state()])
   trainers = [_Trainer(step, held) for step, held in zip(steps, states, strict=True)]
   peaks, calls = {}, {}
