@@ -5,6 +5,7 @@ attention alone at one length. Both have what `about` returns. No line has a dat
 """
 
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,8 @@ def step_line(step: Step, measured: Measured, base: Measured) -> dict:
     'peak_bytes': measured.peak_bytes,
     'program_bytes': step.program_bytes,
     'compile_seconds': step.compile_seconds,
-    'last_loss': measured.last_loss,
+    # JSON has no NaN and no infinity.
+    'last_loss': measured.last_loss if math.isfinite(measured.last_loss) else None,
     'ratio': rounds.ratio(measured.seconds, base.seconds)._asdict(),
   }
 
