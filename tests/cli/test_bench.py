@@ -188,6 +188,7 @@ def test_too_little_memory_is_told_in_one_line():
     raise jax.errors.JaxRuntimeError('INTERNAL: other')
 
 
+@pytest.mark.slow
 def test_a_pair_is_measured_on_this_machine(commands, tmp_path):
   small = {'NUM_LAYERS': 1, 'MODEL_DIMS': 32, 'HIDDEN_DIMS': 32, 'VOCAB_SIZE': 64, 'SEQ_LEN': 32}
   words = [*PAIR, '--rounds=2', '--lengths=48', f'--out={tmp_path}']
