@@ -4,14 +4,16 @@
 packed, with PAX's cap, in float32; medians of runs in turn.
 """
 
+import functools
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
 
+from laser_pax.costs import timing
+from laser_pax.costs.rounds import in_turns
 from laser_pax.ops import blocks
 
 HEADS, SIZE, CAP = 4, 64, 50.0
@@ -31,16 +33,6 @@ def by_blocks(query, key, value, segment_ids):
   return blocks.attention_by_blocks(query, key, value, segment_ids, segment_ids, spec)
 
 
-def with_gradients(attention):
-  """Returns output and gradients, compiled."""
-
-  def run(query, key, value, cotangent, segment_ids):
-    output, pull = jax.vjp(lambda *qkv: attention(*qkv, segment_ids), query, key, value)
-    return output, *pull(cotangent)
-
-  return jax.jit(run)
-
-
 def main(tokens: int = 4096, lengths: str = '128,256,512,1024,2048,4096', rounds: int = 9) -> None:
   """Prints milliseconds of both, and their ratio.
 
@@ -49,20 +41,20 @@ def main(tokens: int = 4096, lengths: str = '128,256,512,1024,2048,4096', rounds
     lengths: Of a sequence.
     rounds: Turns of each.
   """
-  runs = {'all logits': with_gradients(plain), 'by blocks': with_gradients(by_blocks)}
+  attentions = {'all logits': plain, 'by blocks': by_blocks}
+  programs = {name: jax.jit(timing.with_gradients(x)) for name, x in attentions.items()}
   print('| length | all logits, ms | by blocks, ms | ratio |\n|---|---|---|---|')
   for length in map(int, lengths.split(',')):
     shape = tokens // length, HEADS, length, SIZE
     rng = np.random.default_rng(0)
     given = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(4)]
     given.append(jnp.ones((shape[0], length), jnp.int32))
-    took = {name: [] for name in runs}
-    for _ in range(rounds + 1):  # The first compiles.
-      for name, run in runs.items():
-        start = time.perf_counter()
-        jax.block_until_ready(run(*given))
-        took[name].append(1e3 * (time.perf_counter() - start))
-    first, second = (statistics.median(t[1:]) for t in took.values())
+    calls = {name: functools.partial(program, *given) for name, program in programs.items()}
+    for call in calls.values():
+      timing.seconds(call, 1)  # Compiles.
+    turns = {name: functools.partial(timing.seconds, call, 1) for name, call in calls.items()}
+    taken = in_turns(turns, rounds)
+    first, second = (1e3 * statistics.median(x) for x in taken.values())
     print(f'| {length:,} | {first:.0f} | {second:.0f} | {second / first:.2f} |', flush=True)
 
 

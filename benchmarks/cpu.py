@@ -14,12 +14,11 @@ memory stays with the process.
 PyTorch and x-transformers are installed into an environment of their own on the first run.
 """
 
-import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,10 +26,12 @@ import sys
 import tempfile
 import venv
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Annotated, TextIO
 
 import typer
+
+from laser_pax.costs.machine import cores, processor, versions
+from laser_pax.costs.rounds import in_turns, ratio
 
 HERE = pathlib.Path(__file__).parent
 PEER = ('torch==2.13.0', 'x-transformers==2.31.10')
@@ -59,15 +60,14 @@ class Worker:
       log,
       subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment),
     )
-    self.name, self.facts = name, self._answer()
-    self.seconds, self.last = [], {}
+    self.name, self.facts, self.last = name, self._answer(), {}
 
-  def turn(self, steps: int) -> None:
-    """Lets it train `steps` steps; adds the seconds of one step to `seconds`."""
+  def turn(self, steps: int) -> float:
+    """Lets it train `steps` steps; returns the seconds of one step."""
     self._process.stdin.write(f'run {steps}\n')
     self._process.stdin.flush()
     self.last = self._answer()
-    self.seconds.append(self.last['seconds'] / steps)
+    return self.last['seconds'] / steps
 
   def _answer(self) -> dict:
     if line := self._process.stdout.readline():
@@ -103,16 +103,13 @@ def worker_environment(keep_pages: bool) -> dict[str, str]:
 
 def machine(keep_pages: bool) -> dict:
   """Returns the facts about the machine that the figures depend on."""
-  with open('/proc/cpuinfo') as lines:
-    models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-  ours = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'paxml', 'praxis')}
   return {
     'kind': 'machine',
-    'cpu': models[0] if models else platform.machine(),
-    'cores': len(os.sched_getaffinity(0)),
+    'cpu': processor(),
+    'cores': cores(),
     'load_before': round(os.getloadavg()[0], 2),
     'malloc': 'glibc, keeping freed pages' if keep_pages else 'glibc',
-    'versions': {**ours, **dict(pin.split('==') for pin in PEER)},
+    'versions': {**versions(), **dict(pin.split('==') for pin in PEER)},
   }
 
 
@@ -137,21 +134,17 @@ def measure(
       log = stack.enter_context(tempfile.TemporaryFile('w+'))
       workers.append(Worker(name, command, environment, log))
       stack.callback(workers[-1].close)
-    for first in range(rounds):
-      # Each round begins with another worker, so that each comes after each of the others.
-      order = collections.deque(workers)
-      order.rotate(-first)
-      for worker in order:
-        worker.turn(steps)
-    base = next(worker for worker in workers if worker.name == BASE)
+    turns = {worker.name: functools.partial(worker.turn, steps) for worker in workers}
+    taken = in_turns(turns, rounds)
     for worker in workers:
-      yield record(worker, base, batch, length, steps)
+      yield record(worker, taken[worker.name], taken[BASE], batch, length, steps)
 
 
-def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) -> dict:
+def record(
+  worker: Worker, taken: list[float], base: list[float], batch: int, length: int, steps: int
+) -> dict:
   """Returns the record of one worker; `ratio` is its time over the base's."""
-  seconds = statistics.median(worker.seconds)
-  ratios = [a / b for a, b in zip(worker.seconds, base.seconds, strict=True)]
+  seconds, over_base = statistics.median(taken), ratio(taken, base)
   return {
     'kind': 'point',
     'implementation': worker.name,
@@ -160,9 +153,9 @@ def record(worker: Worker, base: Worker, batch: int, length: int, steps: int) ->
     'steps_per_round': steps,
     'seconds_per_step': round(seconds, 4),
     'tokens_per_second': round(batch * length / seconds, 1),
-    'ratio': round(statistics.median(ratios), 3),
-    'ratios': [round(ratio, 3) for ratio in ratios],
-    'rounds': [round(s, 4) for s in worker.seconds],
+    'ratio': round(over_base.median, 3),
+    'ratios': [round(one, 3) for one in over_base.rounds],
+    'rounds': [round(s, 4) for s in taken],
     'peak_mib': round(worker.last['peak_mib']),
     'imports_mib': round(worker.facts['imports_mib']),
     'parameters': worker.facts['parameters'],

@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from laser_pax.costs import timing
+from laser_pax.costs.rounds import in_turns
 from laser_pax.ops import choice, fused_attention, laser
 from laser_pax.ops.fused import case_of
 
@@ -39,15 +41,6 @@ SPREADS = (0.01, 1.0, 30.0)  # Standard deviations of the values.
 DOCUMENTS = 4
 ERROR_LENGTH = 512
 ROUND_SECONDS = 0.03
-# Dense bfloat16 operations a second, by the makers' data sheets; the first name that fits counts.
-PEAKS = {
-  'H100 PCIe': 756e12,
-  'H100 NVL': 835e12,
-  'H100': 989e12,
-  'H200': 989e12,
-  'GH200': 989e12,
-  'A100': 312e12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +126,8 @@ def compiled(part: Part, form: str, arrays: tuple) -> jax.stages.Compiled:
   def forward(query, key, value, cotangent, ids):
     return attention(query, key, value, ids)
 
-  def both(query, key, value, cotangent, ids):
-    output, pull = jax.vjp(lambda *qkv: attention(*qkv, ids), query, key, value)
-    return output, *pull(cotangent.astype(output.dtype))
-
-  return jax.jit(forward if part.what == 'forward' else both).lower(*arrays).compile()
+  function = forward if part.what == 'forward' else timing.with_gradients(attention)
+  return jax.jit(function).lower(*arrays).compile()
 
 
 def measure(part: Part, tokens: int, num_heads: int, rounds: int, profile: str | None) -> dict:
@@ -149,15 +139,16 @@ def measure(part: Part, tokens: int, num_heads: int, rounds: int, profile: str |
   ids = segment_ids(batch, part.length) if part.implementation.is_packed else None
   arrays = (query * part.head**-0.5, key, value, cotangent, ids)
   programs = {form: compiled(part, form, arrays) for form in FORMS}
-  taken = {form: [] for form in FORMS}
-  calls = {form: _calls(program, arrays) for form, program in programs.items()}
-  for _ in range(rounds):
-    for form, program in programs.items():
-      taken[form].append(_seconds(program, arrays, calls[form]))
+  calls = {form: functools.partial(program, *arrays) for form, program in programs.items()}
+  turns = {
+    form: functools.partial(timing.seconds, call, timing.calls_of_a_turn(call, ROUND_SECONDS))
+    for form, call in calls.items()
+  }
+  taken = in_turns(turns, rounds)
   if profile:
-    for form, program in programs.items():
+    for form, call in calls.items():
       with jax.profiler.trace(f'{profile}/{part}/{form}'):
-        _seconds(program, arrays, 3)
+        timing.seconds(call, 3)
   medians = {form: statistics.median(x) for form, x in taken.items()}
   flops = (2 if part.what == 'forward' else 7) * batch * num_heads * part.length**2 * part.head
   return {
@@ -167,23 +158,9 @@ def measure(part: Part, tokens: int, num_heads: int, rounds: int, profile: str |
     'ratio': {form: medians[form] / medians['standard'] for form in FORMS[1:]},
     'tflops': {form: flops / x / 1e12 for form, x in medians.items()},
     'program_mib': {form: _program_mib(program) for form, program in programs.items()},
-    'device_peak_mib': device_peak_mib(),
+    'device_peak_mib': _device_peak_mib(),
     'rounds_ms': {form: [1e3 * x for x in seconds] for form, seconds in taken.items()},
   }
-
-
-def _seconds(program: Callable, arrays: tuple, calls: int) -> float:
-  start = time.perf_counter()
-  for _ in range(calls):
-    result = program(*arrays)
-  jax.block_until_ready(result)
-  return (time.perf_counter() - start) / calls
-
-
-def _calls(program: Callable, arrays: tuple) -> int:
-  """Warms up, and returns how many calls make a round."""
-  _seconds(program, arrays, 1)
-  return min(50, max(1, round(ROUND_SECONDS / _seconds(program, arrays, 1))))
 
 
 def _program_mib(program: jax.stages.Compiled) -> float | None:
@@ -191,10 +168,8 @@ def _program_mib(program: jax.stages.Compiled) -> float | None:
   return memory and (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
 
 
-def device_peak_mib() -> float | None:
-  """Returns the most that the device has held, as it tells; None where it does not tell."""
-  stats = jax.devices()[0].memory_stats() or {}
-  peak = stats.get('peak_bytes_in_use')
+def _device_peak_mib() -> float | None:
+  peak = timing.peak_bytes(jax.devices()[:1])
   return peak and peak / 2**20
 
 
@@ -274,7 +249,7 @@ def table(rows: list[dict]) -> str:
     '| program, MiB: standard, exact, paper |',
     '|---|---|---|---|---|---|---|---|---|',
   ]
-  peak = rows and next((x for name, x in PEAKS.items() if name in rows[0]['device']), None)
+  peak = rows and timing.gpu_peak(rows[0]['device'])
   for row in rows:
     start = f'| {row["what"]} | {row["attention"]} | {row["head"]} | {row["length"]:,} |'
     if 'failed' in row:

@@ -10,7 +10,7 @@ import numpy as np
 import turns
 from paxml import partitioning, trainer_lib
 from paxml.tasks.lm import model_params
-from praxis import pax_fiddle, py_utils
+from praxis import pax_fiddle
 
 from laser_pax import configs
 from laser_pax.data import text_lm
@@ -64,20 +64,6 @@ def experiment(variant: str, batch: int, length: int):
   return variant_experiment
 
 
-def random_batch(rng: np.random.Generator, batch: int, length: int) -> py_utils.NestedMap:
-  """Returns one packed batch without padding, of random words."""
-  ids = rng.integers(0, turns.VOCAB, (batch, length + 1), dtype=np.int32)
-  ones = np.ones((batch, length), np.float32)
-  return py_utils.NestedMap(
-    ids=ids[:, :-1],
-    labels=ids[:, 1:],
-    weights=ones,
-    paddings=0 * ones,
-    segment_ids=ones.astype(np.int32),
-    segment_pos=np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
-  )
-
-
 def prepare(variant: str, batch: int, length: int):
   """Returns the variant's step as `turns.serve` takes it."""
   task = pax_fiddle.instantiate(experiment(variant, batch, length).task())
@@ -95,7 +81,8 @@ def prepare(variant: str, batch: int, length: int):
 
   def step() -> float:
     nonlocal state
-    state, output = step_fn(state, key, random_batch(rng, batch, length), static)
+    rows = text_lm.random_batch(rng, batch, length, turns.VOCAB)
+    state, output = step_fn(state, key, rows, static)
     jax.block_until_ready(state)
     return float(output.loss)
 

@@ -5,6 +5,7 @@ that of `.venv-current` (docs/environment.md). The processes take turns, as ther
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import tempfile
@@ -12,6 +13,8 @@ from typing import Annotated
 
 import cpu
 import typer
+
+from laser_pax.costs.rounds import in_turns
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETS = {'pinned': '.venv', 'current': '.venv-current'}
@@ -33,12 +36,11 @@ def main(
         log = stack.enter_context(tempfile.TemporaryFile('w+'))
         workers[variant, name] = cpu.Worker(f'{variant}, {name}', command, environment, log)
         stack.callback(workers[variant, name].close)
-    for first in range(rounds):
-      order = list(workers.values())
-      for worker in order[first % len(order) :] + order[: first % len(order)]:
-        worker.turn(steps)
-    for (variant, _), worker in workers.items():
-      point = cpu.record(worker, workers[variant, 'pinned'], BATCH, LENGTH, steps)
+    turns = {key: functools.partial(worker.turn, steps) for key, worker in workers.items()}
+    taken = in_turns(turns, rounds)
+    for (variant, name), worker in workers.items():
+      seconds, base = taken[variant, name], taken[variant, 'pinned']
+      point = cpu.record(worker, seconds, base, BATCH, LENGTH, steps)
       typer.echo(json.dumps(point))
 
 

@@ -51,6 +51,9 @@ COMMANDS = {
   'aot': Command(
     'laser_pax.cli.aot:aot', 'Compile an experiment for a TPU slice, without a TPU.', TAKES_ANY_FLAG
   ),
+  'bench': Command(
+    'laser_pax.cli.bench:bench', "Time two experiments on this machine's devices.", TAKES_ANY_FLAG
+  ),
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),

@@ -52,7 +52,7 @@ def aot(
   if fetch:
     print(libtpu.fetch())
     return
-  changed = _overrides(list(ctx.args))
+  changed = overrides.of_flags(ctx.args)
   if every:
     libtpu.use()
     planned = list(_every_plan(changed))
@@ -142,21 +142,6 @@ def _rank(experiment: 'Experiment', as_json: bool) -> int:
   else:
     console.print_ranked(compiled)
   return 0 if compiled[-1].fits else 1
-
-
-def _overrides(flags: list[str]) -> dict:
-  """Reads --fdl.NAME=VALUE. The value is a Python literal or a bare word.
-
-  Raises:
-    UserError: A flag has another form.
-  """
-  changed = {}
-  for flag in flags:
-    name, _, value = flag.removeprefix('--fdl.').partition('=')
-    if not flag.startswith('--fdl.') or not value:
-      raise UserError(f'unexpected {flag!r}: attributes are changed by --fdl.NAME=VALUE')
-    changed[name] = overrides.read(value)
-  return changed
 
 
 @contextlib.contextmanager

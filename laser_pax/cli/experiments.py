@@ -77,14 +77,23 @@ def load(name: str) -> type:
   Raises:
     UserError: No experiment has this name.
   """
-  module, _, short = full_name(name).rpartition('.')
+  full_name(name)  # An unknown name is refused before the imports.
   import jax
 
+  jax.config.update('jax_platforms', 'cpu')
+  return import_class(name)
+
+
+def import_class(name: str) -> type:
+  """Imports an experiment's class for this machine's devices, as `load` does for the CPU.
+
+  Raises:
+    UserError: No experiment has this name.
+  """
+  module, _, short = full_name(name).rpartition('.')
   from laser_pax import pax_fixes
 
   pax_fixes.read_lambdas_fast()
-
-  jax.config.update('jax_platforms', 'cpu')
   with contextlib.redirect_stderr(io.StringIO()):
     namespace = importlib.import_module(module)
   return find_class(namespace, short)

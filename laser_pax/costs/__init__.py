@@ -1,1 +1,1 @@
-"""The costs of an experiment on a slice, by the compiler: memory, communication, operations."""
+"""The costs of an experiment: on a slice, by the compiler; and measured on this machine."""

@@ -82,12 +82,16 @@ class Traced:
     mesh: Mesh of the devices that the step runs on.
     parameters: Number of the model's trainable parameters.
     seconds: Time of tracing.
+    partitioner: PAX's partitioner of the step, which can also make its state.
+    arguments: Shape, dtype and sharding of the step's state, random key and batch.
   """
 
   jitted: jax.stages.Traced
   mesh: jax.sharding.Mesh
   parameters: int
   seconds: float
+  partitioner: partitioning.PjitPartitioner | None = None
+  arguments: tuple = ()
 
   @property
   def jaxpr(self) -> jax.extend.core.ClosedJaxpr:
@@ -139,16 +143,18 @@ def trace(
     jax.tree.map(shard, metadata.padded_global_shapes, metadata.partition_specs),
     shard(jax.ShapeDtypeStruct((2,), jnp.uint32), PartitionSpec()),
     jax.tree.map(shard, specs, input_specs),
-    trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=batch_size),
   )
+  static = trainer_lib.BaseStepFnStaticArgs(unpadded_global_batch_size=batch_size)
   weights = jax.tree.leaves(metadata.unpadded_global_shapes.mdl_vars)
   with partitioner.global_mesh:
-    traced = pax_fixes.jitted_step(step).trace(*arguments)
+    traced = pax_fixes.jitted_step(step).trace(*arguments, static)
   return Traced(
     jitted=traced,
     mesh=partitioner.global_mesh,
     parameters=sum(int(np.prod(x.shape)) for x in weights),
     seconds=time.time() - start,
+    partitioner=partitioner,
+    arguments=arguments,
   )
 
 
@@ -168,20 +174,25 @@ def compile_step(traced: Traced) -> Step:
       peak_bytes=peak,
     )
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-  new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return Step(
     seconds=time.time() - start,
     state_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
-    peak_bytes=(
-      memory.argument_size_in_bytes
-      + memory.temp_size_in_bytes
-      + max(0, new_outputs)
-      + memory.generated_code_size_in_bytes
-    ),
+    peak_bytes=peak_bytes(compiled),
     text=compiled.as_text(),
     xla_flops=costs.get('flops'),
     xla_bytes=costs.get('bytes accessed'),
+  )
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+  """Returns a chip's peak by the compiler: arguments, temporaries, program, and new outputs."""
+  memory = compiled.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    + memory.generated_code_size_in_bytes
   )
 
 

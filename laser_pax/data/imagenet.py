@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tensorflow as tf
 from etils import epath
 from praxis import pax_fiddle, py_utils
@@ -52,6 +53,24 @@ def batch_specs(batch_size: int, size: int, num_classes: int) -> py_utils.Nested
   return py_utils.NestedMap(
     image=jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32),
     label_probs=jax.ShapeDtypeStruct((batch_size, num_classes), jnp.float32),
+  )
+
+
+def random_batch(
+  rng: np.random.Generator, batch_size: int, size: int, num_classes: int
+) -> py_utils.NestedMap:
+  """Returns a training batch of noise, each image of one class: to time steps without data.
+
+  Args:
+    rng: The source of images and classes.
+    batch_size: B, the rows.
+    size: S, height and width of an image.
+    num_classes: C.
+  """
+  classes = rng.integers(0, num_classes, batch_size)
+  return py_utils.NestedMap(
+    image=rng.standard_normal((batch_size, size, size, 3), np.float32),
+    label_probs=(classes[:, None] == np.arange(num_classes)).astype(np.float32),
   )
 
 

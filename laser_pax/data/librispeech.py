@@ -66,6 +66,30 @@ def batch_specs(batch_size: int, samples: int, labels: int) -> py_utils.NestedMa
   )
 
 
+def random_batch(
+  rng: np.random.Generator, batch_size: int, samples: int, labels: int, vocab_size: int
+) -> py_utils.NestedMap:
+  """Returns a training batch of noise and random transcripts: to time steps without data.
+
+  All rows have S samples. A quarter of the labels are no padding.
+
+  Args:
+    rng: The source of samples and labels.
+    batch_size: B, the rows.
+    samples: S, the samples of a row.
+    labels: L, the labels of a row.
+    vocab_size: V, from which labels are drawn.
+  """
+  is_padding = np.broadcast_to(np.arange(labels) >= max(1, labels // 4), (batch_size, labels))
+  drawn = rng.integers(vocabulary.EOS_ID, vocab_size, (batch_size, labels), dtype=np.int32)
+  return py_utils.NestedMap(
+    speech=rng.integers(-1_000, 1_000, (batch_size, samples), dtype=np.int16),
+    num_samples=np.full(batch_size, samples, np.int32),
+    labels=np.where(is_padding, np.int32(0), drawn),
+    label_paddings=is_padding.astype(np.float32),
+  )
+
+
 class _SpeechInput(streams.RecordInput):
   """What both inputs share.
 

@@ -19,6 +19,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 
+import numpy as np
 import seqio
 import tensorflow as tf
 from paxml import seqio_input
@@ -55,6 +56,29 @@ def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
   """
   integers, reals = ('ids', 'labels', 'segment_ids', 'segment_pos'), ('paddings', 'weights')
   return inputs.row_specs(batch_size, seq_len, integers=integers, reals=reals)
+
+
+def random_batch(
+  rng: np.random.Generator, batch_size: int, seq_len: int, vocab_size: int
+) -> py_utils.NestedMap:
+  """Returns a training batch of random tokens, without padding: to time steps without data.
+
+  Args:
+    rng: The source of the tokens.
+    batch_size: B, the rows.
+    seq_len: T, the tokens per row.
+    vocab_size: V, from which tokens are drawn.
+  """
+  tokens = rng.integers(0, vocab_size, (batch_size, seq_len + 1), dtype=np.int32)
+  ones = np.ones((batch_size, seq_len), np.float32)
+  return py_utils.NestedMap(
+    ids=tokens[:, :-1],
+    labels=tokens[:, 1:],
+    weights=ones,
+    paddings=0 * ones,
+    segment_ids=ones.astype(np.int32),
+    segment_pos=np.tile(np.arange(seq_len, dtype=np.int32), (batch_size, 1)),
+  )
 
 
 def train_input(

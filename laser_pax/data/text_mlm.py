@@ -26,6 +26,7 @@ import hashlib
 import random
 from collections.abc import Mapping
 
+import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
@@ -64,6 +65,27 @@ def batch_specs(batch_size: int, seq_len: int) -> py_utils.NestedMap:
     ('masked_pos', 'paddings'),
   )
   return inputs.row_specs(batch_size, seq_len, integers=integers, reals=reals)
+
+
+def random_batch(
+  rng: np.random.Generator, batch_size: int, seq_len: int, vocab_size: int
+) -> py_utils.NestedMap:
+  """Returns a training batch of random tokens, without padding: to time steps without data.
+
+  Args:
+    rng: The source of the tokens, and of the share MASKED of them that is to be predicted.
+    batch_size: B, the rows.
+    seq_len: T, the tokens per row.
+    vocab_size: V, from which tokens are drawn.
+  """
+  plain = text_lm.random_batch(rng, batch_size, seq_len, vocab_size)
+  is_masked = rng.random(plain.labels.shape) < MASKED
+  return py_utils.NestedMap(
+    labels=plain.labels,
+    masked_ids=np.where(is_masked, np.int32(wordpiece.MASK), plain.labels),
+    masked_pos=is_masked.astype(np.float32),
+    **{name: plain[name] for name in ('paddings', 'segment_ids', 'segment_pos')},
+  )
 
 
 def train_input(

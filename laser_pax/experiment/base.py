@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Self
 
 import jax
+import numpy as np
 from paxml import base_experiment, decode_programs, programs, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
@@ -102,6 +103,10 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows, without opening the data."""
+
+  @abc.abstractmethod
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns an array for each of `input_specs`, of random content, to time steps without data."""
 
   @abc.abstractmethod
   def sizes(self) -> layouts.Sizes:

@@ -1,6 +1,7 @@
 """BERT: masked language models, on MLPerf's records."""
 
 import jax
+import numpy as np
 from praxis import py_utils
 from praxis.layers import models
 
@@ -95,6 +96,10 @@ class BertMLM(TextTransformer):
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""
     return text_mlm.batch_specs(batch_size, self.SEQ_LEN)
+
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns a batch of random tokens, without padding."""
+    return text_mlm.random_batch(rng, batch_size, self.SEQ_LEN, self.VOCAB_SIZE)
 
   def chance(self) -> base.Chance:
     """Returns the accuracy of repeating what is read, and for [MASK] the commonest token."""

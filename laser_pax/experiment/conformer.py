@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from paxml import tasks_lib
 from praxis import pax_fiddle, py_utils
 
@@ -272,6 +273,11 @@ class LibriSpeechConformer(AlgoPerf):
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` utterances."""
     return librispeech.batch_specs(batch_size, self._samples(), self.MAX_LABELS)
+
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns a batch of noise with random transcripts, without padding of the speech."""
+    sizes = self._samples(), self.MAX_LABELS, self.VOCAB_SIZE
+    return librispeech.random_batch(rng, batch_size, *sizes)
 
   def sizes(self) -> ConformerSizes:
     """Returns the sizes that the layout rule needs."""

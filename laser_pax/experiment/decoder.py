@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from praxis import decoder_hparams, pax_fiddle, py_utils
 
 from laser_pax.data import records, sources, text_lm, vocabulary
@@ -118,6 +119,10 @@ class DecoderLM(TextTransformer):
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` sequences."""
     return text_lm.batch_specs(batch_size, self.SEQ_LEN)
+
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns a batch of random tokens, without padding."""
+    return text_lm.random_batch(rng, batch_size, self.SEQ_LEN, self.VOCAB_SIZE)
 
   def chance(self) -> base.Chance:
     """Returns the unigram entropy, in nats a token."""

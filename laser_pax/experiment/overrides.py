@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from laser_pax.errors import UserError
@@ -22,6 +22,21 @@ def read(text: str) -> Any:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     return text
+
+
+def of_flags(flags: Sequence[str]) -> dict[str, Any]:
+  """Returns the values that flags `--fdl.NAME=VALUE` give to attributes, by name.
+
+  Raises:
+    UserError: A flag has another form.
+  """
+  changed = {}
+  for flag in flags:
+    name, _, value = flag.removeprefix('--fdl.').partition('=')
+    if not flag.startswith('--fdl.') or not value:
+      raise UserError(f'unexpected {flag!r}: attributes are changed by --fdl.NAME=VALUE')
+    changed[name] = read(value)
+  return changed
 
 
 def fit(cls: type, name: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from paxml import tasks_lib
 from praxis import base_hyperparams, base_layer, py_utils
 
@@ -223,6 +224,14 @@ class SuperGlueLM(DecoderLM):
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` rows."""
     return superglue.batch_specs(batch_size, self.SEQ_LEN)
+
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns a batch of random tokens. Those of the input have no weight."""
+    batch = super().random_batch(rng, batch_size)
+    is_input = batch.segment_pos < self.INPUTS_LEN
+    batch.inputs_indicator = is_input.astype(np.int32)
+    batch.weights = 1 - is_input.astype(np.float32)
+    return batch
 
   def describe(self) -> dict[str, str]:
     """Returns the rows of `show`: the decoder's, and the tasks."""

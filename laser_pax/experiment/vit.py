@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from paxml import tasks_lib
 from praxis import base_layer, layers, pax_fiddle, py_utils
 from praxis.layers import activations, normalizations, poolings, vits
@@ -225,6 +226,10 @@ class ImageNetViT(AlgoPerf):
   def input_specs(self, batch_size: int) -> py_utils.NestedMap:
     """Returns the shapes and dtypes of a batch of `batch_size` images."""
     return imagenet.batch_specs(batch_size, self.IMAGE_SIZE, self.NUM_CLASSES)
+
+  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
+    """Returns a batch of noise, each image of one class."""
+    return imagenet.random_batch(rng, batch_size, self.IMAGE_SIZE, self.NUM_CLASSES)
 
   def sizes(self) -> transformer.VisionSizes:
     """Returns the sizes that the layout rule needs."""

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
 from absl import logging
 
 from laser_pax.ops import choice
@@ -34,12 +35,20 @@ class Path:
     case: What decides which kernel serves; None where the layer takes Praxis's plain path.
     kernel: The kernel that the layer asks for, or None.
     plain_reason: Why it takes the plain path; None where it does not.
+    num_heads: N, the number of heads; None where the layer takes the plain path.
+    attention: What it computes between its projections, to be timed alone: a function of query
+      [B, T, N, H], key and value [B, S, N, H], and segment ids [B, T] or None. A learned beta is 1
+      there. None where the layer takes the plain path.
   """
 
   layer: str
   case: choice.Case | None = None
   kernel: choice.Kernel | None = None
   plain_reason: str | None = None
+  num_heads: int | None = None
+  attention: Callable[..., jax.Array] | None = dataclasses.field(
+    default=None, compare=False, repr=False
+  )
 
   def text(self, settings: Mapping[str, str] = LAYER_SETTINGS, platform: str | None = None) -> str:
     """Returns one line: what serves, why, and what to set for another kernel.

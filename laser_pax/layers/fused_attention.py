@@ -75,10 +75,17 @@ class FusedMixin:
     segments = _segments(atten_mask, query.shape[0], query.shape[1])
     lengths = query.shape[1], key.shape[1]
     case = fused.case_of(query, value, lengths, segments[0] is not None, self._cap())
-    attention_paths.tell(attention_paths.Path(layer, case, self.kernel))
-    attention = self._over_mesh(
-      self._attention(isinstance(atten_mask, Segments) and atten_mask.is_causal)
+    attention = self._attention(isinstance(atten_mask, Segments) and atten_mask.is_causal)
+    attention_paths.tell(
+      attention_paths.Path(
+        layer,
+        case,
+        self.kernel,
+        num_heads=query.shape[2],
+        attention=self._alone(attention, value),
+      )
     )
+    attention = self._over_mesh(attention)
     return self._shard_blnh(self._attend(attention, query, key, value, *segments)), None
 
   def _attend(self, attention: Callable[..., JTensor], *arguments: JTensor | None) -> JTensor:
@@ -104,6 +111,11 @@ class FusedMixin:
     return functools.partial(
       ops.fused_attention, is_causal=is_causal, logit_cap=self._cap(), kernel=self.kernel
     )
+
+  def _alone(self, attention: Callable[..., JTensor], value: JTensor) -> Callable[..., JTensor]:
+    """Returns the attention function as `_attend` calls it, free of this layer's variables."""
+    del value
+    return attention
 
   def _cap(self) -> float | None:
     return self.atten_logit_cap if self.atten_logit_cap > 0 else None
@@ -212,3 +224,12 @@ class LaserFusedDotProductAttention(FusedMixin, LaserDotProductAttention):
     if beta is None:
       return attention(*arguments)
     return attention(*arguments, beta=beta[:, None] if isinstance(beta, JTensor) else beta)
+
+  def _alone(self, attention: Callable[..., JTensor], value: JTensor) -> Callable[..., JTensor]:
+    beta = self._beta(value)
+    if beta is None:
+      return attention
+    if not isinstance(beta, JTensor):
+      return functools.partial(attention, beta=beta)
+    n, h = beta.shape
+    return lambda *arguments: attention(*arguments, beta=jnp.ones((n, 1, h)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu
+from laser_pax.costs import rounds, timing
 from tests.support import capped_attention
 
 TINY = ['--head-sizes=16', '--lengths=64', '--tokens=128', '--heads=1', '--rounds=1']
@@ -105,9 +106,15 @@ def test_what_matters_most_comes_first():
   assert all(name.startswith('both') for name in timed[: len(timed) // 2])
 
 
-def test_it_needs_jax_numpy_and_the_mathematics_alone():
-  tree = ast.parse(pathlib.Path(gpu.__file__).read_text())
+def _modules_that_need_an_install(module):
+  tree = ast.parse(pathlib.Path(module.__file__).read_text())
   modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
   modules |= {x.name for node in ast.walk(tree) if isinstance(node, ast.Import) for x in node.names}
-  others = {m for m in modules if m.split('.')[0] not in sys.stdlib_module_names}
-  assert others == {'jax', 'jax.numpy', 'numpy', 'laser_pax.ops', 'laser_pax.ops.fused'}
+  return {m for m in modules if m.split('.')[0] not in sys.stdlib_module_names}
+
+
+def test_it_needs_jax_numpy_the_mathematics_and_the_clock_alone():
+  own = {'laser_pax.costs', 'laser_pax.costs.rounds', 'laser_pax.ops', 'laser_pax.ops.fused'}
+  assert _modules_that_need_an_install(gpu) == {'jax', 'jax.numpy', 'numpy', *own}
+  assert _modules_that_need_an_install(timing) == {'jax'}
+  assert _modules_that_need_an_install(rounds) == set()

@@ -78,6 +78,15 @@ aot --exp=C4LaserTiny --pod=cpu --fdl.ICI_MESH_SHAPE=[0,1,1]
 aot --exp=C4LaserTiny --pod=cpu --fdl.ICI_MESH_SHAPE=[1,1,"x"]
 aot --exp=C4LaserTiny --pod=cpu --fdl.LEARNING_RATE=nan
 aot --exp=C4LaserTiny --pod=cpu --fdl.DATASET=c4
+bench
+bench --exp=C4LaserTiny
+bench --exp=Nope --against=C4LaserTiny
+bench --exp=C4LaserTiny --against=C4LaserTiny
+bench --exp=C4LaserTiny --against=C4StandardTiny stray
+bench --exp=C4LaserTiny --against=C4StandardTiny --rounds=0
+bench --exp=C4LaserTiny --against=C4StandardTiny --lengths=1,x
+bench --exp=C4LaserTiny --against=C4StandardTiny --out=<FILE>/below
+bench --exp=C4LaserTiny --against=ImageNetStandardViTTiny --out=<DIR>
 prepare
 prepare nope
 prepare c4

@@ -8,6 +8,7 @@ import pathlib
 import re
 
 import fiddle
+import numpy as np
 import pytest
 from fiddle import daglish
 from paxml import experiment_registry
@@ -110,6 +111,18 @@ def test_docstring_gives_the_facts(name):
   number, unit = re.search(rf'([\d.]+)([MB]) {getattr(configs, name).UNIT}', doc).groups()
   assert float(number) * scale[unit] == pytest.approx(f.units, rel=0.01)
   assert f'{f.devices} chips' in doc or (f.devices == 1 and 'one device' in doc)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_random_batch_has_the_shapes_of_a_training_batch(name):
+  experiment = getattr(configs, name)().on()
+  batch = experiment.random_batch(np.random.default_rng(0), 2)
+  specs = experiment.input_specs(2)
+  assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
+    k: (x.shape, x.dtype) for k, x in specs.items()
+  }
+  again = experiment.random_batch(np.random.default_rng(0), 2)
+  assert all(np.array_equal(batch[k], again[k]) for k in batch)
 
 
 def _has_factory(config: fiddle.Buildable, name: str) -> bool:

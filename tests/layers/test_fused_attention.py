@@ -25,6 +25,9 @@ every_class = pytest.mark.parametrize('cls', TWINS)
 SEGMENTS = jnp.asarray([[1] * 30 + [2] * 66, [1] * 50 + [2] * 30 + [0] * 16], jnp.int32)
 POSITIONS = jnp.broadcast_to(jnp.arange(T), (B, T))
 LARGE_NEGATIVE = attentions.py_utils.get_large_negative_number(jnp.float32)
+FIXED_BETA = pax_fiddle.Config(layers.FixedBeta, value=0.5)
+LEARNED_BETA = pax_fiddle.Config(layers.LearnedBeta)
+ALL_SHOWN = jnp.zeros((B, 1, 1, T))
 SHOWN = jnp.where(jnp.arange(T) < jnp.array([[T], [70]]), 0.0, LARGE_NEGATIVE)[:, None, None]
 
 
@@ -133,6 +136,38 @@ def test_what_a_layer_tells_is_what_it_calls(cls, platform, kernel, cap, monkeyp
   assert path.layer == cls.__name__ and path.kernel == kernel
   names_of_all = [choice.NAMES[name] for name in called]
   assert all(path.text().startswith(name) for name in names_of_all)
+
+
+@pytest.mark.parametrize(
+  ('cls', 'fields'),
+  [
+    (layers.FusedDotProductAttention, {}),
+    (layers.LaserFusedDotProductAttention, {}),
+    (layers.LaserFusedDotProductAttention, {'numerics': 'paper'}),
+    (layers.LaserFusedDotProductAttention, {'beta_tpl': FIXED_BETA}),
+    (layers.LaserFusedDotProductAttention, {'beta_tpl': LEARNED_BETA}),
+  ],
+)
+@pytest.mark.parametrize('mask', [layers.Segments(SEGMENTS, is_causal=True), ALL_SHOWN])
+def test_the_attention_that_a_layer_tells_gives_the_layers_context(cls, fields, mask):
+  told = []
+  layer, variables = build(cls, internal_enable_query_scale=False, **fields)
+  variables = jax.tree.map(jnp.ones_like, variables)  # A learned beta is 1 in what is told.
+  rng = np.random.default_rng(5)
+  query, key, value = (jnp.asarray(rng.standard_normal((B, T, N, H)), jnp.float32) for _ in 'qkv')
+
+  @compiled
+  def context_of_layer(query, key, value):
+    attend = lambda layer, *arrays: layer._dot_atten(*arrays, mask)[0]  # noqa: E731
+    return layer.apply(variables, query, key, value, method=attend)
+
+  with context(), attention_paths.telling(told.append):
+    expected = context_of_layer(query, key, value)
+  (path,) = told
+  assert path.num_heads == N
+  segment_ids = SEGMENTS if isinstance(mask, layers.Segments) else None
+  ours = compiled(path.attention)(query, key, value, segment_ids)
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 @every_class

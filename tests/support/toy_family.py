@@ -73,6 +73,12 @@ class Bags(base.Experiment):
     specs = {k: jax.ShapeDtypeStruct((batch_size, n), np.float32) for k, n in sizes.items()}
     return py_utils.NestedMap(specs)
 
+  def random_batch(self, rng, batch_size):
+    shares = {'words': WORDS, 'labels': CLASSES}
+    return py_utils.NestedMap(
+      {k: rng.dirichlet(np.ones(n), batch_size).astype(np.float32) for k, n in shares.items()}
+    )
+
   def sizes(self):
     weights, batch = DIMS * (WORDS + CLASSES), self.GLOBAL_BATCH_SIZE
     names = ('layer_weights', 'kept_activations', 'recomputed_activations', 'head_bytes')
