@@ -224,7 +224,7 @@ def test_values_that_are_not_finite_show(bad):
 
 def test_unknown_numerics():
   values, weights = spread_column()
-  with pytest.raises(ValueError, match="'exact' or 'paper'; got 'fast'"):
+  with pytest.raises(ValueError, match="'exact', 'paper' or 'unshifted'; got 'fast'"):
     log_weighted_sum_exp(EQUATION, weights, values, numerics='fast')
 
 
