@@ -10,6 +10,24 @@ from laser_pax.errors import require_pax
 require_pax()
 pax_fixes.apply()
 
+from laser_pax.configs.ablations import (  # noqa: E402
+  C4Laser2BDifferential,
+  C4Laser2BFixedTemperature,
+  C4Laser300MBeta2,
+  C4Laser300MBetaHalf,
+  C4Laser300MBetaLearned,
+  C4Laser300MCap5,
+  C4Laser300MLamb,
+  C4Laser300MNoCap,
+  C4Laser300MQkNorm,
+  C4Laser300MUnshifted,
+  C4Standard2BDifferential,
+  C4Standard2BFixedTemperature,
+  C4Standard300MCap5,
+  C4Standard300MLamb,
+  C4Standard300MNoCap,
+  C4Standard300MQkNorm,
+)
 from laser_pax.configs.bert import (  # noqa: E402
   WikipediaLaserBert2B,
   WikipediaLaserBertTiny,
@@ -59,6 +77,22 @@ from laser_pax.experiment.vit import ImageNetViT  # noqa: E402
 
 __all__ = [
   'BertMLM',
+  'C4Standard2BFixedTemperature',
+  'C4Laser2BFixedTemperature',
+  'C4Standard300MQkNorm',
+  'C4Laser300MQkNorm',
+  'C4Standard2BDifferential',
+  'C4Laser2BDifferential',
+  'C4Standard300MLamb',
+  'C4Laser300MLamb',
+  'C4Standard300MCap5',
+  'C4Laser300MCap5',
+  'C4Standard300MNoCap',
+  'C4Laser300MNoCap',
+  'C4Laser300MUnshifted',
+  'C4Laser300MBetaHalf',
+  'C4Laser300MBeta2',
+  'C4Laser300MBetaLearned',
   'C4Laser1B',
   'C4Laser234M',
   'C4Laser2B',

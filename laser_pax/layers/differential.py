@@ -46,6 +46,29 @@ _VECTORS = ('lambda_q1', 'lambda_k1', 'lambda_q2', 'lambda_k2')
 _INITIAL_STD = 0.1  # The Differential Transformer's.
 
 
+def check(size: int, *, is_rotary: bool, is_normed: bool) -> None:
+  """Checks that the halves of a head can be two maps.
+
+  Args:
+    size: H, the size of a head.
+    is_rotary: Whether positions are rotary.
+    is_normed: Whether a norm of each head normalises queries and keys.
+
+  Raises:
+    UserError: They cannot.
+  """
+  reasons = {
+    f'heads have size {size}. Set DIMS_PER_HEAD to an even number': size % 2 == 1,
+    'rotary positions mix them. Set USE_ROTARY_POSITION_EMB = False': is_rotary,
+    'QK-norm normalises them together. Set QK_NORM = False': is_normed,
+  }
+  for reason, holds in reasons.items():
+    if holds:
+      raise UserError(
+        f'differential attention makes two maps of the halves of a head, but {reason}'
+      )
+
+
 class DifferentialMixin(nn.Module):  # Flax lets the setup of its own modules alone make variables.
   """A base before an attention, which makes it the difference of two maps.
 
@@ -60,17 +83,8 @@ class DifferentialMixin(nn.Module):  # Flax lets the setup of its own modules al
 
   def setup(self) -> None:
     """Makes the vectors of l, in float32 in every precision, and the norm."""
-    if self.use_rotary_position_emb:
-      raise UserError(
-        f'{type(self).__qualname__} {self.name!r}: rotary positions turn the first half of a head '
-        'into the second, and these are two maps here. Set USE_ROTARY_POSITION_EMB = False'
-      )
     size = self.dim_per_head or self.hidden_dim // self.num_heads
-    if size % 2:
-      raise UserError(
-        f'differential attention splits heads in halves, and they have size {size}: set '
-        'DIMS_PER_HEAD to an even number'
-      )
+    check(size, is_rotary=self.use_rotary_position_emb, is_normed=self.ln_tpl is not None)
     super().setup()
     collections = base_layer.WeightHParamsCollection
     for name in _VECTORS:
