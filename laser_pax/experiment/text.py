@@ -1,4 +1,4 @@
-"""Transformers over text, trained by AdamW: what the families of text share."""
+"""Transformers over text, trained by AdamW or LAMB: what the families of text share."""
 
 from typing import Literal, get_args
 
@@ -27,7 +27,7 @@ _OPTIMIZERS = {'adamw': ('AdamW', set_adamw), 'lamb': ('LAMB', set_lamb)}
 
 
 class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
-  """A Transformer over rows of tokens, trained by AdamW.
+  """A Transformer over rows of tokens, trained by AdamW or LAMB.
 
   The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, an MLP
   of two matrices with ReLU, and tied input and output embeddings. That class or `Experiment`
@@ -90,7 +90,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     return self.NUM_HEADS or self.MODEL_DIMS // self.DIMS_PER_HEAD
 
   def task(self) -> base.Task:
-    """Returns the task: PAX's model with AdamW and this experiment's schedule.
+    """Returns the task: PAX's model with its optimiser and this experiment's schedule.
 
     Raises:
       UserError: The sizes do not fit each other.
