@@ -68,15 +68,22 @@ def attend(layer, variables, x, mask):
 
 
 @every_class
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(
-  'fields', [{}, {'atten_logit_cap': 0.0, 'internal_enable_per_dim_scale': False}]
+  ('dtype', 'fields', 'mask'),
+  [
+    ('float32', {}, SEGMENTS),
+    ('bfloat16', {}, SEGMENTS),
+    (
+      'float32',
+      {'atten_logit_cap': 0.0, 'internal_enable_per_dim_scale': False},
+      SEGMENTS.dense(jnp.float32),
+    ),
+  ],
+  ids=['float32', 'bfloat16', 'plain'],
 )
-@pytest.mark.parametrize('mask', ['segments', 'dense'])
 def test_output_is_the_formulas(name, dtype, fields, mask):
   layer, variables = build(name, fprop_dtype=jnp.dtype(dtype), **fields)
   x = cases.draw(CASE, dtype)[0]
-  mask = SEGMENTS if mask == 'segments' else SEGMENTS.dense(jnp.float32)
   output = compiled(functools.partial(attend, layer))(variables, x, mask)
   expected = formula(
     name, variables['params'], x.astype(np.float64), SEEN, cap=fields.get('atten_logit_cap', 3.0)
@@ -100,8 +107,9 @@ def test_gradients_are_the_formulas(name):
     assert rms_error(a, b) < 1e-5
 
 
-@every_class
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('name', 'dtype'), [('standard', 'float32'), ('laser', 'float32'), ('laser', 'bfloat16')]
+)
 def test_steps_equal_the_whole_pass(name, dtype):
   layer, variables = build(name, fprop_dtype=jnp.dtype(dtype))
   x = cases.draw(CASE, dtype)[0]

@@ -11,12 +11,10 @@ from tests.support import cases
 
 NORM = {'ln_tpl': pax_fiddle.Config(normalizations.LayerNorm, direct_scale=True)}
 KINDS = {
-  'plain': {},
   'combined': {'combine_qkv': True},
   'rotary': {'use_rotary_position_emb': True},
   'rotary, one cache': {'use_rotary_position_emb': True, 'consolidate_rope_key_state': True},
-  'convolved': {'dconv_qkv': True},
-  'both': {'dconv_qkv': True, 'use_rotary_position_emb': True},
+  'convolved, rotary': {'dconv_qkv': True, 'use_rotary_position_emb': True},
 }
 
 
