@@ -43,7 +43,8 @@ from laser_pax.layers.segments import Mask
 JTensor = pytypes.JTensor
 
 _VECTORS = ('lambda_q1', 'lambda_k1', 'lambda_q2', 'lambda_k2')
-_INITIAL_STD = 0.1  # The Differential Transformer's.
+# The Differential Transformer's.
+_INITIAL_STD, _EPSILON = 0.1, 1e-5
 
 
 def check(size: int, *, is_rotary: bool, is_normed: bool) -> None:
@@ -74,12 +75,9 @@ class DifferentialMixin(nn.Module):  # Flax lets the setup of its own modules al
 
   Attributes:
     lambda_init: l0, the initial weight of the second map.
-    norm_tpl: The norm of each head's output. Its scale is 1 + a variable, so that weight decay
-      leads to 1.
   """
 
   lambda_init: float = 0.8
-  norm_tpl: pax_fiddle.Config = base_layer.template_field(normalizations.RmsNorm)
 
   def setup(self) -> None:
     """Makes the vectors of l, in float32 in every precision, and the norm."""
@@ -100,8 +98,12 @@ class DifferentialMixin(nn.Module):  # Flax lets the setup of its own modules al
         ],
       )
       self.create_variable(name, hparams)
-    norm = self.norm_tpl.clone().set(
-      dim=size, epsilon=1e-5, direct_scale=False, intermediate_dtype=jnp.float32
+    norm = pax_fiddle.Config(
+      normalizations.RmsNorm,
+      dim=size,
+      epsilon=_EPSILON,
+      direct_scale=False,  # The scale is 1 + a variable, so that weight decay leads to 1.
+      intermediate_dtype=jnp.float32,
     )
     self.create_child('norm', norm)
 
