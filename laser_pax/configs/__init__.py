@@ -10,24 +10,6 @@ from laser_pax.errors import require_pax
 require_pax()
 pax_fixes.apply()
 
-from laser_pax.configs.ablations import (  # noqa: E402
-  C4Laser2BDifferential,
-  C4Laser2BFixedTemperature,
-  C4Laser300MBeta2,
-  C4Laser300MBetaHalf,
-  C4Laser300MBetaLearned,
-  C4Laser300MCap5,
-  C4Laser300MLamb,
-  C4Laser300MNoCap,
-  C4Laser300MQkNorm,
-  C4Laser300MUnshifted,
-  C4Standard2BDifferential,
-  C4Standard2BFixedTemperature,
-  C4Standard300MCap5,
-  C4Standard300MLamb,
-  C4Standard300MNoCap,
-  C4Standard300MQkNorm,
-)
 from laser_pax.configs.bert import (  # noqa: E402
   WikipediaLaserBert2B,
   WikipediaLaserBertTiny,
@@ -47,6 +29,24 @@ from laser_pax.configs.c4 import (  # noqa: E402
   C4Standard234M,
   C4Standard300M,
   C4StandardTiny,
+)
+from laser_pax.configs.c4_ablations import (  # noqa: E402
+  C4Laser2BDifferential,
+  C4Laser2BFixedTemperature,
+  C4Laser300MBeta2,
+  C4Laser300MBetaHalf,
+  C4Laser300MBetaLearned,
+  C4Laser300MCap5,
+  C4Laser300MLamb,
+  C4Laser300MNoCap,
+  C4Laser300MQkNorm,
+  C4Laser300MUnshifted,
+  C4Standard2BDifferential,
+  C4Standard2BFixedTemperature,
+  C4Standard300MCap5,
+  C4Standard300MLamb,
+  C4Standard300MNoCap,
+  C4Standard300MQkNorm,
 )
 from laser_pax.configs.imagenet import (  # noqa: E402
   ImageNetLaserViTS16,

@@ -1,4 +1,4 @@
-"""Every ablation of laser_pax/configs/ablations.py trains, at a tiny size."""
+"""Every ablation of laser_pax/configs/c4_ablations.py trains, at a tiny size."""
 
 import jax
 import jax.numpy as jnp

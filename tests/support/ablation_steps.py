@@ -1,4 +1,4 @@
-"""The ablations of laser_pax/configs/ablations.py at a tiny size, and what PAX's own step does.
+"""The ablations of laser_pax/configs/c4_ablations.py at a tiny size, and what PAX's own step does.
 
 tests/experiment/test_ablations.py runs it as a script, on four devices. It prints the losses of
 Differential Transformer by LAMB on one device and on four, and what an overflow changes.
@@ -9,10 +9,10 @@ import json
 import jax
 import numpy as np
 
-from laser_pax.configs import ablations
+from laser_pax.configs import c4_ablations
 from tests.support import steps
 
-NAMES = [name for name in vars(ablations) if name.startswith('C4')]
+NAMES = [name for name in vars(c4_ablations) if name.startswith('C4')]
 # These make the size, and are not what an ablation is about.
 _SIZES = {'DIMS_PER_HEAD'}
 _IS_VALID = 'learning/is_valid_step_aggregate_scalar'
@@ -20,7 +20,7 @@ _IS_VALID = 'learning/is_valid_step_aggregate_scalar'
 
 def _changes(name: str) -> dict:
   """Returns the attributes in which an ablation differs from the pair of c4.py that it changes."""
-  own = [cls for cls in getattr(ablations, name).__mro__ if cls.__name__ in NAMES]
+  own = [cls for cls in getattr(c4_ablations, name).__mro__ if cls.__name__ in NAMES]
   attributes = {k: v for cls in reversed(own) for k, v in vars(cls).items() if k.isupper()}
   return {k: v for k, v in attributes.items() if k not in _SIZES}
 
