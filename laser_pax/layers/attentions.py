@@ -250,6 +250,7 @@ class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAtte
     relative_bias: JTensor | None = None,
     time_step: JTensor | None = None,
   ) -> tuple[JTensor, JTensor]:
+    query = self._normed_query(query)  # The base of local attention does not call super().
     _, probs = super()._dot_atten_one_step(
       query, key_state_name, value_state_name, atten_mask, relative_bias, time_step
     )

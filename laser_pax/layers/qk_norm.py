@@ -38,7 +38,9 @@ class NormedStepsMixin(nn.Module):
       return 'key_post_rotary_pos_emb'
     return 'key_post_dconv' if self.dconv_qkv else 'key_state'
 
+  def _normed_query(self, query: JTensor) -> JTensor:
+    """Returns the query of a single step, normalised if the layer normalises queries."""
+    return query if self.ln_tpl is None else self.layer_norm_q(query)
+
   def _dot_atten_one_step(self, query: JTensor, *args, **kwargs) -> tuple[JTensor, JTensor]:
-    if self.ln_tpl is not None:
-      query = self.layer_norm_q(query)
-    return super()._dot_atten_one_step(query, *args, **kwargs)
+    return super()._dot_atten_one_step(self._normed_query(query), *args, **kwargs)

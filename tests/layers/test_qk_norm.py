@@ -18,10 +18,9 @@ KINDS = {
 }
 
 
-def error_of_steps(cls, fields, cross=False):
+def error_of_steps(cls, fields, name='fused'):
   """Returns how far single steps are from the whole pass."""
-  case = dataclasses.replace(cases.CASES['cross' if cross else 'fused'], fields=fields | NORM)
-  case = dataclasses.replace(case, laser=cls)
+  case = dataclasses.replace(cases.CASES[name], laser=cls, fields=fields | NORM)
   layer, variables = cases.build(case)
   inputs, seen = cases.draw(case), cases.visibility(case, 'packing')
   run = lambda variables: (  # noqa: E731
@@ -43,7 +42,13 @@ def test_steps_of_laser_too():
 
 
 def test_steps_of_cross_attention_too():
-  assert error_of_steps(layers.LaserDotProductAttention, {}, cross=True) < 1e-5
+  assert error_of_steps(layers.LaserDotProductAttention, {}, name='cross') < 1e-5
+
+
+@pytest.mark.parametrize('name', ['local', 'xl', 'context'])
+def test_steps_of_every_laser_attention_that_has_the_norm(name):
+  case = cases.CASES[name]
+  assert error_of_steps(case.laser, case.fields, name) < 1e-5
 
 
 def test_praxis_leaves_steps_as_they_are():
