@@ -93,6 +93,17 @@ RESULTS = (
     ('LibriSpeechStandardConformer', 'LibriSpeechLaserConformer'),
     'WER',
   ),
+  Figure(
+    '2.2B, Differential Transformer, mean of downstream tasks',
+    '51.52%',
+    '50.59%',
+    '[digest]',
+    ('C4Standard2BDifferential', 'C4Laser2BDifferential'),
+  ),
+  Figure(
+    '2.2B with per-dimension temperature, mean of 16 downstream tasks', '63.52%', '', '[digest]'
+  ),
+  Figure('LAMB in place of AdamW, test loss', '2.741', '2.758', '[digest]'),
   Figure("2.2B, hours to standard attention's best loss", '24.88', '27.22', '[digest]'),
   Figure('scaling law, fewer parameters at equal loss', '15.65%', '', '[digest]'),
 )

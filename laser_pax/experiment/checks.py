@@ -32,6 +32,17 @@ def check_at_least(experiment: object, least: float, names: Sequence[str]) -> No
       raise UserError(f'{name} must be at least {least}; got {value}: set a greater number')
 
 
+def check_choice(experiment: object, name: str, choices: Sequence[str]) -> None:
+  """Checks that an attribute is one of the words that it may be.
+
+  Raises:
+    UserError: It is not.
+  """
+  value = getattr(experiment, name)
+  if value not in choices:
+    raise UserError(f'{name} must be {" or ".join(map(repr, choices))}; got {value!r}')
+
+
 def check_heads(model_dims: int, num_heads: int, dims_per_head: int) -> None:
   """Checks that the heads together are exactly as wide as the model.
 

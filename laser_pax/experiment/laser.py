@@ -14,7 +14,8 @@ class LaserMixin:
 
   Attributes:
     NUMERICS: The way in which LASER is computed (docs/numerics.md). 'exact' is accurate in bfloat16
-      for values of any size. 'paper' is the paper's Algorithm 1 to the letter.
+      for values of any size. 'paper' is the paper's Algorithm 1 to the letter. 'unshifted' is that
+      without its shift, and overflows (docs/ablations.md).
     BETA: None for the paper's LASER. A number leads from standard attention (0) through LASER (1)
       to the greatest value: O = log(P exp(BETA V)) / BETA (docs/laser.md). 'learned' makes it a
       variable for each head and channel, which the standard twin has not.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from praxis import base_layer, optimizers, pax_fiddle, py_utils, schedules
 
 from laser_pax.experiment import checks
@@ -101,6 +102,46 @@ def set_nadamw(
   _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
 
 
+def set_lamb(
+  task_p: pax_fiddle.Config,
+  *,
+  learning_rate: float,
+  weight_decay: float,
+  beta1: float,
+  beta2: float,
+  epsilon: float,
+  clip_gradient_norm: float,
+  warmup_steps: int,
+  num_train_steps: int,
+) -> None:
+  """Sets LAMB, with the arguments, the schedule, the clipping and the decay of `set_adamw`.
+
+  Args:
+    task_p: The task to change.
+    learning_rate: Peak of the learning rate. It is relative to a weight's norm.
+    weight_decay: Decay of all weights but those of layer norms, before the trust ratio.
+    beta1: Decay of the first moment.
+    beta2: Decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
+    warmup_steps: Steps of linear warm-up.
+    num_train_steps: Steps of the whole training. The number is also set on the task.
+
+  Raises:
+    UserError: The warm-up does not end before the training.
+  """
+  optimizer = pax_fiddle.Config(
+    Lamb,
+    beta1=beta1,
+    beta2=beta2,
+    epsilon=epsilon,
+    trusted_weight_decay=weight_decay,
+    clip_gradient_norm_to_value=clip_gradient_norm,
+    learning_rate=learning_rate,
+  )
+  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+
+
 def _set_optimizer(
   task_p: pax_fiddle.Config,
   optimizer: pax_fiddle.Config,
@@ -117,7 +158,45 @@ def _set_optimizer(
   learner.optimizer = optimizer
 
 
-class NAdamW(optimizers.BaseOptimizer):
+def init_moments(weights: Any) -> py_utils.NestedMap:
+  """Returns the state of an Adam: the number of updates, and two moments of each weight."""
+  m, v = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))
+  return py_utils.NestedMap(count=jnp.zeros([], jnp.int32), m=m, v=v)
+
+
+def moments_partition_spec(hparams: Any) -> py_utils.NestedMap:
+  """Returns how the mesh divides the state of `init_moments`: moments as their weights."""
+  specs = jax.tree.map(lambda spec: dataclasses.replace(spec, init=None), hparams)
+  count = base_layer.WeightHParams(shape=[], init=None, dtype=jnp.int32, collections=None)
+  return py_utils.NestedMap(count=count, m=specs, v=specs)
+
+
+class _WithOwnDecay(optimizers.BaseOptimizer):
+  """An optimiser that decays weights itself, and knows which of them it spares."""
+
+  def get_grad_transformation(
+    self, var_weight_hparams: Any = None, include_ema: bool = True
+  ) -> optimizers.ShardedGradientTransformation:
+    """Returns the base's transformation; notes which of the weights decay."""
+    self._decays = jax.tree.map(lambda w: not self._spared(w), var_weight_hparams)
+    return super().get_grad_transformation(var_weight_hparams, include_ema)
+
+  def _spared(self, hparams: base_layer.WeightHParams) -> bool:
+    """Whether the weight that is described does not decay."""
+    raise NotImplementedError
+
+  def _decaying(self, weights: Any) -> Any:
+    """Returns the weights, with zeros in place of those that do not decay."""
+    if self._decays is None:
+      return weights
+
+    def decaying(w, decays):  # PAX leaves out the weights of another repeat prefix.
+      return w if decays or py_utils.is_optax_masked_node(w) else jnp.zeros_like(w)
+
+    return jax.tree.map(decaying, weights, self._decays, is_leaf=py_utils.is_optax_masked_node)
+
+
+class NAdamW(_WithOwnDecay):
   r"""Adam with Nesterov momentum and decoupled weight decay, as AlgoPerf has it.
 
   Update t = 1, 2, ... of the weights w by their gradient g is:
@@ -141,27 +220,12 @@ class NAdamW(optimizers.BaseOptimizer):
   epsilon: float = 1e-8
   decay_of_all_weights: float = 0.0
 
-  def get_grad_transformation(
-    self, var_weight_hparams: Any = None, include_ema: bool = True
-  ) -> optimizers.ShardedGradientTransformation:
-    """Returns the base's transformation; notes which of the weights decay."""
-    self._decays = jax.tree.map(
-      lambda w: UNDECAYED not in (w.collections or []), var_weight_hparams
-    )
-    return super().get_grad_transformation(var_weight_hparams, include_ema)
+  def _spared(self, hparams: base_layer.WeightHParams) -> bool:
+    return UNDECAYED in (hparams.collections or [])
 
   def _get_raw_grad_transformation(self, lr) -> optimizers.ShardedGradientTransformation:
     """Returns the transformation of gradients to the changes of the weights."""
     b1, b2 = self.beta1, self.beta2
-
-    def init(weights):
-      m, v = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))
-      return py_utils.NestedMap(count=jnp.zeros([], jnp.int32), m=m, v=v)
-
-    def init_partition_spec(hparams):
-      specs = jax.tree.map(lambda spec: dataclasses.replace(spec, init=None), hparams)
-      count = base_layer.WeightHParams(shape=[], init=None, dtype=jnp.int32, collections=None)
-      return py_utils.NestedMap(count=count, m=specs, v=specs)
 
     def update(gradients, state, weights):
       steps = state.count + 1
@@ -177,17 +241,52 @@ class NAdamW(optimizers.BaseOptimizer):
       changes = jax.tree.map(change, gradients, m, v, self._decaying(weights))
       return changes, py_utils.NestedMap(count=steps, m=m, v=v)
 
-    return optimizers.ShardedGradientTransformation(init, update, init_partition_spec)
+    return optimizers.ShardedGradientTransformation(init_moments, update, moments_partition_spec)
 
-  def _decaying(self, weights: Any) -> Any:
-    """Returns the weights, with zeros in place of those that do not decay."""
-    if self._decays is None:
-      return weights
 
-    def decaying(w, decays):  # PAX leaves out the weights of another repeat prefix.
-      return w if decays or py_utils.is_optax_masked_node(w) else jnp.zeros_like(w)
+class Lamb(_WithOwnDecay):
+  r"""LAMB (arXiv 1904.00962), as optax.lamb has it.
 
-    return jax.tree.map(decaying, weights, self._decays, is_leaf=py_utils.is_optax_masked_node)
+  Update t = 1, 2, ... of a variable w by its gradient g is:
+
+      m = b1 m + (1 - b1) g                      v = b2 v + (1 - b2) g^2
+      u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon) + decay w
+      w = w - lr(t - 1) u |w| / |u|              |w| / |u| is 1 if either is 0
+
+  Norms are over one variable; of a loop's stacked variables, over one layer's. PAX's own Lamb lacks
+  what its optimisers on a mesh need, a description of its state.
+
+  Attributes:
+    beta1: b1, decay of the first moment.
+    beta2: b2, decay of the second moment.
+    epsilon: Added to the root of the second moment.
+    trusted_weight_decay: Weight decay, before the trust ratio. PAX's `decoupled_weight_decay` comes
+      after it. Both spare layer norms, and a learned beta of LASER.
+  """
+
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-6
+  trusted_weight_decay: float = 0.0
+
+  def _spared(self, hparams: base_layer.WeightHParams) -> bool:
+    return base_layer.var_skip_lp_regularization(hparams)
+
+  def _get_raw_grad_transformation(self, lr) -> optimizers.ShardedGradientTransformation:
+    """Returns the transformation of gradients to the changes of the weights."""
+    adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+    trust = optax.scale_by_trust_ratio()
+
+    def update(gradients, state, weights):
+      moments = optax.ScaleByAdamState(state.count, state.m, state.v)
+      steps, moments = adam.update(gradients, moments)
+      decaying = self._decaying(weights)
+      steps = jax.tree.map(lambda u, w: u + self.trusted_weight_decay * w, steps, decaying)
+      steps, _ = trust.update(steps, trust.init(weights), weights)
+      changes = jax.tree.map(lambda u: -lr(state.count) * u, steps)
+      return changes, py_utils.NestedMap(count=moments.count, m=moments.mu, v=moments.nu)
+
+    return optimizers.ShardedGradientTransformation(init_moments, update, moments_partition_spec)
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:

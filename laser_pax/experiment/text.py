@@ -1,20 +1,33 @@
-"""Transformers over text, trained by AdamW: what the families of text share."""
+"""Transformers over text, trained by AdamW or LAMB: what the families of text share."""
+
+from typing import Literal, get_args
 
 import fiddle
 import jax.numpy as jnp
 from paxml.tasks.lm import model_params
 from praxis import layers, pax_fiddle
+from praxis.layers import normalizations
 from praxis.layers.transformer_models import LanguageModelType
 
 from laser_pax.data.datasets import DatasetSpec
 from laser_pax.experiment import base, checks, layouts, transformer
-from laser_pax.experiment.optimizers import set_adamw
-from laser_pax.layers import LeanSharedEmbeddingSoftmax, use_fused, use_rows_einsum
+from laser_pax.experiment.optimizers import set_adamw, set_lamb
+from laser_pax.layers import (
+  DifferentialAttention,
+  LeanSharedEmbeddingSoftmax,
+  differential,
+  use_fused,
+  use_rows_einsum,
+)
 from laser_pax.ops import fused
+
+Attention = Literal['softmax', 'differential']
+Optimizer = Literal['adamw', 'lamb']
+_OPTIMIZERS = {'adamw': ('AdamW', set_adamw), 'lamb': ('LAMB', set_lamb)}
 
 
 class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
-  """A Transformer over rows of tokens, trained by AdamW.
+  """A Transformer over rows of tokens, trained by AdamW or LAMB.
 
   The architecture is PAX's own TransformerLmSpmdAdafactor: pre-norm, sinusoidal positions, an MLP
   of two matrices with ReLU, and tied input and output embeddings. That class or `Experiment`
@@ -31,7 +44,13 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     LEARNING_RATE: Peak of the learning rate.
     WEIGHT_DECAY: Decoupled weight decay.
     DATA_SEED: Seed of the order of the training data.
+    OPTIMIZER: 'adamw', or 'lamb' (docs/ablations.md). Both take the attributes named after Adam.
     IS_CAUSAL: Whether a position sees itself and earlier ones alone.
+    ATTENTION: 'softmax', or 'differential' for the difference of two softmax maps: each takes half
+      of a head of DIMS_PER_HEAD (docs/ablations.md). Either has a LASER form.
+    PER_DIM_SCALE: Whether each dimension of queries has a learned scale, PAX's per-dim scale. If
+      not, queries are divided by the root of DIMS_PER_HEAD.
+    QK_NORM: Whether layer norms of each head normalise queries and keys.
     LAYERS_PER_BLOCK: Layers of one turn of the loop over layers. The backward pass computes again
       the activations that CHECKPOINT_POLICY does not keep, block by block, from the block's input.
       docs/pods.md shows where 2 layers take less memory than 1. A checkpoint stores layers by
@@ -55,6 +74,11 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
   ADAM_BETA2 = 0.99  # [ours], PAX's default
   ADAM_EPSILON = 1e-8  # [ours]
   CLIP_GRADIENT_NORM_TO_VALUE = 1.0  # [ours]
+  OPTIMIZER: Optimizer = 'adamw'  # [paper], of decoders
+
+  ATTENTION: Attention = 'softmax'
+  PER_DIM_SCALE = True  # [ours], PAX's default
+  QK_NORM = False
 
   FPROP_DTYPE = jnp.bfloat16  # [ours], PAX's default; parameters are float32
   ATTEN_LOGIT_CAP = 50.0  # [ours], PAX's default
@@ -66,7 +90,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     return self.NUM_HEADS or self.MODEL_DIMS // self.DIMS_PER_HEAD
 
   def task(self) -> base.Task:
-    """Returns the task: PAX's model with AdamW and this experiment's schedule.
+    """Returns the task: PAX's model with its optimiser and this experiment's schedule.
 
     Raises:
       UserError: The sizes do not fit each other.
@@ -85,7 +109,9 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     )
     self._set_layers(task_p.model.lm_tpl, layout)
     use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
-    set_adamw(
+    self._set_attention(task_p.model.lm_tpl.stacked_transformer_tpl)
+    _, set_optimizer = _OPTIMIZERS[self.OPTIMIZER]
+    set_optimizer(
       task_p,
       learning_rate=self.LEARNING_RATE,
       weight_decay=self.WEIGHT_DECAY,
@@ -113,6 +139,19 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     else:  # Without a loop PAX ignores the policy unless remat is set.
       stack.remat = True
 
+  def _set_attention(self, stack: pax_fiddle.Config) -> None:
+    """Sets what differs from PAX's attention: its class, its scale and its norms."""
+    block = stack.block if self.USE_REPEATED_LAYER else stack
+    attention = block.transformer_layer_params_tpl.tr_atten_tpl
+    if self.ATTENTION == 'differential':
+      pax_fiddle.update_callable(attention, DifferentialAttention)
+    if not self.PER_DIM_SCALE:
+      attention.internal_enable_per_dim_scale = False
+    if self.QK_NORM:
+      attention.ln_tpl = pax_fiddle.Config(
+        normalizations.LayerNorm, direct_scale=True, epsilon=1e-6
+      )
+
   def sizes(self) -> transformer.TransformerSizes:
     """Returns the sizes that the layout rule needs."""
     return transformer.TransformerSizes(
@@ -135,10 +174,12 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
   def model_flops(self, parameters: int) -> base.ModelFlops:
     """Returns the operations of one step, over all chips.
 
-    They are 6 for each weight and token, and 12 T N H for each layer and token. Biases and scales,
-    a thousandth of the whole, count as if they were matrices.
+    They are 6 for each weight and token, and 12 T N H for each layer and token; with differential
+    attention, whose two maps each mix all values, 18. Biases and scales, a thousandth of the whole,
+    count as if they were matrices.
     """
-    attention = 12 * self.SEQ_LEN * self.num_heads() * self.DIMS_PER_HEAD * self.NUM_LAYERS
+    products = 18 if self.ATTENTION == 'differential' else 12
+    attention = products * self.SEQ_LEN * self.num_heads() * self.DIMS_PER_HEAD * self.NUM_LAYERS
     return base.ModelFlops(
       weights=self.units_per_step() * 6 * parameters,
       attention=self.units_per_step() * attention,
@@ -149,13 +190,14 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """Returns the rows of `show`: sizes, batch, optimiser."""
     return {
       'layers, width, MLP hidden': f'{self.NUM_LAYERS}, {self.MODEL_DIMS:,}, {self.HIDDEN_DIMS:,}',
-      'heads': f'{self.num_heads()} of {self.DIMS_PER_HEAD}',
+      'heads': f'{self.num_heads()} of {self.DIMS_PER_HEAD}{self._describe_heads()}',
       'vocabulary': f'{self.VOCAB_SIZE:,}',
       'activations, parameters': f'{jnp.dtype(self.FPROP_DTYPE).name}, float32',
       'global batch': f'{self.GLOBAL_BATCH_SIZE:,} x {self.SEQ_LEN:,}',
       'optimiser': (
-        f'AdamW, betas {self.ADAM_BETA1} and {self.ADAM_BETA2}, epsilon {self.ADAM_EPSILON}, '
-        f'weight decay {self.WEIGHT_DECAY}, gradients clipped to {self.CLIP_GRADIENT_NORM_TO_VALUE}'
+        f'{_OPTIMIZERS[self.OPTIMIZER][0]}, betas {self.ADAM_BETA1} and {self.ADAM_BETA2}, '
+        f'epsilon {self.ADAM_EPSILON}, weight decay {self.WEIGHT_DECAY}, '
+        f'gradients clipped to {self.CLIP_GRADIENT_NORM_TO_VALUE}'
       ),
       'learning rate': (
         f'0 to {self.LEARNING_RATE} in {self.WARMUP_STEPS:,} steps, then by a cosine to 0 at step '
@@ -163,17 +205,32 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
       ),
     }
 
+  def _describe_heads(self) -> str:
+    """Returns what is said of heads that are not PAX's."""
+    words = {
+      ', the difference of two maps': self.ATTENTION == 'differential',
+      ', queries and keys normalised': self.QK_NORM,
+      ', one scale for all dimensions': not self.PER_DIM_SCALE,
+    }
+    return ''.join(word for word, is_said in words.items() if is_said)
+
   def check(self) -> None:
     """Checks the sizes against each other.
 
     Raises:
-      UserError: A size, head, mesh, block or schedule does not fit; the message has the fix.
+      UserError: A size, head, mesh, block or schedule does not fit, or an attention or optimiser
+        is not known; the message has the fix.
     """
+    checks.check_choice(self, 'ATTENTION', get_args(Attention))
+    checks.check_choice(self, 'OPTIMIZER', get_args(Optimizer))
     sizes = ('NUM_LAYERS', 'MODEL_DIMS', 'HIDDEN_DIMS', 'DIMS_PER_HEAD', 'NUM_HEADS')
     checks.check_at_least(self, 1, (*sizes, 'SEQ_LEN', 'VOCAB_SIZE'))
     checks.check_at_least(self, 0, ('WEIGHT_DECAY', 'CLIP_GRADIENT_NORM_TO_VALUE', 'DROPOUT_PROB'))
     checks.check_adam(self.LEARNING_RATE, self.ADAM_BETA1, self.ADAM_BETA2, self.ADAM_EPSILON)
     checks.check_heads(self.MODEL_DIMS, self.num_heads(), self.DIMS_PER_HEAD)
+    if self.ATTENTION == 'differential':
+      is_rotary = self.USE_ROTARY_POSITION_EMB
+      differential.check(self.DIMS_PER_HEAD, is_rotary=is_rotary, is_normed=self.QK_NORM)
     checks.check_block(self.LAYERS_PER_BLOCK, self.NUM_LAYERS, self.USE_REPEATED_LAYER)
     checks.check_schedule(self.WARMUP_STEPS, self.NUM_TRAIN_STEPS)
     self.check_layout(

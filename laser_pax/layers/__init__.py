@@ -17,6 +17,10 @@ from laser_pax.layers.attentions import (  # noqa: E402
   LaserMultiQueryDotProductAttention,
 )
 from laser_pax.layers.beta import FixedBeta, LearnedBeta  # noqa: E402
+from laser_pax.layers.differential import (  # noqa: E402
+  DifferentialAttention,
+  LaserDifferentialAttention,
+)
 from laser_pax.layers.fused_attention import (  # noqa: E402
   FusedDotProductAttention,
   FusedMixin,
@@ -30,9 +34,11 @@ from laser_pax.layers.swap import Change, use_laser, use_standard  # noqa: E402
 
 __all__ = [
   'Change',
+  'DifferentialAttention',
   'FixedBeta',
   'FusedDotProductAttention',
   'FusedMixin',
+  'LaserDifferentialAttention',
   'LaserDotProductAttention',
   'LaserDotProductAttentionWithContext',
   'LaserDotProductAttentionWithContextXL',

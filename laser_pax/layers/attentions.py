@@ -34,6 +34,7 @@ from praxis.layers import (
 from laser_pax import ops
 from laser_pax.errors import UserError
 from laser_pax.layers import beta
+from laser_pax.layers.qk_norm import NormedStepsMixin
 
 JTensor = pytypes.JTensor
 
@@ -61,7 +62,8 @@ class _LaserMixin(nn.Module):  # Flax lets the setup of its own modules alone ma
   """All LASER layers have it as a base, before a standard class.
 
   Attributes:
-    numerics: How LASER is computed: 'exact', or 'paper' for the paper's Algorithm 1 to the letter.
+    numerics: How LASER is computed: 'exact', 'paper' for the paper's Algorithm 1 to the letter, or
+      'unshifted' for the same without its shift.
     beta_tpl: Where beta comes from: a `FixedBeta` or a `LearnedBeta`. None: it is 1, the paper's
       LASER.
   """
@@ -71,7 +73,7 @@ class _LaserMixin(nn.Module):  # Flax lets the setup of its own modules alone ma
 
   def setup(self) -> None:
     reason = changed_template(self)
-    if self.beta_tpl is not None and self.numerics == 'paper':
+    if self.beta_tpl is not None and self.numerics != 'exact':
       reason = beta.PAPERS_HAS_NONE
     if reason is not None:
       raise UserError(f'{type(self).__qualname__} {self.name!r}: {reason}')
@@ -149,7 +151,7 @@ class _LaserMixin(nn.Module):  # Flax lets the setup of its own modules alone ma
     return jnp.where(visible.any(-1)[..., None, None], encoded, 0)
 
 
-class LaserDotProductAttention(_LaserMixin, attentions.DotProductAttention):
+class LaserDotProductAttention(_LaserMixin, NormedStepsMixin, attentions.DotProductAttention):
   """DotProductAttention with LASER's context. It has the base's fields and variables."""
 
   def _dot_atten(
@@ -248,6 +250,7 @@ class LaserLocalSelfAttention(attentions.LocalSelfAttention, LaserDotProductAtte
     relative_bias: JTensor | None = None,
     time_step: JTensor | None = None,
   ) -> tuple[JTensor, JTensor]:
+    query = self._normed_query(query)  # The base of local attention does not call super().
     _, probs = super()._dot_atten_one_step(
       query, key_state_name, value_state_name, atten_mask, relative_bias, time_step
     )

@@ -19,8 +19,8 @@ JTensor = pytypes.JTensor
 # The mark of a variable that no optimiser decays: AlgoPerf's decays all others.
 UNDECAYED = 'laser_pax_undecayed'
 PAPERS_HAS_NONE = (
-  "numerics='paper' is the paper's Algorithm 1, which has no beta: leave beta out, or set "
-  "numerics='exact'"
+  "numerics='paper' is the paper's Algorithm 1, which has no beta, with its shift or 'unshifted': "
+  "leave beta out, or set numerics='exact'"
 )
 
 

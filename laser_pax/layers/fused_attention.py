@@ -29,6 +29,7 @@ from praxis.layers import attentions, base_ops
 from laser_pax import ops
 from laser_pax.layers import attention_paths, attention_statistics
 from laser_pax.layers.attentions import LaserDotProductAttention
+from laser_pax.layers.qk_norm import NormedStepsMixin
 from laser_pax.layers.segments import Mask, Segments
 from laser_pax.ops import by_heads, devices, fused
 
@@ -200,7 +201,7 @@ def _segments(mask: Mask, batch: int, length: int) -> tuple[JTensor | None, JTen
   return jnp.ones((batch, length), jnp.int32), key_segments
 
 
-class FusedDotProductAttention(FusedMixin, attentions.DotProductAttention):
+class FusedDotProductAttention(FusedMixin, NormedStepsMixin, attentions.DotProductAttention):
   """DotProductAttention by a fused kernel. It has the base's fields and variables."""
 
 

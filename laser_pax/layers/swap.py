@@ -25,6 +25,7 @@ from laser_pax.layers.attentions import (
   changed_template,
 )
 from laser_pax.layers.beta import PAPERS_HAS_NONE, template
+from laser_pax.layers.differential import DifferentialAttention, LaserDifferentialAttention
 from laser_pax.layers.fused_attention import (
   FusedDotProductAttention,
   LaserFusedDotProductAttention,
@@ -33,6 +34,7 @@ from laser_pax.layers.fused_attention import (
 _TWINS = {
   attentions.DotProductAttention: LaserDotProductAttention,
   FusedDotProductAttention: LaserFusedDotProductAttention,
+  DifferentialAttention: LaserDifferentialAttention,
   attentions.DotProductAttentionXL: LaserDotProductAttentionXL,
   conformers.DotProductAttentionWithContext: LaserDotProductAttentionWithContext,
   conformers.DotProductAttentionWithContextXL: LaserDotProductAttentionWithContextXL,
@@ -112,7 +114,8 @@ def use_laser(
 
   Args:
     config: A Fiddle config, from Praxis's `pax_fiddle.Config(...)` or an experiment's `task()`.
-    numerics: The form that the changed layers take: 'exact', or 'paper' for Algorithm 1.
+    numerics: The form that the changed layers take: 'exact', 'paper' for Algorithm 1, or
+      'unshifted' for Algorithm 1 without its shift.
     beta: The beta of the changed layers: None for LASER; a finite number (0 is standard attention);
       or 'learned', which adds a variable [N, H] to each layer, at 1 to begin with.
 
@@ -132,7 +135,7 @@ def use_laser(
   if numerics not in (known := get_args(ops.Numerics)):
     raise UserError(f'numerics must be {" or ".join(known)}; got {numerics!r}')
   beta_tpl = template(beta)
-  if beta_tpl is not None and numerics == 'paper':
+  if beta_tpl is not None and numerics != 'exact':
     raise UserError(f'{PAPERS_HAS_NONE}; got numerics={numerics!r} with beta={beta!r}')
   swaps, refusals = [], []
   for node, path, attention in _attentions(config):

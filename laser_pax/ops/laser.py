@@ -8,7 +8,7 @@ gradient that reaches a logit is then no longer scaled down by a small probabili
 
 Two functions here compute it, and by_heads.py has a third for fused layers. `laser` wraps any
 attention function. `log_weighted_sum_exp` takes probabilities that are known already. Both lead by
-beta from standard attention, 0, to LASER, 1, and beyond: beta.py. Each has two numerics:
+beta from standard attention, 0, to LASER, 1, and beyond: beta.py. Each has these numerics:
 
 'exact'  accurate for any finite V, in bfloat16 too [ours]: exact.py. For any c_h and k_h
 
@@ -21,6 +21,7 @@ beta from standard attention, 0, to LASER, 1, and beyond: beta.py. Each has two 
 
          In bfloat16 it loses small values: the error exceeds a tenth at a standard deviation of
          0.01. A row whose visible values all lie more than 87 below m_h gives log(0).
+         'unshifted' is this with m_h = 0, for an ablation: exp is infinite for V above 88.7.
 
 Shapes: B batch, T query length, S key length, N heads, K key/value heads, H head size.
 """
@@ -36,7 +37,7 @@ from laser_pax.ops import devices, exact, mixtures
 from laser_pax.ops.beta import Beta
 
 Array = jax.Array
-Numerics = Literal['exact', 'paper']
+Numerics = Literal['exact', 'paper', 'unshifted']
 
 
 def log_weighted_sum_exp(
@@ -52,13 +53,12 @@ def log_weighted_sum_exp(
       O_th = log( sum_s w_ts exp(beta_h V_sh)  [+ w0_t exp(0)] ) / beta_h,   beta = 1 for LASER
 
   Args:
-    equation: An einsum over named axes, weights first: 'BNTS,BSNH->BTNH', 'BKGTS,BSKH->BTKGH', or
-      any other layout.
+    equation: An einsum over named axes, weights first: 'BNTS,BSNH->BTNH' or any other layout.
     weights: Non-negative weights, float, that sum to 1 with w0: attention probabilities.
     values: Values, float, finite.
     zero_weight: The weight w0 of one more key whose value is zero, for weights that sum to less
       than 1: shaped as weights without S. See docs/laser.md, "Probabilities that do not sum to 1".
-    numerics: 'exact' or 'paper'; see this file's head.
+    numerics: See this file's head.
     beta: A finite number, or an array that broadcasts to values, of size 1 along S. None: 1.
 
   Returns:
@@ -66,7 +66,7 @@ def log_weighted_sum_exp(
 
   Raises:
     ValueError: the equation is no weighted sum over values; or numerics is not known; or beta does
-      not fit, or comes with 'paper'.
+      not fit, or comes with numerics other than 'exact'.
 
   Source: the paper's Algorithm 1 [paper]; 'exact' and zero_weight are ours; beta: beta.py.
   """
@@ -98,9 +98,8 @@ def laser(
   do not sum to 1: the layers give those a meaning, this function does not. f runs once. Where a
   column of V reaches more than 44 above its c, f runs once more, and twice for each level.
 
-  In bfloat16, an f that rounds its own output costs accuracy: LASER rounds again. Over standard
-  attention's error, the output's is then up to 1.5, and gradients' up to 1.7. With an f that
-  returns float32 these are 1.3 and 1.5, as with `log_weighted_sum_exp` (docs/numerics.md).
+  In bfloat16, an f that rounds its own output costs accuracy. Over standard attention's, errors are
+  then up to 1.5, and gradients' 1.7; with an f that returns float32, 1.3 and 1.5: docs/numerics.md.
 
   Args:
     attention_fn: A function of (query, key, value, *args, **kwargs) that returns the attention
@@ -108,7 +107,7 @@ def laser(
     value_axes: The names of value's axes. The one that output_axes lacks is the sequence.
     output_axes: The names of the output's axes. An axis of the output may be longer than value's:
       for grouped queries, each entry of value serves as many consecutive entries of the output.
-    numerics: 'exact' or 'paper'; see this file's head.
+    numerics: See this file's head.
     beta: As `log_weighted_sum_exp` takes it.
 
   Returns:
@@ -136,15 +135,16 @@ def _log_mix_exp(mixture: mixtures.Mixture, values: Array, numerics: Numerics, b
   """Returns log(P exp(beta values)) / beta, P being the mixture, in the named numerics."""
   if numerics == 'exact':
     return exact.log_mixture_exp(mixture, values, beta)
-  if numerics == 'paper' and beta is None:
-    return _algorithm_1(mixture, values)
+  if numerics in ('paper', 'unshifted') and beta is None:
+    return _algorithm_1(mixture, values, numerics)
   rest = '' if beta is None else " with a beta, which 'exact' alone has"
-  raise ValueError(f"numerics must be 'exact' or 'paper'; got {numerics!r}{rest}")
+  raise ValueError(f"numerics must be 'exact', 'paper' or 'unshifted'; got {numerics!r}{rest}")
 
 
-def _algorithm_1(mixture: mixtures.Mixture, values: Array) -> Array:
+def _algorithm_1(mixture: mixtures.Mixture, values: Array, numerics: Numerics) -> Array:
   """The paper's Algorithm 1 [paper]: log(P exp(V - m)) + m, with m the greatest of each column."""
   x = values.astype(jnp.float32)
   m = jax.lax.stop_gradient(x.max(mixture.mixed_axes, keepdims=True))
+  m = jnp.zeros_like(m) if numerics == 'unshifted' else m
   mixed = mixture.mix(jnp.exp(x - m).astype(values.dtype))
   return (jnp.log(mixed.astype(jnp.float32)) + mixture.align(m)).astype(values.dtype)

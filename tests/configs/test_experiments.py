@@ -16,7 +16,7 @@ from praxis import base_hyperparams
 
 from laser_pax import configs
 from laser_pax.cli import experiments
-from laser_pax.configs import bert, c4, imagenet, librispeech, superglue
+from laser_pax.configs import bert, c4, c4_ablations, imagenet, librispeech, superglue
 from laser_pax.costs import facts
 from laser_pax.experiment.bert import BertMLM
 from laser_pax.experiment.conformer import LibriSpeechConformer
@@ -94,7 +94,7 @@ def test_is_registered_under_the_name_of_the_package(name):
   assert experiment_registry.get(f'laser_pax.configs.{name}') is getattr(configs, name)
 
 
-@pytest.mark.parametrize('module', [bert, c4, imagenet, librispeech, superglue])
+@pytest.mark.parametrize('module', [bert, c4, c4_ablations, imagenet, librispeech, superglue])
 def test_the_commands_stand_once_and_name_experiments(module):
   named = re.findall(r'--exp=(?:laser_pax\.configs\.)?(\w+)', module.__doc__)
   assert len(named) == 2 and set(named) <= set(NAMES)

@@ -325,7 +325,7 @@ def test_numerics_of_the_layers_that_are_changed():
   config = pax_fiddle.Config(attentions.DotProductAttention)
   layers.use_laser(config, numerics='paper')
   assert config.numerics == 'paper'
-  with pytest.raises(UserError, match="exact or paper; got 'papr'"):
+  with pytest.raises(UserError, match="exact or paper or unshifted; got 'papr'"):
     layers.use_laser(pax_fiddle.Config(attentions.DotProductAttention), numerics='papr')
 
 

@@ -255,8 +255,9 @@ def test_a_beta_that_cannot_be(b, message):
 @pytest.mark.parametrize('attend', [by_einsum, by_wrapper])
 def test_the_papers_numerics_have_no_beta(attend):
   *qkv, _ = draw(11)
-  with pytest.raises(ValueError, match="got 'paper' with a beta, which 'exact' alone has"):
-    log_weighted_sum_exp(EQUATION, probabilities(*qkv[:2]), qkv[2], numerics='paper', beta=0.5)
+  for form in ('paper', 'unshifted'):
+    with pytest.raises(ValueError, match=f"got '{form}' with a beta, which 'exact' alone has"):
+      log_weighted_sum_exp(EQUATION, probabilities(*qkv[:2]), qkv[2], numerics=form, beta=0.5)
 
 
 @pytest.mark.parametrize('b', [2.0**-48, 1e-3, 1.0, 50.0])

@@ -222,9 +222,21 @@ def test_values_that_are_not_finite_show(bad):
   assert not np.isfinite(output).any()
 
 
+def test_without_the_shift_exp_overflows():
+  """The limits are those of float32; the first row sees 0.7 of the greatest value."""
+  weights = jnp.array([[0.7, 0.3], [0.0, 1.0]], jnp.float32)
+  column = lambda top: jnp.array([[top], [-1.0]], jnp.float32)  # noqa: E731
+  for top in (-3.0, 2.0, 88.0):
+    outputs = [run(weights, column(top), jnp.ones((2, 1)), n)[0] for n in ('exact', 'unshifted')]
+    np.testing.assert_allclose(*outputs, rtol=1e-6)
+  output, gradient = run(weights, column(89.0), jnp.ones((2, 1)), 'unshifted')[:2]
+  assert np.isposinf(output[0]) and not np.isfinite(gradient).all()
+  assert np.isneginf(run(weights, column(-1.0) - 110, jnp.ones((2, 1)), 'unshifted')[0]).all()
+
+
 def test_unknown_numerics():
   values, weights = spread_column()
-  with pytest.raises(ValueError, match="'exact' or 'paper'; got 'fast'"):
+  with pytest.raises(ValueError, match="'exact', 'paper' or 'unshifted'; got 'fast'"):
     log_weighted_sum_exp(EQUATION, weights, values, numerics='fast')
 
 
