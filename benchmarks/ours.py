@@ -15,7 +15,7 @@ from praxis import pax_fiddle
 from laser_pax import configs
 from laser_pax.data import text_lm
 from laser_pax.experiment import training
-from laser_pax.experiment.optimizers import set_adamw
+from laser_pax.experiment.optimizers import Hyperparameters, set_adamw
 
 
 class Stock(model_params.TransformerLmSpmdAdafactor):
@@ -33,17 +33,16 @@ class Stock(model_params.TransformerLmSpmdAdafactor):
     """Returns PAX's task with AdamW in place of Adafactor."""
     task_p = super().task()
     tiny = configs.C4StandardTiny
-    set_adamw(
-      task_p,
+    numbers = Hyperparameters(
       learning_rate=turns.LEARNING_RATE,
       weight_decay=turns.WEIGHT_DECAY,
       beta1=turns.BETAS[0],
       beta2=turns.BETAS[1],
       epsilon=turns.EPSILON,
-      clip_gradient_norm=0.0,
       warmup_steps=tiny.WARMUP_STEPS,
       num_train_steps=tiny.NUM_TRAIN_STEPS,
     )
+    set_adamw(task_p, numbers)
     return task_p
 
 

@@ -1,7 +1,7 @@
 """What AlgoPerf's workloads share: its NAdamW, with warm-up and cosine."""
 
 from laser_pax.experiment import base, checks
-from laser_pax.experiment.optimizers import set_nadamw
+from laser_pax.experiment.optimizers import Hyperparameters, set_nadamw
 
 
 class AlgoPerf(base.Experiment):
@@ -28,17 +28,7 @@ class AlgoPerf(base.Experiment):
 
   def set_optimizer(self, task_p: base.Task) -> None:
     """Sets NAdamW and its schedule."""
-    set_nadamw(
-      task_p,
-      learning_rate=self.LEARNING_RATE,
-      weight_decay=self.WEIGHT_DECAY,
-      beta1=self.ADAM_BETA1,
-      beta2=self.ADAM_BETA2,
-      epsilon=self.ADAM_EPSILON,
-      clip_gradient_norm=self.CLIP_GRADIENT_NORM_TO_VALUE,
-      warmup_steps=self.WARMUP_STEPS,
-      num_train_steps=self.NUM_TRAIN_STEPS,
-    )
+    set_nadamw(task_p, Hyperparameters.of(self))
 
   def describe_optimizer(self) -> dict[str, str]:
     """Returns the rows of `show` about the optimiser."""

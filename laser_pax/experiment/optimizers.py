@@ -13,28 +13,13 @@ from laser_pax.experiment import checks
 from laser_pax.layers.beta import UNDECAYED
 
 
-def set_adamw(
-  task_p: pax_fiddle.Config,
-  *,
-  learning_rate: float,
-  weight_decay: float,
-  beta1: float,
-  beta2: float,
-  epsilon: float,
-  clip_gradient_norm: float,
-  warmup_steps: int,
-  num_train_steps: int,
-) -> None:
-  """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+  """What an optimiser and its schedule are set to.
 
-  At update t the learning rate is lr(t) = learning_rate x schedule(t), with the schedule of
-  `warmup_cosine`. The trajectory is that of optax.adamw. PAX's Adam also caps each update's root
-  mean square at 1, and replaces infinite gradients by zeros: both are switched off. All weights
-  decay but those of layer norms, which Praxis marks.
-
-  Args:
-    task_p: The task to change.
-    learning_rate: Peak of the learning rate.
+  Attributes:
+    learning_rate: Peak of the learning rate. At update t it is lr(t) = learning_rate x schedule(t),
+      with the schedule of `warmup_cosine`.
     weight_decay: Decoupled weight decay; it is multiplied by lr(t).
     beta1: Decay of the first moment.
     beta2: Decay of the second moment.
@@ -42,119 +27,104 @@ def set_adamw(
     clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
     warmup_steps: Steps of linear warm-up.
     num_train_steps: Steps of the whole training. The number is also set on the task.
+  """
+
+  learning_rate: float
+  weight_decay: float
+  beta1: float
+  beta2: float
+  epsilon: float = 1e-8
+  clip_gradient_norm: float = 0.0
+  warmup_steps: int
+  num_train_steps: int
+
+  @classmethod
+  def of(cls, experiment: Any) -> 'Hyperparameters':
+    """Returns those of an experiment's attributes."""
+    return cls(
+      learning_rate=experiment.LEARNING_RATE,
+      weight_decay=experiment.WEIGHT_DECAY,
+      beta1=experiment.ADAM_BETA1,
+      beta2=experiment.ADAM_BETA2,
+      epsilon=experiment.ADAM_EPSILON,
+      clip_gradient_norm=experiment.CLIP_GRADIENT_NORM_TO_VALUE,
+      warmup_steps=experiment.WARMUP_STEPS,
+      num_train_steps=experiment.NUM_TRAIN_STEPS,
+    )
+
+
+def set_adamw(task_p: pax_fiddle.Config, hyperparameters: Hyperparameters) -> None:
+  """Sets AdamW with linear warm-up and cosine decay to zero at the last step [paper].
+
+  The trajectory is that of optax.adamw. PAX's Adam also caps each update's root mean square at 1,
+  and replaces infinite gradients by zeros: both are switched off. All weights decay but those of
+  layer norms, which Praxis marks.
+
+  Args:
+    task_p: The task to change.
+    hyperparameters: What it is set to.
 
   Raises:
     UserError: The warm-up does not end before the training.
   """
   optimizer = pax_fiddle.Config(
     optimizers.Adam,
-    beta1=beta1,
-    beta2=beta2,
-    epsilon=epsilon,
     clip_threshold=0.0,
     maybe_inf_to_nan=False,
-    decoupled_weight_decay=weight_decay,
-    clip_gradient_norm_to_value=clip_gradient_norm,
-    learning_rate=learning_rate,
+    decoupled_weight_decay=hyperparameters.weight_decay,
   )
-  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+  _set_optimizer(task_p, optimizer, hyperparameters)
 
 
-def set_nadamw(
-  task_p: pax_fiddle.Config,
-  *,
-  learning_rate: float,
-  weight_decay: float,
-  beta1: float,
-  beta2: float,
-  epsilon: float = 1e-8,
-  clip_gradient_norm: float = 0.0,
-  warmup_steps: int,
-  num_train_steps: int,
-) -> None:
+def set_nadamw(task_p: pax_fiddle.Config, hyperparameters: Hyperparameters) -> None:
   """Sets AlgoPerf's NAdamW, with the schedule of `set_adamw`.
 
+  All weights decay, biases and scales too, but for a learned beta of LASER. AlgoPerf adds 1e-6 to
+  the norm of the gradients before it divides by it; PAX does not.
+
   Args:
     task_p: The task to change.
-    learning_rate: Peak of the learning rate.
-    weight_decay: Decay of all weights, biases and scales too; it is multiplied by lr(t). A learned
-      beta of LASER does not decay.
-    beta1: Decay of the first moment.
-    beta2: Decay of the second moment.
-    epsilon: Added to the root of the second moment.
-    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
-      AlgoPerf adds 1e-6 to the norm before it divides by it; PAX does not.
-    warmup_steps: Steps of linear warm-up.
-    num_train_steps: Steps of the whole training. The number is also set on the task.
+    hyperparameters: What it is set to.
 
   Raises:
     UserError: The warm-up does not end before the training.
   """
-  optimizer = pax_fiddle.Config(
-    NAdamW,
-    beta1=beta1,
-    beta2=beta2,
-    epsilon=epsilon,
-    decay_of_all_weights=weight_decay,
-    clip_gradient_norm_to_value=clip_gradient_norm,
-    learning_rate=learning_rate,
-  )
-  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+  optimizer = pax_fiddle.Config(NAdamW, decay_of_all_weights=hyperparameters.weight_decay)
+  _set_optimizer(task_p, optimizer, hyperparameters)
 
 
-def set_lamb(
-  task_p: pax_fiddle.Config,
-  *,
-  learning_rate: float,
-  weight_decay: float,
-  beta1: float,
-  beta2: float,
-  epsilon: float,
-  clip_gradient_norm: float,
-  warmup_steps: int,
-  num_train_steps: int,
-) -> None:
-  """Sets LAMB, with the arguments, the schedule, the clipping and the decay of `set_adamw`.
+def set_lamb(task_p: pax_fiddle.Config, hyperparameters: Hyperparameters) -> None:
+  """Sets LAMB, with the schedule and the clipping of `set_adamw`.
+
+  The learning rate is relative to a weight's norm. All weights decay but those of layer norms,
+  before the trust ratio.
 
   Args:
     task_p: The task to change.
-    learning_rate: Peak of the learning rate. It is relative to a weight's norm.
-    weight_decay: Decay of all weights but those of layer norms, before the trust ratio.
-    beta1: Decay of the first moment.
-    beta2: Decay of the second moment.
-    epsilon: Added to the root of the second moment.
-    clip_gradient_norm: Greatest global norm of gradients after clipping. 0 switches clipping off.
-    warmup_steps: Steps of linear warm-up.
-    num_train_steps: Steps of the whole training. The number is also set on the task.
+    hyperparameters: What it is set to.
 
   Raises:
     UserError: The warm-up does not end before the training.
   """
-  optimizer = pax_fiddle.Config(
-    Lamb,
-    beta1=beta1,
-    beta2=beta2,
-    epsilon=epsilon,
-    trusted_weight_decay=weight_decay,
-    clip_gradient_norm_to_value=clip_gradient_norm,
-    learning_rate=learning_rate,
-  )
-  _set_optimizer(task_p, optimizer, warmup_steps, num_train_steps)
+  optimizer = pax_fiddle.Config(Lamb, trusted_weight_decay=hyperparameters.weight_decay)
+  _set_optimizer(task_p, optimizer, hyperparameters)
 
 
 def _set_optimizer(
-  task_p: pax_fiddle.Config,
-  optimizer: pax_fiddle.Config,
-  warmup_steps: int,
-  num_train_steps: int,
+  task_p: pax_fiddle.Config, optimizer: pax_fiddle.Config, hyperparameters: Hyperparameters
 ) -> None:
-  """Sets an optimiser with the schedule of `warmup_cosine`, and the number of steps."""
-  checks.check_schedule(warmup_steps, num_train_steps)
-  task_p.train.num_train_steps = num_train_steps
+  """Sets an optimiser with what all have in common: moments, clipping, schedule and steps."""
+  warmup_steps, steps = hyperparameters.warmup_steps, hyperparameters.num_train_steps
+  checks.check_schedule(warmup_steps, steps)
+  task_p.train.num_train_steps = steps
   learner = task_p.train.learner
   learner.loss_name = 'total_loss'
   learner.repeat_prefix_sep = '_'  # PAX's own '#' does not survive some file systems.
-  optimizer.lr_schedule = warmup_cosine(warmup_steps, num_train_steps)
+  optimizer.beta1, optimizer.beta2 = hyperparameters.beta1, hyperparameters.beta2
+  optimizer.epsilon = hyperparameters.epsilon
+  optimizer.clip_gradient_norm_to_value = hyperparameters.clip_gradient_norm
+  optimizer.learning_rate = hyperparameters.learning_rate
+  optimizer.lr_schedule = warmup_cosine(warmup_steps, steps)
   learner.optimizer = optimizer
 
 

@@ -11,7 +11,7 @@ from praxis.layers.transformer_models import LanguageModelType
 
 from laser_pax.data.datasets import DatasetSpec
 from laser_pax.experiment import base, checks, layouts, transformer
-from laser_pax.experiment.optimizers import set_adamw, set_lamb
+from laser_pax.experiment.optimizers import Hyperparameters, set_adamw, set_lamb
 from laser_pax.layers import (
   DifferentialAttention,
   LeanSharedEmbeddingSoftmax,
@@ -111,17 +111,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     use_fused(task_p.model, self.ATTENTION_KERNEL, self.ATTENTION_SUMMARY_QUERIES)
     self._set_attention(task_p.model.lm_tpl.stacked_transformer_tpl)
     _, set_optimizer = _OPTIMIZERS[self.OPTIMIZER]
-    set_optimizer(
-      task_p,
-      learning_rate=self.LEARNING_RATE,
-      weight_decay=self.WEIGHT_DECAY,
-      beta1=self.ADAM_BETA1,
-      beta2=self.ADAM_BETA2,
-      epsilon=self.ADAM_EPSILON,
-      clip_gradient_norm=self.CLIP_GRADIENT_NORM_TO_VALUE,
-      warmup_steps=self.WARMUP_STEPS,
-      num_train_steps=self.NUM_TRAIN_STEPS,
-    )
+    set_optimizer(task_p, Hyperparameters.of(self))
     self.set_intervals(task_p)
     return task_p
 

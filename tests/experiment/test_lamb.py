@@ -23,7 +23,7 @@ ZERO_AT_FIRST = 'bias'
 def _learner(**changed):
   task_p = configs.C4StandardTiny().task()
   fields = POINT | {'clip_gradient_norm': 0.0, 'warmup_steps': WARMUP, 'num_train_steps': STEPS}
-  optimizers.set_lamb(task_p, **(fields | changed))
+  optimizers.set_lamb(task_p, optimizers.Hyperparameters(**(fields | changed)))
   return base_hyperparams.instantiate(task_p.train.learner.set(name='learner'))
 
 

@@ -26,7 +26,7 @@ SHAPES = {'matrix': (8, 5), 'bias': (7,), 'scale': (3,)}
 def _learner(**changed):
   task_p = configs.C4StandardTiny().task()
   fields = POINT | {'warmup_steps': WARMUP, 'num_train_steps': STEPS} | changed
-  optimizers.set_nadamw(task_p, **fields)
+  optimizers.set_nadamw(task_p, optimizers.Hyperparameters(**fields))
   return base_hyperparams.instantiate(task_p.train.learner.set(name='learner'))
 
 

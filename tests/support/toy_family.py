@@ -55,10 +55,11 @@ class Bags(base.Experiment):
       ici_mesh_shape=self.layout().ici_mesh_shape, mesh_axis_names=['replica', 'data', 'mdl'],
     )  # fmt: skip
     task = pax_fiddle.Config(tasks_lib.SingleTask, name='bags', model=model)
-    optimizers.set_adamw(
-      task, learning_rate=self.LEARNING_RATE, weight_decay=0.0, beta1=0.9, beta2=0.99,
-      epsilon=1e-8, clip_gradient_norm=1.0, warmup_steps=2, num_train_steps=self.NUM_TRAIN_STEPS,
+    numbers = optimizers.Hyperparameters(
+      learning_rate=self.LEARNING_RATE, weight_decay=0.0, beta1=0.9, beta2=0.99,
+      clip_gradient_norm=1.0, warmup_steps=2, num_train_steps=self.NUM_TRAIN_STEPS,
     )  # fmt: skip
+    optimizers.set_adamw(task, numbers)
     self.set_intervals(task)
     return task
 
