@@ -71,7 +71,9 @@ def _losses(folder) -> dict[int, float]:
 
 
 def _evaluations(folder) -> dict[str, dict]:
-  return {r['split']: r | {'seconds': 0} for r in _records(folder) if r['kind'] == 'eval'}
+  return {
+    r['split']: r | {'seconds': 0, 'started': 0} for r in _records(folder) if r['kind'] == 'eval'
+  }
 
 
 @pytest.mark.slow

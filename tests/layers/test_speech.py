@@ -76,8 +76,7 @@ def apply(model, variables, inputs, method=None, hparams=EVAL, **kwargs):
     return model.apply(variables, inputs, method=method, **kwargs)
 
 
-@pytest.mark.parametrize('cls', PAIR)
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize(('platform', 'cls'), zip(['cpu', 'tpu'], PAIR, strict=True))
 def test_padded_frames_change_nothing(cls, platform, request):
   if platform == 'tpu':
     request.getfixturevalue('interpreted_kernels')
