@@ -256,7 +256,10 @@ def plot(trained: Sequence[Trained], laws: Mapping[str, power_law.Fit], out: pat
       low, high = gaps.mean(0) - error, gaps.mean(0) + error
       differences.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, lw=0)
   differences.axhline(0, color='0.5', ls=':')
-  plots.draw_power_laws(law_panel, points_of(trained), laws)
+  if laws:
+    plots.draw_power_laws(law_panel, points_of(trained), laws)
+  else:
+    law_panel.set_axis_off()
   losses.set(xlabel='step', ylabel='training loss (nats), mean over seeds')
   differences.set(xlabel='step', ylabel='LASER less standard attention (nats)')
   for panel in (losses, differences):
