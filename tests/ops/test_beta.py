@@ -96,12 +96,14 @@ def errors(way, b, arrays):
 MIXED = [[0.0, 1e-3, 0.3, 1.0, -2.0, 1e-30], [5.0, -1e-5, 0.0, -1.0, 1e-8, 2.0]]
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('b', [0.0, 1e-12, 1e-3, 0.5, 3.0, -1.0, MIXED], ids=str)
 def test_output_and_gradients_equal_the_oracles(way, b):
   assert max(errors(way, b, draw(1))) < 1e-5
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('b', [30.0, -1e4, MIXED], ids=str)
 @pytest.mark.parametrize('scale', [1.0, 300.0])
@@ -110,6 +112,7 @@ def test_wide_columns(way, b, scale):
   assert max(errors(way, b, draw(2, scale))) < 1e-5
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('b', [3e38, -3e38, 1e-38])
 def test_extremes_are_finite(way, b):
@@ -158,6 +161,7 @@ def test_near_zero_it_is_standard_attention_to_rounding_in_bfloat16():
     assert max(ratios) <= (1.3 if b else 1.02), (way, b, ratios)
 
 
+@pytest.mark.one_jax
 @pytest.mark.parametrize('b', [0.0, 1e-3, 0.5, -30.0])
 def test_the_reference_is_the_oracle(b):
   arrays = draw(12, 3.0, (1, T, 1, H))
