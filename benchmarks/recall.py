@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ import numpy as np
 
 from benchmarks import page, recall_model
 from benchmarks.recall_model import BETAS, STANDARD, TWINS, Setting
+from laser_pax.costs import machine
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
@@ -60,15 +60,11 @@ class Point:
 
 def about() -> dict[str, str]:
   """Returns what the bits of a result depend on."""
-  return {'jax': jax.__version__, 'device': jax.devices()[0].device_kind, 'processor': processor()}
-
-
-def processor() -> str:
-  """Returns the processor's name, as Linux tells it, or its family."""
-  file = pathlib.Path('/proc/cpuinfo')
-  lines = file.read_text().splitlines() if file.exists() else []
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.machine()
+  return {
+    'jax': jax.__version__,
+    'device': jax.devices()[0].device_kind,
+    'processor': machine.processor(),
+  }
 
 
 def result(point: Point) -> dict:

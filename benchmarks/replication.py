@@ -67,10 +67,6 @@ class Trained:
     width = values['MODEL_DIMS']
     return values['NUM_LAYERS'] * width * (4 * width + 2 * values['HIDDEN_DIMS'])
 
-  @property
-  def evaluations(self) -> dict[int, float]:
-    return {int(step): loss for step, loss in self.measured['evaluations'].items()}
-
 
 def sweep(file: pathlib.Path, results: pathlib.Path, out: pathlib.Path, parallel: int) -> None:
   """Trains what has no line yet."""

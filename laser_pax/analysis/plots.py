@@ -40,8 +40,7 @@ def plot_probabilities(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) ->
   Returns:
     Whether there was something to draw.
   """
-  jobs = {name: _of_kind(lines, 'attention') for name, lines in jobs.items()}
-  jobs = {name: lines for name, lines in jobs.items() if lines}
+  jobs = _of_kind(jobs, 'attention')
   if not jobs:
     return False
   colors = _colors(jobs)
@@ -81,8 +80,7 @@ def plot_gradients(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) -> boo
   Returns:
     Whether there was something to draw.
   """
-  jobs = {name: _of_kind(lines, 'gradients') for name, lines in jobs.items()}
-  jobs = {name: lines for name, lines in jobs.items() if lines}
+  jobs = _of_kind(jobs, 'gradients')
   if not jobs:
     return False
   figure, axes = _panels(len(NORMS), 2.7, len(jobs))
@@ -120,8 +118,7 @@ def plot_values(jobs: Mapping[str, Sequence[Line]], out: pathlib.Path) -> bool:
   Returns:
     Whether there was something to draw.
   """
-  jobs = {name: _of_kind(lines, 'attention') for name, lines in jobs.items()}
-  jobs = {name: lines for name, lines in jobs.items() if lines}
+  jobs = _of_kind(jobs, 'attention')
   if not jobs:
     return False
   colors = _colors(jobs)
@@ -177,8 +174,13 @@ def draw_power_laws(
   panel.legend(frameon=False, fontsize=8)
 
 
-def _of_kind(lines: Sequence[Line], kind: str) -> list[Line]:
-  return sorted((x for x in lines if x['kind'] == kind), key=lambda x: (x['step'], x['layer']))
+def _of_kind(jobs: Mapping[str, Sequence[Line]], kind: str) -> dict[str, list[Line]]:
+  """Returns the lines of a kind by step and layer, of the jobs that have any."""
+  order = lambda x: (x['step'], x['layer'])  # noqa: E731
+  chosen = {
+    name: sorted((x for x in lines if x['kind'] == kind), key=order) for name, lines in jobs.items()
+  }
+  return {name: lines for name, lines in chosen.items() if lines}
 
 
 def _colors(jobs: Mapping[str, Sequence[Line]]) -> dict[str, str]:

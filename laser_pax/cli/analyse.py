@@ -34,7 +34,7 @@ def analyse(
   """Measures what attention does: small probabilities, gradients of both twins, spread of values.
 
   All checkpoints of a job are measured, on the same held-out rows. A checkpoint that was measured
-  before is not measured again. Of two jobs, the curves are compared too.
+  before is not measured again. The curves of two jobs are compared too.
   """
   from rich.console import Console
 

@@ -81,7 +81,7 @@ def test_two_sizes_are_refused():
 
 
 def test_all_variants_take_one_form():
-  """Of four sizes and of three: E is 0 for both, or what LASER saves would compare two forms."""
+  """E is 0 for both if one has three sizes, or what LASER saves would compare two forms."""
   both = points(0.0, 20.0, 0.08, SIZES[:3]) + points(0.0, 19.0, 0.08, SIZES[:4], variant='LASER')
   laws = power_law.fit_each(both)
   assert [law.has_limit for law in laws.values()] == [False, False]
