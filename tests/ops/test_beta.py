@@ -20,7 +20,7 @@ from laser_pax.ops import (
   log_weighted_sum_exp,
 )
 from tests.support import float64
-from tests.support.programs import compiled
+from tests.support.programs import compiled, rounded_as_stated
 
 B, T, N, H = 2, 24, 2, 6
 CAUSAL = np.tril(np.ones((T, T), bool))
@@ -134,7 +134,8 @@ def long_program(attend):
     output, pull = jax.vjp(functools.partial(attend, b), query, key, value)
     return output, *pull(cotangent)
 
-  return compiled(run)
+  # Newer compilers drop the rounding of standard attention's gradient of the probabilities alone.
+  return rounded_as_stated(run)
 
 
 def long_errors(attend, b, arrays):
