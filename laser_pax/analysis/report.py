@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from laser_pax.analysis import html, paper, plots, runs, summary
 from laser_pax.analysis.lines import Line
-from laser_pax.experiment.base import Chance, Metric
+from laser_pax.experiment.family import Chance, Metric
 
 PAGE = 'report.html'
 _PACKAGES = ('laser_pax', 'jax', 'jaxlib', 'paxml', 'praxis', 'flax', 'numpy', 'tensorflow-cpu')

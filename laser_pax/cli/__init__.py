@@ -57,6 +57,10 @@ COMMANDS = {
   'train': Command(
     'laser_pax.cli.train:train', 'Train an experiment; takes every flag of paxml.', TAKES_ANY_FLAG
   ),
+  'checkpoints': Command(
+    'laser_pax.cli.checkpoints:list_checkpoints',
+    "List a training's checkpoints; compare their checksums.",
+  ),
   'sweep': Command('laser_pax.cli.sweep:sweep', 'Train the points of a search space.'),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
   'analyse': Command(

@@ -17,7 +17,7 @@ from laser_pax.sweeps.outcomes import Outcome
 from laser_pax.sweeps.spaces import Sweep
 
 if TYPE_CHECKING:
-  from laser_pax.experiment.base import Metric
+  from laser_pax.experiment.family import Metric
 
 
 def sweep(

@@ -14,7 +14,8 @@ from paxml import decode_programs, programs
 
 from laser_pax.cli import consoles, profiling
 from laser_pax.experiment import progress, training
-from laser_pax.experiment.base import Experiment, Metric
+from laser_pax.experiment.base import Experiment
+from laser_pax.experiment.family import Metric
 
 _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2

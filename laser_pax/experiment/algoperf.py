@@ -1,6 +1,6 @@
 """What AlgoPerf's workloads share: its NAdamW, with warm-up and cosine."""
 
-from laser_pax.experiment import base, checks
+from laser_pax.experiment import base, checks, family
 from laser_pax.experiment.optimizers import Hyperparameters, set_nadamw
 
 
@@ -26,7 +26,7 @@ class AlgoPerf(base.Experiment):
   ADAM_EPSILON = 1e-8
   CLIP_GRADIENT_NORM_TO_VALUE = 0.0
 
-  def set_optimizer(self, task_p: base.Task) -> None:
+  def set_optimizer(self, task_p: family.Task) -> None:
     """Sets NAdamW and its schedule."""
     set_nadamw(task_p, Hyperparameters.of(self))
 

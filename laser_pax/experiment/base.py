@@ -1,152 +1,37 @@
 """The base of every experiment: overrides, slice, layout, checks before the start, programs.
 
 A family of experiments, such as the decoders of decoder.py, is a subclass of `Experiment` that adds
-the members of `Family`. Tools know an experiment by these two alone.
+the members of `family.Family`. Tools know an experiment by these two alone.
 """
 
-import abc
-import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Self
 
 import jax
-import numpy as np
-from paxml import base_experiment, decode_programs, programs, tasks_lib
+from paxml import base_experiment, decode_programs, programs
 from praxis import base_input, layers, pax_fiddle, py_utils
 
 from laser_pax import pax_fixes
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, jobs, layouts, modes, overrides, slices, training
+from laser_pax.experiment import (
+  checks,
+  family,
+  jobs,
+  layouts,
+  modes,
+  overrides,
+  retention,
+  slices,
+  training,
+)
 from laser_pax.ops import choice
 
 pax_fixes.apply()  # Also for experiments that do not import laser_pax.configs.
 
 # These packages read the capital attributes of their own classes.
 _LIBRARIES = ('laser_pax', 'paxml', 'praxis')
-
-Task = pax_fiddle.Config[tasks_lib.SingleTask]
-Inputs = list[pax_fiddle.Config[base_input.BaseInput]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-  """The figure that a run is judged by.
-
-  Attributes:
-    name: The name that PAX gives it in an evaluation's metrics, such as 'log_pplx'.
-    label: The name on the console and in progress.jsonl, such as 'loss'.
-    split: The evaluation input that it is judged on; None if there is one alone.
-    better: Which of two figures is the better one.
-    derived: Further figures to show. A label maps to the function that computes it from this one.
-  """
-
-  name: str
-  label: str
-  split: str | None = None
-  better: Literal['lower', 'higher'] = 'lower'
-  derived: Mapping[str, Callable[[float], float]] = dataclasses.field(default_factory=dict)
-
-
-class Chance(NamedTuple):
-  """What a model reaches that knows only how frequent each answer is.
-
-  Attributes:
-    name: What it is, in words.
-    value: Its figure, that of the family's METRIC.
-  """
-
-  name: str
-  value: float
-
-
-class ModelFlops(NamedTuple):
-  """Floating-point operations of one train step, over all chips, as MFU counts them.
-
-  Attributes:
-    weights: Operations of the weights: 6 for each weight and position. They cover the forward pass,
-      and the backward pass to inputs and to weights.
-    attention: Operations of attention's two products, forward and backward, over all pairs of
-      positions.
-    attended_share: Share of these pairs that a fused kernel computes. It is below 1 if the model is
-      causal.
-  """
-
-  weights: int
-  attention: int
-  attended_share: float
-
-
-class Family(abc.ABC):
-  """The protocol of a family: its own members beside `Experiment`. Tools know no others.
-
-  Attributes:
-    METRIC: The figure that a run is judged by.
-    UNIT: The unit in which training is counted, in the plural: 'tokens', 'images', 'frames'.
-    SCORES_TEXT: Whether the model gives each token's probability after the ones before it, so that
-      `eval` and `generate` take it.
-  """
-
-  METRIC: Metric
-  UNIT: str
-  SCORES_TEXT = False
-
-  @abc.abstractmethod
-  def task(self) -> Task:
-    """Returns PAX's task: model, optimiser, schedule."""
-
-  @abc.abstractmethod
-  def datasets(self) -> Inputs:
-    """Returns PAX's inputs, the training split first."""
-
-  @abc.abstractmethod
-  def input_specs(self, batch_size: int) -> py_utils.NestedMap:
-    """Returns the shapes and dtypes of a batch of `batch_size` rows, without opening the data."""
-
-  @abc.abstractmethod
-  def random_batch(self, rng: np.random.Generator, batch_size: int) -> py_utils.NestedMap:
-    """Returns an array for each of `input_specs`, of random content, to time steps without data."""
-
-  @abc.abstractmethod
-  def sizes(self) -> layouts.Sizes:
-    """Returns the sizes that the layout rule needs: those of the model and of its batch."""
-
-  @abc.abstractmethod
-  def units_per_step(self) -> int:
-    """Returns how many units one step trains on, over all devices."""
-
-  @abc.abstractmethod
-  def model_flops(self, parameters: int) -> ModelFlops:
-    """Returns the operations of one train step, over all chips.
-
-    Args:
-      parameters: Number of the model's weights.
-    """
-
-  @abc.abstractmethod
-  def describe(self) -> dict[str, str]:
-    """Returns the family's rows of `show`, by name. One of them is 'global batch'."""
-
-  @abc.abstractmethod
-  def chance(self) -> Chance:
-    """Returns what knowledge of frequencies alone reaches on the data to evaluate on."""
-
-  @abc.abstractmethod
-  def check(self) -> None:
-    """Checks the sizes against each other.
-
-    Raises:
-      UserError: They do not fit; the message has the fix.
-    """
-
-  @abc.abstractmethod
-  def check_data(self) -> None:
-    """Checks that the data exist and fit the model.
-
-    Raises:
-      UserError: They do not; the message has the fix.
-    """
 
 
 class BatchSpecs(base_input.BaseInputSpecsProvider):
@@ -163,13 +48,13 @@ class BatchSpecs(base_input.BaseInputSpecsProvider):
     return self.specs
 
 
-class Experiment(base_experiment.BaseExperiment, Family):
+class Experiment(base_experiment.BaseExperiment, family.Family):
   """An experiment with a planned slice, a layout by rule, and checks before it starts.
 
   Capital attributes can be overridden from the command line, in PAX's own way:
   `--fdl_config=laser_pax.configs.C4LaserTiny --fdl.NUM_LAYERS=2`. Experiments of this package are
   registered as laser_pax.configs.<Name>, whichever file defines them. A subclass implements the
-  members of `Family`.
+  members of `family.Family`.
 
   The next attributes may be None: ICI_MESH_SHAPE, DCN_MESH_SHAPE, CHECKPOINT_POLICY and
   MICRO_BATCHES. The rule of laser_pax/experiment/layouts.py then chooses them, from the sizes and
@@ -190,6 +75,11 @@ class Experiment(base_experiment.BaseExperiment, Family):
       None, or where it cannot serve: `show` and the log say which one serves.
     ATTENTION_SUMMARY_QUERIES: Queries of a batch's first example whose attention TensorBoard shows:
       small probabilities, spread of values (docs/analysis.md). None for none.
+    CHECKPOINT_EVERY_N_STEPS: Steps between two checkpoints.
+    CHECKPOINT_MAX_TO_KEEP: Number of the last checkpoints that stay; None for all. PAX also keeps
+      one each twelve hours.
+    CHECKPOINT_KEEP_EVERY_N_STEPS: Checkpoints of a multiple of so many steps stay too. None: none.
+    CHECKPOINT_KEEP_BEST: So many of those whose evaluations were best stay too.
   """
 
   GLOBAL_BATCH_SIZE: int
@@ -209,6 +99,8 @@ class Experiment(base_experiment.BaseExperiment, Family):
   EVAL_INTERVAL_STEPS = 2_500  # [ours]
   CHECKPOINT_EVERY_N_STEPS = 2_500  # [ours]
   CHECKPOINT_MAX_TO_KEEP: int | None = 10  # [ours]
+  CHECKPOINT_KEEP_EVERY_N_STEPS: int | None = None
+  CHECKPOINT_KEEP_BEST = 1  # [ours]
 
   _pod: slices.Slice | None = None
 
@@ -276,7 +168,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
     specs = self.input_specs(self.GLOBAL_BATCH_SIZE // jax.process_count())
     return pax_fiddle.Config(BatchSpecs, specs=specs)
 
-  def set_intervals(self, task_p: Task) -> None:
+  def set_intervals(self, task_p: family.Task) -> None:
     """Sets, for a family's `task`, the seed, when PAX saves and evaluates, and that data resume."""
     train = task_p.train
     train.random_seed = self.INIT_SEED
@@ -293,7 +185,12 @@ class Experiment(base_experiment.BaseExperiment, Family):
 
   def eval_programs(self) -> list[programs.BaseEvalProgram]:
     """Returns PAX's evaluations."""
-    return modes.closed_at_exit(super().eval_programs())
+    return modes.figures_remembered(modes.closed_at_exit(super().eval_programs()), self.METRIC)
+
+  def retention(self) -> retention.Policy:
+    """Returns which checkpoints stay beside the last CHECKPOINT_MAX_TO_KEEP."""
+    best, every = self.CHECKPOINT_KEEP_BEST, self.CHECKPOINT_KEEP_EVERY_N_STEPS
+    return retention.Policy(every, best, self.METRIC.better)
 
   def decode_programs(self) -> list[decode_programs.SingleTaskDecodeProgram]:
     """Returns PAX's decodings."""
@@ -324,8 +221,9 @@ class Experiment(base_experiment.BaseExperiment, Family):
     """
     names = ('GLOBAL_BATCH_SIZE', 'NUM_TRAIN_STEPS', 'MICRO_BATCHES', 'SUMMARY_INTERVAL_STEPS')
     names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP', 'ATTENTION_SUMMARY_QUERIES')
+    names += ('CHECKPOINT_KEEP_EVERY_N_STEPS',)
     checks.check_at_least(self, 1, names)
-    checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS',))
+    checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS', 'CHECKPOINT_KEEP_BEST'))
 
   def check_layout(self, dims: Mapping[str, int]) -> None:
     """Checks that the mesh can divide the batch and the model.

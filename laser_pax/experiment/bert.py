@@ -8,7 +8,7 @@ from praxis.layers import models
 from laser_pax.data import sources, text_mlm, wordpiece
 from laser_pax.data.datasets import WIKIPEDIA
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks
+from laser_pax.experiment import checks, family
 from laser_pax.experiment.text import TextTransformer
 
 
@@ -22,7 +22,7 @@ class BertMLM(TextTransformer):
   """
 
   MODEL_CLASS = models.BertModel
-  METRIC = base.Metric(
+  METRIC = family.Metric(
     name='fraction_of_correct_preds',
     label='accuracy',
     better='higher',
@@ -35,7 +35,7 @@ class BertMLM(TextTransformer):
   SEQ_LEN = 512  # MLPerf's records
   MAX_TIMESCALE = 10_000  # PAX's default
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task: PAX's BertModel with AdamW and this experiment's schedule.
 
     Raises:
@@ -73,7 +73,7 @@ class BertMLM(TextTransformer):
   def _prepare_command(self, data_dir: str) -> str:
     return f'{self.DATASET.prepare_command(data_dir)} --vocab vocab.txt'
 
-  def datasets(self) -> base.Inputs:
+  def datasets(self) -> family.Inputs:
     """Returns the inputs of the training split and of the whole evaluation split.
 
     Raises:
@@ -101,10 +101,10 @@ class BertMLM(TextTransformer):
     """Returns a batch of random tokens, without padding."""
     return text_mlm.random_batch(rng, batch_size, self.SEQ_LEN, self.VOCAB_SIZE)
 
-  def chance(self) -> base.Chance:
+  def chance(self) -> family.Chance:
     """Returns the accuracy of repeating what is read, and for [MASK] the commonest token."""
     accuracy = text_mlm.accuracy_by_frequency(self.folder())
-    return base.Chance('by frequency', accuracy)
+    return family.Chance('by frequency', accuracy)
 
   def check(self) -> None:
     """Checks the sizes against each other.

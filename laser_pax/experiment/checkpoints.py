@@ -1,9 +1,9 @@
 """Which checkpoints of a run are whole, and what becomes of those that are not.
 
 PAX resumes from the newest checkpoint, whatever it holds. A machine that fails, or a disk that is
-full, can leave one without files or with files cut short. So each checkpoint gets a list of its
-files and their sizes, before it appears under its name. At a start the newest whole checkpoint is
-looked for. Newer ones are moved aside, and never deleted.
+full, can leave one without files, or with files that are cut short or damaged. So each checkpoint
+gets a list of its files, with sizes and checksums, before it appears under its name. At a start the
+newest whole checkpoint is looked for. Newer ones are moved aside, and never deleted.
 
 In a bucket a file appears whole or not at all, and PAX marks a finished checkpoint itself. There
 only what every checkpoint has is looked for.
@@ -11,11 +11,15 @@ only what every checkpoint has is looked for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import re
+import zlib
+from collections.abc import Callable
+from concurrent import futures
 from typing import TYPE_CHECKING, NamedTuple
 
 from laser_pax import folders
@@ -26,8 +30,13 @@ if TYPE_CHECKING:
 
 # The list of a checkpoint's files, in its folder.
 LIST = 'files.json'
+# What the evaluation of a checkpoint's step gave, in its folder, if there was one.
+FIGURE = 'evaluation.json'
 # The folder, beside `checkpoints`, of those that are not whole.
 ASIDE = 'checkpoints_not_whole'
+
+_THREADS = 8  # Files are read at once.
+_BLOCK_BYTES = 2**22
 
 
 class Survey(NamedTuple):
@@ -42,9 +51,15 @@ class Survey(NamedTuple):
   faults: dict[int, str]
 
 
+# The figures of steps that were evaluated, until a checkpoint of that step is saved.
+_figures: dict[int, float] = {}
+
+
 @functools.cache
 def list_files_of_each() -> None:
-  """Makes each checkpoint that is saved get its list. Calls after the first do nothing.
+  """Makes each checkpoint that is saved get its list, and its figure if its step was evaluated.
+
+  Calls after the first do nothing.
 
   Orbax writes a checkpoint under another name, and renames it when all processes have written. Its
   handlers see single items and not the whole, so the list is written where it renames.
@@ -54,18 +69,53 @@ def list_files_of_each() -> None:
   commit = utils.on_commit_callback
 
   @functools.wraps(commit)
-  def list_and_commit(temporary, *args, **kwargs):
+  def list_and_commit(temporary, final, *args, **kwargs):
+    step = _step_of(final)
+    if step in _figures:
+      _write_figure(temporary, _figures.pop(step))
     if '://' not in os.fspath(temporary):
       write_list(temporary)
-    return commit(temporary, *args, **kwargs)
+    return commit(temporary, final, *args, **kwargs)
 
   utils.on_commit_callback = list_and_commit
 
 
+def remember_figure(job_log_dir: os.PathLike | str, step: int, value: float) -> None:
+  """Keeps the figure that a step's evaluation gave, beside the step's checkpoint.
+
+  Args:
+    job_log_dir: The job's folder.
+    step: The step. PAX evaluates it before it saves it; then the checkpoint gets the figure later.
+    value: The figure that the run is judged by.
+  """
+  folder = _checkpoints(job_log_dir).get(step)
+  if folder is None:
+    _figures[step] = value
+  else:
+    _write_figure(folder, value)
+
+
+def _write_figure(folder: os.PathLike | str, value: float) -> None:
+  from etils import epath
+
+  (epath.Path(folder) / FIGURE).write_text(json.dumps({'value': value}))
+
+
+def figures(job_log_dir: os.PathLike | str) -> dict[int, float]:
+  """Returns the figure of each finished checkpoint that has one, by step."""
+  values = {}
+  for step, folder in _checkpoints(job_log_dir).items():
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+      values[step] = float(json.loads((folder / FIGURE).read_text())['value'])
+  return values
+
+
 def write_list(folder: os.PathLike | str) -> None:
   """Writes the list of a local checkpoint's files, when all others are written."""
-  text = json.dumps(_sizes(pathlib.Path(folder)), indent=0)
-  (pathlib.Path(folder) / LIST).write_text(text)
+  root = pathlib.Path(folder)
+  sizes, sums = _sizes(root), checksums(root)
+  files = {name: {'bytes': sizes[name], 'crc32': sums[name]} for name in sizes}
+  (root / LIST).write_text(json.dumps(files, indent=0))
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:
@@ -74,11 +124,39 @@ def _sizes(folder: pathlib.Path) -> dict[str, int]:
   return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
 
 
-def survey(job_log_dir: os.PathLike | str) -> Survey:
-  """Looks for the newest whole checkpoint. Older ones are only looked at for PAX's metadata."""
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the CRC-32 of each file below a folder, in hexadecimal, by its path from there.
+
+  A core reads two gigabytes a second. CRC-32 finds damage, and does not withstand an attacker.
+  """
+  names = list(_sizes(folder))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    return dict(zip(names, pool.map(lambda name: _crc32(folder / name), names), strict=True))
+
+
+def _crc32(file: pathlib.Path) -> str:
+  crc = 0
+  with file.open('rb') as content:
+    while block := content.read(_BLOCK_BYTES):
+      crc = zlib.crc32(block, crc)
+  return f'{crc:08x}'
+
+
+def survey(
+  job_log_dir: os.PathLike | str, wrong_files: Callable[[epath.Path], str | None] | None = None
+) -> Survey:
+  """Looks for the newest whole checkpoint. Older ones are only looked at for PAX's metadata.
+
+  Args:
+    job_log_dir: The job's folder.
+    wrong_files: How files are compared with their list: by their sizes (the default, `cut_files`),
+      or by their contents (`damaged_files`).
+  """
   whole, faults = None, {}
   for step, folder in sorted(_checkpoints(job_log_dir).items(), reverse=True):
-    found = _missing_parts(folder) or (_wrong_files(folder) if whole is None else None)
+    found = _missing_parts(folder)
+    if whole is None:
+      found = found or (wrong_files or cut_files)(folder)
     if found:
       faults[step] = found
     elif whole is None:
@@ -91,16 +169,22 @@ def steps(job_log_dir: os.PathLike | str) -> list[int]:
   return sorted(_checkpoints(job_log_dir))
 
 
-def fault(job_log_dir: os.PathLike | str, step: int) -> str | None:
-  """Returns what is wrong with a checkpoint, or None."""
+def fault(
+  job_log_dir: os.PathLike | str,
+  step: int,
+  wrong_files: Callable[[epath.Path], str | None] | None = None,
+) -> str | None:
+  """Returns what is wrong with a checkpoint, or None. The arguments are those of `survey`."""
   folder = _checkpoints(job_log_dir).get(step)
   if folder is None:
     return 'there is none of this step'
-  return _missing_parts(folder) or _wrong_files(folder)
+  return _missing_parts(folder) or (wrong_files or cut_files)(folder)
 
 
 def set_aside(job_log_dir: os.PathLike | str) -> list[str]:
   """Moves checkpoints that are not whole out of PAX's way. Each process of a job calls this.
+
+  The first process reads the files of the checkpoint to go on from, and compares their checksums.
 
   Returns:
     A line for each that was moved, and one that says where the run goes on.
@@ -111,7 +195,7 @@ def set_aside(job_log_dir: os.PathLike | str) -> list[str]:
   import jax
   from jax.experimental import multihost_utils
 
-  found = survey(job_log_dir)
+  found = survey(job_log_dir, damaged_files if jax.process_index() == 0 else cut_files)
   reasons = [f'checkpoint {step} is not whole: {fault}' for step, fault in found.faults.items()]
   if found.whole is None and any(found.faults):
     raise UserError(
@@ -143,13 +227,19 @@ def _checkpoints(job_log_dir: os.PathLike | str) -> dict[int, epath.Path]:
   from etils import epath
 
   folder = epath.Path(folders.resolve(job_log_dir)) / 'checkpoints'
-  names = [(re.fullmatch(r'checkpoint_(\d+)', p.name), p) for p in _entries(folder)]
   in_bucket = '://' in os.fspath(folder)
   return {
-    int(match[1]): path
-    for match, path in names
-    if match and not (in_bucket and not (path / 'commit_success.txt').exists())
+    step: path
+    for path in _entries(folder)
+    if (step := _step_of(path)) is not None
+    and not (in_bucket and not (path / 'commit_success.txt').exists())
   }
+
+
+def _step_of(folder: os.PathLike | str) -> int | None:
+  """Returns the step that a finished checkpoint's name has, or None."""
+  match = re.fullmatch(r'checkpoint_(\d+)', os.path.basename(os.fspath(folder)))
+  return int(match[1]) if match else None
 
 
 def _entries(folder: epath.Path) -> list[epath.Path]:
@@ -173,24 +263,61 @@ def _missing_parts(folder: epath.Path) -> str | None:
   return None
 
 
-def _wrong_files(folder: epath.Path) -> str | None:
-  """Returns which file of a local checkpoint is missing or cut."""
+def cut_files(folder: epath.Path) -> str | None:
+  """Returns which file of a local checkpoint is missing, or has another size than its list says."""
   if '://' in os.fspath(folder):
     return None
   root = pathlib.Path(folder)
   actual = _sizes(root)
   if LIST not in actual:  # It was saved without a list, by PAX alone.
     return next((f'{name} is empty' for name, size in actual.items() if not size), None)
-  try:
-    expected = json.loads((root / LIST).read_text())
-  except ValueError:
+  expected = _listed(root)
+  if expected is None:
     return f'{LIST} is cut short'
-  for name, size in expected.items():
+  for name, (size, _) in expected.items():
     if name not in actual:
       return f'{name} is missing'
     if actual[name] != size:
       return f'{name} has {actual[name]:,} bytes, not {size:,}'
   return None
+
+
+def damaged_files(folder: epath.Path) -> str | None:
+  """Returns which file of a local checkpoint is missing, cut, or has other contents than listed."""
+  fault = cut_files(folder)
+  if fault or '://' in os.fspath(folder):
+    return fault
+  root = pathlib.Path(folder)
+  try:
+    actual = checksums(root)
+  except OSError as e:
+    return f'{e.filename or "a file"} cannot be read ({e.strerror})'
+  for name, (_, crc) in (_listed(root) or {}).items():
+    if crc is not None and actual[name] != crc:
+      return f'{name} is damaged: its checksum is {actual[name]}, not {crc}'
+  return None
+
+
+def has_checksums(folder: epath.Path) -> bool:
+  """Returns whether a checkpoint's list has checksums, against which its files can be compared."""
+  root = pathlib.Path(folder)
+  listed = _listed(root) if '://' not in os.fspath(folder) and (root / LIST).exists() else None
+  return bool(listed) and all(crc is not None for _, crc in listed.values())
+
+
+def _listed(root: pathlib.Path) -> dict[str, tuple[int, str | None]] | None:
+  """Returns size and checksum of each listed file; None if the list is cut short.
+
+  Lists once had sizes alone.
+  """
+  try:
+    files = json.loads((root / LIST).read_text())
+    return {
+      name: (entry, None) if isinstance(entry, int) else (entry['bytes'], entry['crc32'])
+      for name, entry in files.items()
+    }
+  except (ValueError, TypeError, KeyError, AttributeError):
+    return None
 
 
 def _move_aside(job_log_dir: os.PathLike | str, step: int) -> None:

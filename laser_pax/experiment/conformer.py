@@ -11,7 +11,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, layouts, modes
+from laser_pax.experiment import checks, family, layouts, modes
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
@@ -122,7 +122,7 @@ class LibriSpeechConformer(AlgoPerf):
     FREQUENCY_MASKS: Frequency masks of SpecAugment, each of at most 26 of 80 bins.
   """
 
-  METRIC = base.Metric(
+  METRIC = family.Metric(
     name='wer', label='WER', split='validation', derived={'percent': lambda x: 100 * x}
   )
   UNIT = 'frames'
@@ -163,7 +163,7 @@ class LibriSpeechConformer(AlgoPerf):
     """Returns the mesh within a slice: each chip is a replica."""
     return self.ICI_MESH_SHAPE or [self.pod().chips_per_slice, 1, 1]
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task: the model with NAdamW and this experiment's schedule.
 
     Raises:
@@ -225,7 +225,7 @@ class LibriSpeechConformer(AlgoPerf):
     """Returns the SentencePiece model."""
     return self.source().vocab
 
-  def datasets(self) -> base.Inputs:
+  def datasets(self) -> family.Inputs:
     """Returns the inputs to train on, and to evaluate on: test, where it is there, and validation.
 
     Raises:
@@ -240,7 +240,7 @@ class LibriSpeechConformer(AlgoPerf):
     )
     return [train, *self.decode_datasets()]
 
-  def decode_datasets(self) -> base.Inputs:
+  def decode_datasets(self) -> family.Inputs:
     """Returns the inputs whose words are compared with their transcripts."""
     rows = self._rows()
     splits = {'test': self.TEST_SPLITS, 'validation': self.VALIDATION_SPLITS}
@@ -296,7 +296,7 @@ class LibriSpeechConformer(AlgoPerf):
     """Returns the frames of one step, padding included; a frame is 10 ms."""
     return self.GLOBAL_BATCH_SIZE * self._frames()
 
-  def model_flops(self, parameters: int) -> base.ModelFlops:
+  def model_flops(self, parameters: int) -> family.ModelFlops:
     """Returns the operations of one step, over all chips.
 
     They are 6 for each product with a weight: convolutions use each weight many times. Attention
@@ -305,7 +305,7 @@ class LibriSpeechConformer(AlgoPerf):
     del parameters
     sizes = self.sizes()
     attention = 12 * sizes.seq_len**2 * self.MODEL_DIMS * self.NUM_LAYERS
-    return base.ModelFlops(
+    return family.ModelFlops(
       weights=6 * self.GLOBAL_BATCH_SIZE * sizes.multiplications(),
       attention=self.GLOBAL_BATCH_SIZE * attention,
       attended_share=1.0,
@@ -326,9 +326,9 @@ class LibriSpeechConformer(AlgoPerf):
       **self.describe_optimizer(),
     }
 
-  def chance(self) -> base.Chance:
+  def chance(self) -> family.Chance:
     """Returns the word error rate of saying nothing."""
-    return base.Chance('silence', 1.0)
+    return family.Chance('silence', 1.0)
 
   def check(self) -> None:
     """Checks the sizes against each other.

@@ -9,7 +9,7 @@ from praxis import decoder_hparams, pax_fiddle, py_utils
 
 from laser_pax.data import records, sources, text_lm, vocabulary
 from laser_pax.data.datasets import C4
-from laser_pax.experiment import base
+from laser_pax.experiment import family
 from laser_pax.experiment.text import TextTransformer
 
 # PAX's modes that decode continue at least so many rows of the validation split, over all hosts.
@@ -30,7 +30,7 @@ class DecoderLM(TextTransformer):
     VOCAB: SentencePiece model (`python -m laser_pax vocab`). None stands for LASER_PAX_VOCAB.
   """
 
-  METRIC = base.Metric(name='log_pplx', label='loss', derived={'perplexity': _perplexity})
+  METRIC = family.Metric(name='log_pplx', label='loss', derived={'perplexity': _perplexity})
   SCORES_TEXT = True
   IS_CAUSAL = True
 
@@ -42,7 +42,7 @@ class DecoderLM(TextTransformer):
   NUM_TRAIN_STEPS = 160_000  # [paper]
   VOCAB_SIZE = 32_000  # [derived], see C4Standard300M
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task. Its model decodes greedily, for `decode_datasets`.
 
     Raises:
@@ -70,7 +70,7 @@ class DecoderLM(TextTransformer):
     """Returns the SentencePiece model."""
     return self.source().vocab
 
-  def datasets(self) -> base.Inputs:
+  def datasets(self) -> family.Inputs:
     """Returns the inputs of the training split and of the whole validation split.
 
     Raises:
@@ -87,7 +87,7 @@ class DecoderLM(TextTransformer):
       text_lm.validation_input(**common, batch_size=self.eval_batch_size() // processes),
     ]
 
-  def decode_datasets(self) -> base.Inputs:
+  def decode_datasets(self) -> family.Inputs:
     """Returns the input of half rows of the validation split, which the model continues.
 
     Raises:
@@ -124,9 +124,9 @@ class DecoderLM(TextTransformer):
     """Returns a batch of random tokens, without padding."""
     return text_lm.random_batch(rng, batch_size, self.SEQ_LEN, self.VOCAB_SIZE)
 
-  def chance(self) -> base.Chance:
+  def chance(self) -> family.Chance:
     """Returns the unigram entropy, in nats a token."""
-    return base.Chance('unigram entropy', records.unigram_entropy(self.source(), self.DATASET))
+    return family.Chance('unigram entropy', records.unigram_entropy(self.source(), self.DATASET))
 
   def check_data(self) -> None:
     """Checks that data and vocabulary exist, fit VOCAB_SIZE, and fill a row.

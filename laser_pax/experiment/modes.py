@@ -8,13 +8,15 @@ reads: it takes the overrides of that run from the job's mark, and moves no chec
 from __future__ import annotations
 
 import atexit
+import math
 from typing import Any, Protocol, TypeVar
 
+import jax
 from absl import flags, logging
 
 from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.experiment import checkpoints, jobs
+from laser_pax.experiment import checkpoints, jobs, retention
 
 _Programs = TypeVar('_Programs')
 
@@ -39,6 +41,9 @@ class Experiment(Protocol):
 
   def decode_datasets(self) -> list[Any]:
     """Returns the inputs to decode."""
+
+  def retention(self) -> retention.Policy:
+    """Returns which old checkpoints stay."""
 
 
 def mode() -> str:
@@ -96,6 +101,32 @@ def closed_at_exit(programs: _Programs) -> _Programs:
   return programs
 
 
+def figures_remembered(programs: _Programs, metric: Any) -> _Programs:
+  """Returns PAX's programs; a training keeps their figure beside the checkpoint of its step.
+
+  Args:
+    programs: List of evaluation programs.
+    metric: The `Metric` that the run is judged by.
+  """
+  for program in programs if mode() == TRAIN and job_folder() else ():
+    _remember(program, metric)
+  return programs
+
+
+def _remember(program: Any, metric: Any) -> None:
+  evaluate = program.run
+
+  def run(state, step):
+    output = evaluate(state, step)
+    value = (output.eval_metrics or {}).get(metric.name)
+    is_judged = metric.split in (None, program.eval_input.name)
+    if value is not None and is_judged and math.isfinite(value) and jax.process_index() == 0:
+      checkpoints.remember_figure(job_folder(), step, float(value))
+    return output
+
+  program.run = run
+
+
 def check_decodes(experiment: Experiment) -> None:
   """Checks, in a mode that decodes, that an experiment has something to decode.
 
@@ -139,5 +170,6 @@ def claim_job_folder(experiment: Experiment) -> None:
   if vocabulary:
     jobs.keep_vocabulary(folder, vocabulary)
   checkpoints.list_files_of_each()
+  retention.follow(folder, experiment.retention())
   for line in checkpoints.set_aside(folder):
     logging.warning(line)

@@ -1,16 +1,20 @@
 """Where a saved model is, and whether it is that of an experiment."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
 from laser_pax import folders
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, jobs
-from laser_pax.experiment.base import Experiment
+
+if TYPE_CHECKING:
+  from laser_pax.experiment.base import Experiment
 
 # The shape of each weight, by its dotted name below `params`.
 Shapes = Mapping[str, tuple[int, ...]]

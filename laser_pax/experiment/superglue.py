@@ -13,7 +13,7 @@ from laser_pax.data import sources, superglue, vocabulary
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, equal_models, jobs, modes, saved_models
+from laser_pax.experiment import checks, equal_models, family, jobs, modes, saved_models
 from laser_pax.experiment.decoder import DecoderLM
 from laser_pax.experiment.evaluation import SCORE, MeanProgram, TaskEvalProgram
 from laser_pax.experiment.overrides import FollowsFrom
@@ -71,10 +71,10 @@ class SuperGlueLM(DecoderLM):
   LEARNING_RATE = 1e-5  # [ours]
 
   @property
-  def METRIC(self) -> base.Metric:  # noqa: N802
+  def METRIC(self) -> family.Metric:  # noqa: N802
     """The mean of the tasks' scores, or the score of the one task, from 0 to 100."""
     split = MEAN if self.TASK == MIXTURE else f'{self.TASK}_validation'
-    return base.Metric(name=SCORE, label=SCORE, split=split, better='higher')
+    return family.Metric(name=SCORE, label=SCORE, split=split, better='higher')
 
   def pretrained(self) -> type[DecoderLM]:
     """Returns the experiment whose checkpoints this one goes on from. A config defines it."""
@@ -102,7 +102,7 @@ class SuperGlueLM(DecoderLM):
     """Returns the number of T5's training examples of each of SuperGLUE's tasks."""
     return {name: TASKS[name].examples for name in self.tasks()}
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task: PAX's model, which decodes greedily, and starts from INIT_FROM.
 
     The rules of the start are left out where the run has begun.
@@ -174,7 +174,7 @@ class SuperGlueLM(DecoderLM):
       for name in self.tasks()
     ][0]
 
-  def datasets(self) -> base.Inputs:
+  def datasets(self) -> family.Inputs:
     """Returns the input to train on, and one for each task and split to score.
 
     Raises:
@@ -188,11 +188,11 @@ class SuperGlueLM(DecoderLM):
     )
     return [train, *self._inputs(superglue.eval_input)]
 
-  def decode_datasets(self) -> base.Inputs:
+  def decode_datasets(self) -> family.Inputs:
     """Returns an input for each task and split, without targets: the model writes them."""
     return self._inputs(superglue.decode_input)
 
-  def _inputs(self, make) -> base.Inputs:
+  def _inputs(self, make) -> family.Inputs:
     batch_size = self.eval_batch_size() // jax.process_count()
     rows = self._rows()
     return [
@@ -244,11 +244,11 @@ class SuperGlueLM(DecoderLM):
       'starts from': f'a checkpoint of {self.pretrained().__name__}',
     }
 
-  def chance(self) -> base.Chance:
+  def chance(self) -> family.Chance:
     """Returns the score of the commonest target of each task, given to each example."""
     source = self.source()
     scores = [superglue.chance(name, source.data_dir, source.vocab) for name in self.tasks()]
-    return base.Chance('commonest target', sum(scores) / len(scores))
+    return family.Chance('commonest target', sum(scores) / len(scores))
 
   def check(self) -> None:
     """Checks the task and the sizes.

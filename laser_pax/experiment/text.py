@@ -10,7 +10,7 @@ from praxis.layers import normalizations
 from praxis.layers.transformer_models import LanguageModelType
 
 from laser_pax.data.datasets import DatasetSpec
-from laser_pax.experiment import base, checks, layouts, transformer
+from laser_pax.experiment import base, checks, family, layouts, transformer
 from laser_pax.experiment.optimizers import Hyperparameters, set_adamw, set_lamb
 from laser_pax.layers import (
   DifferentialAttention,
@@ -89,7 +89,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """Returns the number of attention heads."""
     return self.NUM_HEADS or self.MODEL_DIMS // self.DIMS_PER_HEAD
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task: PAX's model with its optimiser and this experiment's schedule.
 
     Raises:
@@ -161,7 +161,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """Returns the tokens of one step."""
     return self.GLOBAL_BATCH_SIZE * self.SEQ_LEN
 
-  def model_flops(self, parameters: int) -> base.ModelFlops:
+  def model_flops(self, parameters: int) -> family.ModelFlops:
     """Returns the operations of one step, over all chips.
 
     They are 6 for each weight and token, and 12 T N H for each layer and token; with differential
@@ -170,7 +170,7 @@ class TextTransformer(base.Experiment, model_params.TransformerLmSpmdAdafactor):
     """
     products = 18 if self.ATTENTION == 'differential' else 12
     attention = products * self.SEQ_LEN * self.num_heads() * self.DIMS_PER_HEAD * self.NUM_LAYERS
-    return base.ModelFlops(
+    return family.ModelFlops(
       weights=self.units_per_step() * 6 * parameters,
       attention=self.units_per_step() * attention,
       attended_share=fused.computed_share(self.SEQ_LEN) if self.IS_CAUSAL else 1.0,

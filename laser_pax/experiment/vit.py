@@ -10,7 +10,7 @@ from praxis.layers import activations, normalizations, poolings, vits
 from laser_pax.data import imagenet, rand_augment
 from laser_pax.data.datasets import IMAGENET, IMAGENET_V2, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import base, checks, layouts, transformer
+from laser_pax.experiment import checks, family, layouts, transformer
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.layers import use_fused, use_rows_einsum
 from laser_pax.layers.vision import ImageClassifier, NormalBias, SinCosPositions
@@ -43,7 +43,7 @@ class ImageNetViT(AlgoPerf):
     TRAIN_EVAL_IMAGES: Training images that are also evaluated on, without augmentation.
   """
 
-  METRIC = base.Metric(
+  METRIC = family.Metric(
     name='accuracy',
     label='accuracy',
     split='validation',
@@ -80,7 +80,7 @@ class ImageNetViT(AlgoPerf):
   ADAM_BETA1 = 0.8895758153482813
   ADAM_BETA2 = 0.9978504782314613
 
-  def task(self) -> base.Task:
+  def task(self) -> family.Task:
     """Returns the task: the model with NAdamW and this experiment's schedule.
 
     Raises:
@@ -190,7 +190,7 @@ class ImageNetViT(AlgoPerf):
     """
     return imagenet.find_data_dir(self.DATASET, self.DATA_DIR)
 
-  def datasets(self) -> base.Inputs:
+  def datasets(self) -> family.Inputs:
     """Returns the inputs to train on, and to evaluate on: training images, test and validation.
 
     Raises:
@@ -250,7 +250,7 @@ class ImageNetViT(AlgoPerf):
     """Returns the images of one step."""
     return self.GLOBAL_BATCH_SIZE
 
-  def model_flops(self, parameters: int) -> base.ModelFlops:
+  def model_flops(self, parameters: int) -> family.ModelFlops:
     """Returns the operations of one step, over all chips.
 
     They are 6 for each weight and position, and 12 T D for each layer and position. The weights
@@ -261,7 +261,7 @@ class ImageNetViT(AlgoPerf):
     positions = self._positions()
     uses = positions * (parameters - once) + once
     attention = 12 * positions**2 * self.MODEL_DIMS * self.NUM_LAYERS
-    return base.ModelFlops(
+    return family.ModelFlops(
       weights=6 * self.units_per_step() * uses,
       attention=self.units_per_step() * attention,
       attended_share=1.0,
@@ -284,10 +284,10 @@ class ImageNetViT(AlgoPerf):
       **self.describe_optimizer(),
     }
 
-  def chance(self) -> base.Chance:
+  def chance(self) -> family.Chance:
     """Returns the accuracy of saying the commonest class of the validation images."""
     share = imagenet.commonest_share(self.DATASET, self.folder(), 'validation')
-    return base.Chance('commonest class', share)
+    return family.Chance('commonest class', share)
 
   def check(self) -> None:
     """Checks the sizes against each other.
@@ -324,7 +324,7 @@ class ImageNetViT(AlgoPerf):
       imagenet.check_data(self.TEST_DATASET, data_dir, self.NUM_CLASSES)
 
 
-def _shard(task_p: base.Task, layout: layouts.Layout) -> None:
+def _shard(task_p: family.Task, layout: layouts.Layout) -> None:
   """Sets the mesh, and how it divides images, the layers' weights, and activations.
 
   Patches, head and norms lie whole on each chip: they are small.

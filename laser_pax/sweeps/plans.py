@@ -12,7 +12,8 @@ from laser_pax.sweeps import spaces
 from laser_pax.sweeps.spaces import Point, Sweep
 
 if TYPE_CHECKING:
-  from laser_pax.experiment.base import Experiment, Metric
+  from laser_pax.experiment.base import Experiment
+  from laser_pax.experiment.family import Metric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

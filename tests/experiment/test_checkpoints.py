@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zlib
 
 import pytest
 
@@ -22,8 +23,7 @@ def save(job, step, with_list=True):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
   if with_list:
-    sizes = {name: len(text) for name, text in files.items()}
-    (folder / checkpoints.LIST).write_text(json.dumps(sizes))
+    checkpoints.write_list(folder)
   return folder
 
 
@@ -47,6 +47,7 @@ DAMAGES = {
   'state/w/0.0 is missing': lambda folder: (folder / 'state/w/0.0').unlink(),
   'state/w/0.0 has 98 bytes, not 99': lambda folder: (folder / 'state/w/0.0').write_text('x' * 98),
   'process_0-of-1 is missing': lambda folder: (folder / 'train_input/process_0-of-1').unlink(),
+  'state/w/0.0 is damaged': lambda folder: (folder / 'state/w/0.0').write_text('x' * 98 + 'y'),
   'files.json is cut': lambda folder: (folder / checkpoints.LIST).write_text('{"state'),
 }
 
@@ -63,6 +64,23 @@ def test_the_newest_whole_one_is_found_and_a_damaged_one_moved(job, fault):
   assert sorted(p.relative_to(moved) for p in moved.rglob('*')) == before
   assert not newest.exists()
   assert checkpoints.set_aside(job) == []
+
+
+def test_damage_of_the_same_size_is_found_by_checksums_alone(job):
+  (job / 'checkpoints/checkpoint_00000004/state/w/0.0').write_text('y' * 99)
+  assert checkpoints.survey(job) == checkpoints.Survey(4, {})
+  assert checkpoints.survey(job, checkpoints.damaged_files).whole == 2
+
+
+def test_a_list_of_sizes_alone_still_serves(job):
+  newest = job / 'checkpoints/checkpoint_00000004'
+  listed = json.loads((newest / checkpoints.LIST).read_text())
+  sizes = {name: entry['bytes'] for name, entry in listed.items()}
+  (newest / checkpoints.LIST).write_text(json.dumps(sizes))
+  assert not checkpoints.has_checksums(newest)
+  assert checkpoints.set_aside(job) == []
+  (newest / 'state/w/0.0').write_text('')
+  assert checkpoints.set_aside(job)[-1].endswith('goes on from 2')
 
 
 def test_whole_checkpoints_stay(job):
@@ -130,11 +148,11 @@ def test_a_checkpoint_gets_its_list_before_its_name(tmp_path, monkeypatch):
   checkpoints.list_files_of_each()
   utils.on_commit_callback(save(tmp_path, 2, with_list=False), 'final', 0.0)
   checkpoints.list_files_of_each.cache_clear()
-  assert renamed == [
-    {
-      'metadata/metadata': 16,
-      'state/w/.zarray': 2,
-      'state/w/0.0': 99,
-      'train_input/process_0-of-1': 8,
-    }
-  ]
+  (listed,) = renamed
+  assert {name: entry['bytes'] for name, entry in listed.items()} == {
+    'metadata/metadata': 16,
+    'state/w/.zarray': 2,
+    'state/w/0.0': 99,
+    'train_input/process_0-of-1': 8,
+  }
+  assert listed['state/w/.zarray']['crc32'] == f'{zlib.crc32(b"{}"):08x}'

@@ -8,7 +8,7 @@ import pytest
 from laser_pax import configs
 from laser_pax.costs import facts
 from laser_pax.errors import UserError
-from laser_pax.experiment import base
+from laser_pax.experiment import family
 from tests.support import small_speech
 
 
@@ -110,4 +110,4 @@ def test_a_file_that_is_cut_or_missing_is_refused(tmp_path, use):
 
 
 def test_silence_is_what_knows_nothing():
-  assert configs.LibriSpeechLaserConformer().chance() == base.Chance('silence', 1.0)
+  assert configs.LibriSpeechLaserConformer().chance() == family.Chance('silence', 1.0)

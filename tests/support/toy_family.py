@@ -8,7 +8,7 @@ import numpy as np
 from paxml import experiment_registry, tasks_lib
 from praxis import base_input, layers, pax_fiddle, py_utils
 
-from laser_pax.experiment import base, optimizers
+from laser_pax.experiment import base, family, optimizers
 from laser_pax.layers import vision
 
 WORDS, CLASSES, LENGTH, DIMS = 40, 4, 8, 8
@@ -43,7 +43,7 @@ class Input(base_input.BaseInput):
 class Bags(base.Experiment):
   """Bags of words."""
 
-  METRIC, UNIT = base.Metric(name='total_loss', label='loss'), 'bags'
+  METRIC, UNIT = family.Metric(name='total_loss', label='loss'), 'bags'
   GLOBAL_BATCH_SIZE, NUM_TRAIN_STEPS, LEARNING_RATE = 64, int(os.environ.get('STEPS', 40)), 0.1
   SUMMARY_INTERVAL_STEPS, CHECKPOINT_EVERY_N_STEPS, EVAL_INTERVAL_STEPS = 1, 4, 6
 
@@ -93,13 +93,13 @@ class Bags(base.Experiment):
     return self.GLOBAL_BATCH_SIZE
 
   def model_flops(self, parameters):
-    return base.ModelFlops(6 * self.GLOBAL_BATCH_SIZE * DIMS * CLASSES, 0, 1.0)
+    return family.ModelFlops(6 * self.GLOBAL_BATCH_SIZE * DIMS * CLASSES, 0, 1.0)
 
   def describe(self):
     return {'words': f'{WORDS}', 'global batch': f'{self.GLOBAL_BATCH_SIZE}'}
 
   def chance(self):
-    return base.Chance('guessing', float(np.log(CLASSES)))
+    return family.Chance('guessing', float(np.log(CLASSES)))
 
   def check(self):
     self.check_layout({})
