@@ -148,9 +148,10 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[TextIO]:
   Raises:
     UserError: Another process holds it, and there is a `refusal`.
   """
-  with path.open('w') as file:
+  with path.open('a') as file:  # Not 'w': the text may be that of who holds it.
     try:
       fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+      file.truncate(0)
     except BlockingIOError as e:
       raise UserError(refusal) from e
     except OSError as e:

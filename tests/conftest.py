@@ -62,26 +62,17 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope='session')
 def texts():
   """The texts of the data set of the fixture `source`, by split."""
-  from tests.support.small_texts import text
+  from tests.support import small_texts
 
-  return {'train': [text(i) for i in range(300)], 'validation': [text(i) for i in range(300, 337)]}
+  return small_texts.texts()
 
 
 @pytest.fixture(scope='session')
-def source(tmp_path_factory, texts):
+def source(tmp_path_factory):
   """A data set of four train shards and one validation shard, and the sample's vocabulary."""
-  from laser_pax.data import sample, sources
-  from laser_pax.data.prepare import c4, parts
-  from tests.support.small_texts import write_gz
+  from tests.support import small_texts
 
-  folder = tmp_path_factory.mktemp('source')
-  for i in range(4):
-    write_gz(folder / f'c4-train.{i:05d}-of-00004.json.gz', texts['train'][75 * i : 75 * (i + 1)])
-  write_gz(folder / 'c4-validation.00000-of-00001.json.gz', texts['validation'])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parts, 'PART_BYTES', 1)
-    c4.prepare([folder], folder / 'data')
-  return sources.Source(str(folder / 'data'), str(sample.VOCAB))
+  return small_texts.prepare(tmp_path_factory.mktemp('source'))
 
 
 def pytest_collection_modifyitems(items):

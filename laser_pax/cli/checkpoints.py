@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,8 +103,10 @@ def _wholeness(folder: epath.Path, is_verified: bool) -> str:
 
 
 def _bytes(folder: epath.Path) -> str:
-  files = [p for p in folder.rglob('*') if not p.is_dir()]
-  return f'{sum(p.stat().length for p in files):,}'
+  """Returns the size of a checkpoint; nothing for one in a bucket."""
+  if '://' in os.fspath(folder):
+    return ''
+  return f'{sum(checkpoints.sizes(pathlib.Path(folder)).values()):,}'
 
 
 def _weights(saved: Saved) -> str:

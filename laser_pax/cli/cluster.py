@@ -29,6 +29,11 @@ _OPEN_MPI = (
 _ONE_PROCESS = '--multiprocess_gpu --server_addr=localhost:PORT --num_hosts=1 --host_idx=0'
 
 
+def is_joined(flags: Mapping[str, str]) -> bool:
+  """Returns whether paxml's flags, a value for each name, start jax's distributed service."""
+  return any(_is_on(flags, name) for name in _STARTS_SERVICE)
+
+
 def join(flags: Mapping[str, str]) -> None:
   """Checks that this process can find the others, if its flags ask for that.
 
@@ -38,17 +43,11 @@ def join(flags: Mapping[str, str]) -> None:
     flags: paxml's flags, a value for each name.
 
   Raises:
-    UserError: It cannot; the message says what is missing. Or a flag has no effect.
+    UserError: It cannot; the message says what is missing.
   """
-  is_joined = any(_is_on(flags, name) for name in _STARTS_SERVICE)
-  if _is_on(flags, 'exit_after_ondemand_checkpoint') and not is_joined:
-    raise UserError(
-      '--exit_after_ondemand_checkpoint alone has no effect, SIGTERM would save nothing: give '
-      '--jax_fully_async_checkpoint too'
-    )
-  by_hand = [name for name in _BY_HAND if name in flags]
-  if not is_joined:
+  if not is_joined(flags):
     return
+  by_hand = [name for name in _BY_HAND if name in flags]
   if len(by_hand) == len(_BY_HAND):
     if not re.fullmatch(r'.+:\d+', flags['server_addr']):
       raise UserError(f'--server_addr={flags["server_addr"]}: expected HOST:PORT')

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from laser_pax import folders
-from laser_pax.cli import cluster, consoles, experiments
+from laser_pax.cli import cluster, consoles, experiments, on_demand
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, jobs, modes, overrides
 
@@ -62,6 +62,11 @@ class Job:
     return [f.lstrip('-').removeprefix('fdl.') for f in self.flags if _is_override(f)]
 
   @property
+  def is_alone(self) -> bool:
+    """Whether this process trains without jax's distributed service."""
+    return _mode(self.flags) == modes.TRAIN and not cluster.is_joined(_values(self.flags))
+
+  @property
   def local_folder(self) -> pathlib.Path:
     """The folder for logs, on this host."""
     if '://' in self.folder:
@@ -76,6 +81,7 @@ class Job:
   def argv(self) -> list[str]:
     """Returns paxml's command line. Fiddle takes text only in quotes, so it gets them here."""
     argv = ['laser_pax train', f'--job_log_dir={self.folder}', '--eval_on_test']
+    argv += ['--exit_after_ondemand_checkpoint'] if self.is_alone else []
     argv += [f for f in self.flags if not f.lstrip('-').startswith('fdl_config=')]
     argv = [f for f in argv if not _is_override(f)]
     argv += [f'--fdl.{name}={value!r}' for name, value in self.overrides().items()]
@@ -107,9 +113,10 @@ def train(
   resumes a run. If JOB_LOG_DIR is a bucket, logs and progress.jsonl stay on this host, in
   ~/.cache/laser_pax/runs.
 
-  SIGTERM can save a checkpoint and end all processes with exit code 75. This needs
-  --exit_after_ondemand_checkpoint and --jax_fully_async_checkpoint. The processes must run on hosts
-  of a TPU slice or under Slurm.
+  SIGTERM saves a checkpoint and ends with exit code 75, before the first step at once, and during
+  an evaluation too. Several processes do so with --exit_after_ondemand_checkpoint and
+  --jax_fully_async_checkpoint, after the evaluation. They must run on hosts of a TPU slice or under
+  Slurm.
   """
   flags = list(ctx.args)
   _check_flags(exp, job_log_dir, flags)
@@ -132,8 +139,11 @@ def train(
   log = logs / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with consoles.output_to(log) as console:
     console.write(f'{job.experiment}: logs in {log}\n')
+    demand = on_demand.OnDemand(lambda line: console.write(f'{line}\n'))
+    if job.is_alone:
+      demand.listen()
     try:
-      _run(job, console, log)
+      _run(job, console, log, demand)
     except SystemExit as e:
       if e.code == jobs.SAVED_ON_DEMAND:
         console.write('a checkpoint was saved on demand; run again to go on from there\n')
@@ -247,7 +257,7 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
     ) from e
 
 
-def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
+def _run(job: Job, console: TextIO, log: pathlib.Path, demand: on_demand.OnDemand) -> None:
   """Runs paxml.main on the watched experiment, in this process.
 
   Raises:
@@ -270,7 +280,7 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
   _check_overrides(experiment_cls, job)
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
-  _register(job, watch.watched(experiment_cls, watcher, tracer), watcher.say)
+  _register(job, watch.watched(experiment_cls, watcher, tracer, demand), watcher.say, demand)
   argv = job.argv()
   jax.config.config_with_absl()
   try:  # Fiddle's parser would print the usage of every flag, and exit.
@@ -281,6 +291,8 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
   remaining = absl_flags.flags_parser(argv)
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
+  if demand.is_listening():
+    pax_fixes.save_on_demand_when(demand.is_asked)
   try:
     telling = attention_paths.telling(_attention_teller(watcher.say))
     with consoles.telling_of_interrupts(console), telling:
@@ -294,6 +306,7 @@ def _run(job: Job, console: TextIO, log: pathlib.Path) -> None:
     raise UserError(_explain(e, job, watcher.last_step, log)) from e
   finally:
     watcher.close()
+    modes.close_programs()  # What they say belongs into the log.
 
 
 def _attention_teller(say: Callable[[str], None]) -> 'Callable[[Path], None]':
@@ -336,14 +349,18 @@ def _check_overrides(experiment_cls: type, job: Job) -> None:
     experiment.check_numbers()
 
 
-def _register(job: Job, experiment_cls: type, say: Callable[[str], None]) -> None:
+def _register(
+  job: Job, experiment_cls: type, say: Callable[[str], None], demand: on_demand.OnDemand
+) -> None:
   """Registers this class, so that both of PAX's ways to name an experiment find it.
 
   Args:
     job: The job.
     experiment_cls: The experiment's class.
     say: Function that prints a line.
+    demand: What answers SIGTERM; not if there are other processes, with which it cannot agree.
   """
+  import jax
   from paxml import experiment_registry
 
   from laser_pax.cli import watch
@@ -352,7 +369,10 @@ def _register(job: Job, experiment_cls: type, say: Callable[[str], None]) -> Non
     """Marks the job's folder when PAX validates. Only then are process and devices known."""
 
     def validate(self) -> None:
+      if jax.process_count() > 1:
+        demand.close()
       if modes.mode() == modes.TRAIN:
+        jobs.hold(job.folder)
         jobs.write_mark(job.folder, job.mark)
         checkpoints.list_files_of_each()
         for line in checkpoints.set_aside(job.folder):

@@ -2,17 +2,20 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import math
 import pathlib
+import statistics
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 import jax
 from paxml import decode_programs, programs
 
-from laser_pax.cli import consoles, profiling
+from laser_pax.cli import consoles, on_demand, profiling
 from laser_pax.experiment import progress, training
 from laser_pax.experiment.base import Experiment
 from laser_pax.experiment.family import Metric
@@ -20,6 +23,10 @@ from laser_pax.experiment.family import Metric
 _WINDOW_SECONDS = 30.0
 _TTY_INTERVAL_SECONDS = 0.2
 _PLAIN_INTERVAL_SECONDS = 15.0
+# A loss is a spike if it is above the median of so many losses before it, by so many times their
+# median deviation from that.
+_LOSSES, _SPIKE_DEVIATIONS = 100, 12
+_SKIPS_SAID = 20  # Of the skipped steps so many get a line of their own.
 
 # The metric of PAX's own experiments, which are no subclasses of `Experiment`.
 _METRIC_OF_PAX = Metric(name='total_loss', label='loss')
@@ -55,6 +62,7 @@ class Watch:
       unit: The unit that training counts.
     """
     self._console, self._unit = console, unit
+    self._evaluated = progress.evaluated(job_log_dir)
     self._records = consoles.open_records(job_log_dir / progress.FILE)
     self._records_are_whole = True
     self._pending = collections.deque()
@@ -63,7 +71,8 @@ class Watch:
     self._line_open = False
     self._started = time.time()
     self._num_train_steps = self.last_step = 0
-    self.skipped_steps = 0
+    self.skipped_steps = self.spikes = 0
+    self._losses = collections.deque(maxlen=_LOSSES)
     self.loss = math.nan
 
   def start(self, step: int, num_train_steps: int) -> None:
@@ -72,6 +81,10 @@ class Watch:
     self.last_step = step
     how = f'resuming at step {step:,}' if step else 'starting'
     self.say(f'{how} of {num_train_steps:,}; the first step compiles')
+
+  def lacks(self, step: int, split: str) -> bool:
+    """Returns whether the run has records, and none of a split's evaluation at a step."""
+    return self._evaluated is not None and (step, split) not in self._evaluated
 
   def step(self, step: int, loss: jax.Array, is_valid: jax.Array | bool, units: int) -> None:
     """Takes one step's result, without waiting until it is computed."""
@@ -139,7 +152,11 @@ class Watch:
 
   def _finish_step(self, step: int, loss, is_valid) -> None:
     self.last_step, self.loss = step, float(loss)
-    self.skipped_steps += not bool(is_valid)
+    if not is_valid:
+      self.skipped_steps += 1
+      if self.skipped_steps <= _SKIPS_SAID:
+        self.say(f'step {step:,} was skipped: its gradients are not finite (loss {self.loss:.4f})')
+    self._look_for_spike(step)
     rate = self.units_per_second()
     self._record(
       kind='train',
@@ -154,6 +171,21 @@ class Watch:
       self._shown_at = now
       self._show(step, rate)
 
+  def _look_for_spike(self, step: int) -> None:
+    """Says when the loss is far above the losses before it [ours]."""
+    if len(self._losses) == _LOSSES:
+      middle = statistics.median(self._losses)
+      deviation = statistics.median(abs(x - middle) for x in self._losses)
+      if self.loss > middle + _SPIKE_DEVIATIONS * max(deviation, 1e-3 * abs(middle)):
+        self.spikes += 1
+        above = self.loss - middle
+        self.say(
+          f'step {step:,}: loss {self.loss:.4f} is {above:.4f} above the median of the last '
+          f'{_LOSSES} steps; `python -m laser_pax replay JOB_LOG_DIR --step={step}` shows its batch'
+        )
+    if math.isfinite(self.loss):
+      self._losses.append(self.loss)
+
   def _show(self, step: int, rate: float) -> None:
     if _is_silent():
       return
@@ -165,6 +197,7 @@ class Watch:
         f'  {rate:,.0f} {self._unit}/s  {_duration(seconds * (self._num_train_steps - step))} left'
       )
     line += f'  {self.skipped_steps} skipped'
+    line += f'  {self.spikes} spikes' if self.spikes else ''
     if self._console.isatty():
       self._console.write(f'\r\x1b[K{line}')
       self._line_open = True
@@ -191,24 +224,51 @@ class Watch:
 
 
 class WatchedTrainProgram(training.TrainProgram):
-  """Training's program. It also reports each step to a Watch."""
+  """Training's program. It also reports each step to a Watch, and repeats lost evaluations."""
 
   def __init__(
-    self, watch: Watch, micro_batches: int, units_per_step: int, tracer: profiling.Tracer
+    self,
+    watch: Watch,
+    tracer: profiling.Tracer,
+    demand: on_demand.OnDemand,
+    evaluations: Sequence[programs.BaseEvalProgram],
+    micro_batches: int = 1,
+    units_per_step: int = 1,
+    **options,
   ):
-    """Takes the watch, the parts and units of a step, and the tracer of steps."""
-    super().__init__(micro_batches)
+    """Takes the watch, the tracer of steps, what answers SIGTERM, and the evaluations.
+
+    Parts and units of a step follow, and options of the base.
+    """
+    super().__init__(micro_batches, **options)
     self._watch, self._units_per_step, self._tracer = watch, units_per_step, tracer
+    self._demand, self._evaluations = demand, evaluations
 
   def setup(self, task, *args, **kwargs) -> None:
     """Sets the program up and reports the step at which training begins."""
     super().setup(task, *args, **kwargs)
     self._watch.start(self._initial_step, task.train.num_train_steps)
 
+  def should_run(self, state, step):
+    """As the base's. First it repeats the evaluations that SIGTERM cut off at this step."""
+    is_first = step and step == self._initial_step and not self._demand.has_trained
+    if is_first and self._demand.is_listening():
+      train = self._task.train
+      at_end = step >= train.num_train_steps
+      if train.eval_interval_steps and (at_end or step % train.eval_interval_steps == 0):
+        state_to_evaluate = programs.get_eval_train_state(
+          self._task, state, train.eval_use_ema_states
+        )
+        for program in self._evaluations:
+          if self._watch.lacks(step, program.eval_input.name):
+            program.run(state_to_evaluate, step)
+    return super().should_run(state, step)
+
   def run(self, state, step):
     """Runs one step with its input. Traces it if --profile names it."""
     self._tracer.before(step)
     output = super().run(state, step)
+    self._demand.has_trained = True
     self._tracer.after(step, output.loss)
     return output
 
@@ -226,7 +286,7 @@ class WatchedTrainProgram(training.TrainProgram):
 
 
 def _report_to(
-  watch: Watch, program: programs.BaseEvalProgram, metric: Metric
+  watch: Watch, demand: on_demand.OnDemand, program: programs.BaseEvalProgram, metric: Metric
 ) -> programs.BaseEvalProgram:
   """Lets an evaluation program report its metric to the watch, and returns the program."""
   evaluate = program.run
@@ -234,7 +294,10 @@ def _report_to(
   def run(state, step):
     watch.drain()
     start = time.time()
-    output = evaluate(state, step)
+    output = demand.unless_asked(lambda: evaluate(state, step))
+    if output is None:
+      watch.say(f'step {step:,}: {program.eval_input.name} is evaluated when the run goes on')
+      return programs.EvalProgramOutput(state)
     metrics = output.eval_metrics or {}
     if metric.name in metrics:
       value, seconds = float(metrics[metric.name]), time.time() - start
@@ -271,26 +334,38 @@ def unit_of(experiment_cls: type) -> str:
   return experiment_cls.UNIT if issubclass(experiment_cls, Experiment) else 'steps'
 
 
-def watched(experiment_cls: type, watch: Watch, tracer: profiling.Tracer | None = None) -> type:
+def watched(
+  experiment_cls: type,
+  watch: Watch,
+  tracer: profiling.Tracer | None = None,
+  demand: on_demand.OnDemand | None = None,
+) -> type:
   """Returns a subclass of the same name, whose programs report to `watch`.
 
   Args:
     experiment_cls: The experiment, of this package or of PAX.
     watch: The watch that gets the reports.
     tracer: The tracer of some of the steps.
+    demand: What answers SIGTERM.
   """
   tracer = tracer or profiling.Tracer(range(0), '')
+  demand = demand or on_demand.OnDemand(print)
+  evaluations = []
 
   class Watched(experiment_cls):
     def train_programs(self):
+      program = functools.partial(WatchedTrainProgram, watch, tracer, demand, evaluations)
       if not isinstance(self, Experiment):
-        return [WatchedTrainProgram(watch, 1, 1, tracer)]
-      units = self.units_per_step()
-      return [WatchedTrainProgram(watch, self.micro_batches(), units, tracer)]
+        return [program()]
+      limit = self.MAX_SKIPPED_IN_A_ROW
+      return [program(self.micro_batches(), self.units_per_step(), max_skipped_in_a_row=limit)]
 
     def eval_programs(self):
       metric = self.METRIC if isinstance(self, Experiment) else _METRIC_OF_PAX
-      return [_report_to(watch, program, metric) for program in super().eval_programs()]
+      evaluations[:] = [
+        _report_to(watch, demand, program, metric) for program in super().eval_programs()
+      ]
+      return evaluations
 
     def decode_programs(self):
       return [_tell_of_decoding(watch, program) for program in super().decode_programs()]

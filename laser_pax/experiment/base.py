@@ -75,6 +75,8 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
       None, or where it cannot serve: `show` and the log say which one serves.
     ATTENTION_SUMMARY_QUERIES: Queries of a batch's first example whose attention TensorBoard shows:
       small probabilities, spread of values (docs/analysis.md). None for none.
+    MAX_SKIPPED_IN_A_ROW: PAX skips a step whose gradients are not finite. So many in a row end the
+      training; None for no end.
     CHECKPOINT_EVERY_N_STEPS: Steps between two checkpoints.
     CHECKPOINT_MAX_TO_KEEP: Number of the last checkpoints that stay; None for all. PAX also keeps
       one each twelve hours.
@@ -97,6 +99,7 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
 
   SUMMARY_INTERVAL_STEPS = 100  # [ours]
   EVAL_INTERVAL_STEPS = 2_500  # [ours]
+  MAX_SKIPPED_IN_A_ROW: int | None = 100  # [ours]
   CHECKPOINT_EVERY_N_STEPS = 2_500  # [ours]
   CHECKPOINT_MAX_TO_KEEP: int | None = 10  # [ours]
   CHECKPOINT_KEEP_EVERY_N_STEPS: int | None = None
@@ -181,7 +184,8 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
 
   def train_programs(self) -> list[training.TrainProgram]:
     """Returns PAX's train program, which computes a step's batch in `micro_batches` parts."""
-    return [training.TrainProgram(self.micro_batches())]
+    limit = self.MAX_SKIPPED_IN_A_ROW
+    return [training.TrainProgram(self.micro_batches(), max_skipped_in_a_row=limit)]
 
   def eval_programs(self) -> list[programs.BaseEvalProgram]:
     """Returns PAX's evaluations."""
@@ -221,7 +225,7 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
     """
     names = ('GLOBAL_BATCH_SIZE', 'NUM_TRAIN_STEPS', 'MICRO_BATCHES', 'SUMMARY_INTERVAL_STEPS')
     names += ('CHECKPOINT_EVERY_N_STEPS', 'CHECKPOINT_MAX_TO_KEEP', 'ATTENTION_SUMMARY_QUERIES')
-    names += ('CHECKPOINT_KEEP_EVERY_N_STEPS',)
+    names += ('CHECKPOINT_KEEP_EVERY_N_STEPS', 'MAX_SKIPPED_IN_A_ROW')
     checks.check_at_least(self, 1, names)
     checks.check_at_least(self, 0, ('EVAL_INTERVAL_STEPS', 'CHECKPOINT_KEEP_BEST'))
 

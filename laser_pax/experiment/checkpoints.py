@@ -113,12 +113,12 @@ def figures(job_log_dir: os.PathLike | str) -> dict[int, float]:
 def write_list(folder: os.PathLike | str) -> None:
   """Writes the list of a local checkpoint's files, when all others are written."""
   root = pathlib.Path(folder)
-  sizes, sums = _sizes(root), checksums(root)
-  files = {name: {'bytes': sizes[name], 'crc32': sums[name]} for name in sizes}
+  sums = checksums(root)
+  files = {name: {'bytes': n, 'crc32': sums[name]} for name, n in sizes(root).items()}
   (root / LIST).write_text(json.dumps(files, indent=0))
 
 
-def _sizes(folder: pathlib.Path) -> dict[str, int]:
+def sizes(folder: pathlib.Path) -> dict[str, int]:
   """Returns the size of each file below a folder, by its path from there."""
   files = (pathlib.Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
   return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
@@ -129,7 +129,7 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
 
   A core reads two gigabytes a second. CRC-32 finds damage, and does not withstand an attacker.
   """
-  names = list(_sizes(folder))
+  names = list(sizes(folder))
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     return dict(zip(names, pool.map(lambda name: _crc32(folder / name), names), strict=True))
 
@@ -268,7 +268,7 @@ def cut_files(folder: epath.Path) -> str | None:
   if '://' in os.fspath(folder):
     return None
   root = pathlib.Path(folder)
-  actual = _sizes(root)
+  actual = sizes(root)
   if LIST not in actual:  # It was saved without a list, by PAX alone.
     return next((f'{name} is empty' for name, size in actual.items() if not size), None)
   expected = _listed(root)

@@ -9,7 +9,11 @@ starts fast.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import pathlib
+import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
   from etils import epath
 
 MARK = 'experiment.txt'
+# A training holds this file, so that no second one starts in the folder.
+LOCK = 'running.lock'
 # The copy of the vocabulary that a run trains with, in its folder.
 VOCABULARY = 'vocab.model'
 
@@ -110,6 +116,35 @@ def write_mark(folder: os.PathLike | str, mark: str) -> None:
   new = file.with_name(f'{MARK}.new')
   new.write_text(mark + '\n')
   new.replace(file)
+
+
+@functools.cache
+def hold(folder: str) -> None:
+  """Holds a local folder as long as this process lives, so that no second training starts there.
+
+  Only the first of several processes holds it. Calls after the first do nothing.
+
+  Raises:
+    UserError: Another training holds it.
+  """
+  import jax
+
+  if jax.process_index() > 0 or '://' in folder:
+    return
+  lock = pathlib.Path(folder) / LOCK
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  lock.touch()
+  owner = lock.read_text().strip() or 'another process'
+  refusal = (
+    f'{folder} is held by a training that runs, {owner}: wait for its end, stop it, or name '
+    'another --job_log_dir'
+  )
+  file = _held.enter_context(folders.locked(lock, refusal))
+  file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+  file.flush()
+
+
+_held = contextlib.ExitStack()  # What this process holds until it ends.
 
 
 def read_mark(folder: os.PathLike | str) -> Run | None:

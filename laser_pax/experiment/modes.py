@@ -8,7 +8,9 @@ reads: it takes the overrides of that run from the job's mark, and moves no chec
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -87,18 +89,31 @@ def follow_run(experiment: Experiment) -> None:
 
 
 def closed_at_exit(programs: _Programs) -> _Programs:
-  """Returns PAX's programs, which are closed when this process ends.
+  """Returns PAX's programs, which are closed when this process ends, or by `close_programs`.
 
-  PAX closes them after a training alone. In the other modes their last summaries may be lost, and a
-  traceback is shown.
+  PAX closes them only after a training that has come to its end. Else their last summaries may be
+  lost. Python would close them after jax's own end, show a traceback, or wait forever.
 
   Args:
     programs: List of evaluation or decoding programs.
   """
-  if mode() != TRAIN:
-    for program in programs:
-      atexit.register(program.shutdown)
+  for program in programs:
+    close_at_exit(program.shutdown)
   return programs
+
+
+def close_at_exit(close: Callable[[], None]) -> None:
+  """Calls a function when this process ends, or by `close_programs`."""
+  atexit.register(close_programs)  # Once is enough, but this must come after jax's own.
+  _closings.callback(close)
+
+
+def close_programs() -> None:
+  """Closes the programs of `closed_at_exit`. The end of this process does so too."""
+  _closings.close()
+
+
+_closings = contextlib.ExitStack()
 
 
 def figures_remembered(programs: _Programs, metric: Any) -> _Programs:
@@ -166,6 +181,7 @@ def claim_job_folder(experiment: Experiment) -> None:
     jobs.check_vocabulary(folder, vocabulary)
   if mode() != TRAIN:
     return
+  jobs.hold(folder)
   jobs.write_mark(folder, mark)
   if vocabulary:
     jobs.keep_vocabulary(folder, vocabulary)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 FILE = 'progress.jsonl'
 
@@ -46,11 +48,7 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
   train, evaluations, rates = {}, {}, []
   seconds, seconds_at, skipped = 0.0, {}, _Skipped()
   started, last_seconds = None, math.inf  # Of the record before, and of its process.
-  for line in file.read_text().splitlines():
-    try:
-      record = json.loads(line)
-    except ValueError:  # A line that was cut when the run was killed.
-      continue
+  for record in _records(file):
     # Each process counts seconds from its own start, and writes its first record after the step has
     # compiled. So the time before a process's first record does not count.
     if record.get('started') == started and record['seconds'] >= last_seconds:
@@ -66,6 +64,21 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
       evaluations[record['step']] = record[label]
       seconds_at[record['step']] = seconds
   return Progress(train, evaluations, rates, seconds, seconds_at, skipped.total)
+
+
+def evaluated(job_log_dir: pathlib.Path) -> set[tuple[int, str]] | None:
+  """Returns step and split of each recorded evaluation; None where there is no file of records."""
+  file = pathlib.Path(job_log_dir) / FILE
+  if not file.exists():
+    return None
+  records = _records(file)
+  return {(r['step'], r.get('split')) for r in records if r['kind'] == 'eval'}
+
+
+def _records(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+  for line in file.read_text().splitlines():
+    with contextlib.suppress(ValueError):  # A line that was cut when the run was killed.
+      yield json.loads(line)
 
 
 class _Skipped:

@@ -4,6 +4,7 @@ PAX's own accumulation, ShardedStaticAccumulator, counts each part as a step. So
 steps, the learning rate's schedule and clipping change their meaning. Here they do not change.
 """
 
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,11 @@ from paxml import programs, sgf, tasks_lib, trainer_lib
 from praxis import base_layer, py_utils, trees
 
 from laser_pax import pax_fixes
+from laser_pax.errors import UserError
+from laser_pax.experiment import modes
+
+# A step's result is read after so many more steps.
+_READ_LATER = 4
 
 # Scalars that count: they are summed over the parts. Other scalars are weighted means.
 _COUNTS = ('num_predictions',)
@@ -176,23 +182,60 @@ def is_valid(outputs: trainer_lib.StepFnOutput) -> jax.Array:
   return jnp.isfinite(outputs.loss).astype(jnp.float32)
 
 
+class SkippedSteps:
+  """Counts skipped steps, and ends the training after too many in a row.
+
+  A step's result is read some steps later, so that no step waits for it. All processes read the
+  same results at the same step, and end together.
+  """
+
+  def __init__(self, most_in_a_row: int | None):
+    """Takes the number of skipped steps in a row that ends the training; None for no end."""
+    self._most, self._in_a_row = most_in_a_row, 0
+    self._pending: collections.deque[tuple[int, jax.Array]] = collections.deque()
+
+  def add(self, step: int, is_valid: jax.Array) -> None:
+    """Takes a step's number and result.
+
+    Raises:
+      UserError: The steps before it were skipped.
+    """
+    self._pending.append((step, is_valid))
+    while self._most and len(self._pending) > _READ_LATER:
+      self._read(*self._pending.popleft())
+
+  def _read(self, step: int, is_valid: jax.Array) -> None:
+    self._in_a_row = 0 if bool(is_valid) else self._in_a_row + 1
+    if self._in_a_row == self._most:
+      first = step - self._most + 1
+      raise UserError(
+        f'steps {first} to {step} were skipped, as their gradients were not finite; the weights '
+        f'are those of step {first - 1}. `python -m laser_pax replay JOB_LOG_DIR --step={first}` '
+        'shows which gradients these are, and keeps the batch. Look at it, at the loss before, and '
+        'at LEARNING_RATE; MAX_SKIPPED_IN_A_ROW sets after how many such steps a training ends'
+      )
+
+
 class TrainProgram(programs.SingleTaskTrainProgram):
   """PAX's train program with a step in parts, and with data that continue after a restart."""
 
-  def __init__(self, micro_batches: int = 1):
+  def __init__(self, micro_batches: int = 1, *, max_skipped_in_a_row: int | None = None):
     """Makes the program.
 
     Args:
       micro_batches: Number of parts of a step's batch.
+      max_skipped_in_a_row: So many skipped steps in a row end the training; None for no end.
     """
     super().__init__()
     self._micro_batches = micro_batches
     self._has_run = False
     self._skipped_steps: jax.Array | float = 0.0
+    self._skipped = SkippedSteps(max_skipped_in_a_row)
 
   def setup(self, task, train_input, *args, **kwargs) -> None:
     """Sets the program up, and moves the data to the step where training continues."""
     super().setup(task, train_input, *args, **kwargs)
+    modes.close_at_exit(self._exitstack.close)
     if hasattr(train_input, 'go_to'):
       train_input.go_to(self._initial_step)
 
@@ -211,6 +254,7 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     """Runs one step, and adds to its summaries how many steps this process has skipped."""
     new_step, new_state, outputs = super().train_step(step, state, prng_key, inputs, static_args)
     self._skipped_steps = self._skipped_steps + (1.0 - is_valid(outputs))
+    self._skipped.add(new_step, is_valid(outputs))
     outputs.summary_tensors[_SKIPPED_STEPS] = self._skipped_steps
     return new_step, new_state, outputs
 

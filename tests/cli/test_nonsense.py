@@ -244,7 +244,6 @@ train --exp=C4LaserTiny --job_log_dir=<DIR> --no_such_flag_of_paxml=3
 train --exp=C4LaserTiny --job_log_dir=<DIR> --mode=nope
 train --exp=C4LaserTiny --job_log_dir=<DIR> --mode=
 train --exp=C4LaserTiny --job_log_dir=<DIR> --num_hosts=x
-train --exp=C4LaserTiny --job_log_dir=<DIR> --exit_after_ondemand_checkpoint
 train --exp=C4LaserTiny --job_log_dir=<DIR> --jax_fully_async_checkpoint
 train --exp=C4LaserTiny --job_log_dir=<DIR> --multiprocess_gpu --num_hosts=2
 train --exp=C4LaserTiny --job_log_dir=<DIR> --multiprocess_gpu --server_addr=x --num_hosts=2
