@@ -61,6 +61,9 @@ COMMANDS = {
     'laser_pax.cli.checkpoints:list_checkpoints',
     "List a training's checkpoints; compare their checksums.",
   ),
+  'replay': Command(
+    'laser_pax.cli.replay:replay', 'Compute a step of a training again.', TAKES_ANY_FLAG
+  ),
   'sweep': Command('laser_pax.cli.sweep:sweep', 'Train the points of a search space.'),
   'eval': Command('laser_pax.cli.eval:evaluate', "Run lm_eval's tasks on a trained decoder."),
   'analyse': Command(

@@ -1,24 +1,23 @@
 """`python -m laser_pax train`: paxml.main with a console that a person can read."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import os
 import pathlib
-import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from laser_pax import folders
-from laser_pax.cli import cluster, consoles, experiments, on_demand
+from laser_pax.cli import cluster, consoles, experiments, on_demand, training_job
+from laser_pax.cli.training_job import Job
 from laser_pax.errors import UserError
-from laser_pax.experiment import checkpoints, jobs, modes, overrides
+from laser_pax.experiment import checkpoints, jobs, modes
 
 if TYPE_CHECKING:
   from laser_pax.layers.attention_paths import Path
@@ -29,63 +28,6 @@ MISSED_HEARTBEATS = 6
 
 # jax keeps at most this many bytes of compiled programs, the last used ones.
 COMPILED_BYTES = 4 * 2**30
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-  """A training job, as the command line asks for it.
-
-  Attributes:
-    experiment: The experiment's full name.
-    selector: The flag that names it to paxml, 'exp' or 'fdl_config'.
-    folder: The job's folder: an absolute path, or a bucket's address.
-    flags: All other flags of paxml.
-    attributes: Attributes of the experiment that --data, --vocab and --init_from set, by name.
-    profile: Steps to trace, START:STOP, or None.
-  """
-
-  experiment: str
-  selector: str
-  folder: str
-  flags: tuple[str, ...]
-  attributes: Mapping[str, str]
-  profile: str | None
-
-  @property
-  def mark(self) -> str:
-    """The text that marks its folder."""
-    return jobs.mark_text(self.experiment, self.changed)
-
-  @property
-  def changed(self) -> list[str]:
-    """The overrides, a `NAME=VALUE` each."""
-    return [f.lstrip('-').removeprefix('fdl.') for f in self.flags if _is_override(f)]
-
-  @property
-  def is_alone(self) -> bool:
-    """Whether this process trains without jax's distributed service."""
-    return _mode(self.flags) == modes.TRAIN and not cluster.is_joined(_values(self.flags))
-
-  @property
-  def local_folder(self) -> pathlib.Path:
-    """The folder for logs, on this host."""
-    if '://' in self.folder:
-      return folders.cache_dir() / 'runs' / re.sub(r'\W+', '-', self.folder)
-    return pathlib.Path(self.folder)
-
-  def overrides(self) -> dict[str, Any]:
-    """Returns the values that `--fdl.NAME=VALUE` gives to attributes, by name."""
-    parts = (override.partition('=') for override in self.changed)
-    return {name: overrides.read(value) for name, _, value in parts}
-
-  def argv(self) -> list[str]:
-    """Returns paxml's command line. Fiddle takes text only in quotes, so it gets them here."""
-    argv = ['laser_pax train', f'--job_log_dir={self.folder}', '--eval_on_test']
-    argv += ['--exit_after_ondemand_checkpoint'] if self.is_alone else []
-    argv += [f for f in self.flags if not f.lstrip('-').startswith('fdl_config=')]
-    argv = [f for f in argv if not _is_override(f)]
-    argv += [f'--fdl.{name}={value!r}' for name, value in self.overrides().items()]
-    return [*argv, f'--{self.selector}={self.experiment}']
 
 
 def train(
@@ -99,7 +41,8 @@ def train(
   data: Annotated[str | None, typer.Option(help='Prepared data; replaces DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; replaces VOCAB.')] = None,
   init_from: Annotated[
-    str | None, typer.Option('--init_from', help='Job to fine-tune from; replaces INIT_FROM.')
+    str | None,
+    typer.Option('--init_from', help='Job to fine-tune from; replaces INIT_FROM.'),
   ] = None,
   profile: Annotated[
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
@@ -132,18 +75,32 @@ def train(
     },
     profile=profile,
   )
-  cluster.join(_values(flags))
+  run(job, 'train')
+
+
+def run(job: Job, kind: str, program: Callable[..., Any] | None = None) -> None:
+  """Runs a job in this process, with a quiet console.
+
+  Args:
+    job: The job.
+    kind: The begin of its log's name.
+    program: Makes the train program, of the arguments of `watch.WatchedTrainProgram`, the default.
+
+  Raises:
+    UserError: Something failed; the message is one line, and the log has the traceback.
+  """
+  cluster.join(training_job.values(job.flags))
   _open_folder(job)
   process = f'{socket.gethostname()}-{os.getpid()}'
   logs = job.local_folder / 'logs'
-  log = logs / f'train-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
+  log = logs / f'{kind}-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with consoles.output_to(log) as console:
     console.write(f'{job.experiment}: logs in {log}\n')
     demand = on_demand.OnDemand(lambda line: console.write(f'{line}\n'))
     if job.is_alone:
       demand.listen()
     try:
-      _run(job, console, log, demand)
+      _run(job, console, log, demand, program)
     except SystemExit as e:
       if e.code == jobs.SAVED_ON_DEMAND:
         console.write('a checkpoint was saved on demand; run again to go on from there\n')
@@ -175,8 +132,8 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
   """
   if stray := [f for f in flags if not f.startswith('-')]:
     raise UserError(f'unexpected argument {stray[0]!r}: flags are written --name=value')
-  names = list(_values(flags))
-  changed = [f for f in flags if _is_override(f)]
+  names = list(training_job.values(flags))
+  changed = [f for f in flags if training_job.is_override(f)]
   for name in ('flagfile', 'job_log_dir'):
     if name in names:
       raise UserError(f'--{name} cannot be given here: write --job_log_dir and all flags out, once')
@@ -205,21 +162,6 @@ def _check_flags(exp: str | None, job_log_dir: str | None, flags: list[str]) -> 
       raise UserError(f'paxml ignores --{name} without --{needs[name]}')
 
 
-def _values(flags: Sequence[str]) -> dict[str, str]:
-  """Returns the value of each flag, by name. A switch without a value is on."""
-  parts = (flag.lstrip('-').partition('=') for flag in flags)
-  return {name: value if is_given else 'true' for name, is_given, value in parts}
-
-
-def _mode(flags: Sequence[str]) -> str:
-  """Returns the mode that --mode names."""
-  return _values(flags).get('mode', modes.TRAIN)
-
-
-def _is_override(flag: str) -> bool:
-  return flag.lstrip('-').startswith('fdl.')
-
-
 def _fdl_config(flags: list[str]) -> str:
   """Returns the experiment that --fdl_config names."""
   for flag in flags:
@@ -239,7 +181,7 @@ def _open_folder(job: Job) -> None:
   with _writing_to(job.folder):
     epath.Path(job.folder).mkdir(parents=True, exist_ok=True)
     (job.local_folder / 'logs').mkdir(parents=True, exist_ok=True)
-    check = jobs.check_run if _mode(job.flags) == modes.TRAIN else jobs.check_experiment
+    check = jobs.check_run if training_job.mode(job.flags) == modes.TRAIN else jobs.check_experiment
     check(job.folder, job.mark)
 
 
@@ -257,7 +199,13 @@ def _writing_to(job_log_dir: str) -> Iterator[None]:
     ) from e
 
 
-def _run(job: Job, console: TextIO, log: pathlib.Path, demand: on_demand.OnDemand) -> None:
+def _run(
+  job: Job,
+  console: TextIO,
+  log: pathlib.Path,
+  demand: on_demand.OnDemand,
+  program: Callable[..., Any] | None,
+) -> None:
   """Runs paxml.main on the watched experiment, in this process.
 
   Raises:
@@ -280,7 +228,8 @@ def _run(job: Job, console: TextIO, log: pathlib.Path, demand: on_demand.OnDeman
   _check_overrides(experiment_cls, job)
   tracer = profiling.tracer(job.profile, f'{job.folder}/profile')
   watcher = watch.Watch(console, job.local_folder, watch.unit_of(experiment_cls))
-  _register(job, watch.watched(experiment_cls, watcher, tracer, demand), watcher.say, demand)
+  watched = watch.watched(experiment_cls, watcher, tracer, demand, program)
+  _register(job, watched, watcher.say, demand)
   argv = job.argv()
   jax.config.config_with_absl()
   try:  # Fiddle's parser would print the usage of every flag, and exit.
@@ -350,7 +299,10 @@ def _check_overrides(experiment_cls: type, job: Job) -> None:
 
 
 def _register(
-  job: Job, experiment_cls: type, say: Callable[[str], None], demand: on_demand.OnDemand
+  job: Job,
+  experiment_cls: type,
+  say: Callable[[str], None],
+  demand: on_demand.OnDemand,
 ) -> None:
   """Registers this class, so that both of PAX's ways to name an experiment find it.
 

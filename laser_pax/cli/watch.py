@@ -9,7 +9,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 import jax
@@ -339,6 +339,7 @@ def watched(
   watch: Watch,
   tracer: profiling.Tracer | None = None,
   demand: on_demand.OnDemand | None = None,
+  program: Callable[..., training.TrainProgram] | None = None,
 ) -> type:
   """Returns a subclass of the same name, whose programs report to `watch`.
 
@@ -347,6 +348,7 @@ def watched(
     watch: The watch that gets the reports.
     tracer: The tracer of some of the steps.
     demand: What answers SIGTERM.
+    program: Makes the train program; the default is `WatchedTrainProgram`.
   """
   tracer = tracer or profiling.Tracer(range(0), '')
   demand = demand or on_demand.OnDemand(print)
@@ -354,11 +356,11 @@ def watched(
 
   class Watched(experiment_cls):
     def train_programs(self):
-      program = functools.partial(WatchedTrainProgram, watch, tracer, demand, evaluations)
+      made = functools.partial(program or WatchedTrainProgram, watch, tracer, demand, evaluations)
       if not isinstance(self, Experiment):
-        return [program()]
+        return [made()]
       limit = self.MAX_SKIPPED_IN_A_ROW
-      return [program(self.micro_batches(), self.units_per_step(), max_skipped_in_a_row=limit)]
+      return [made(self.micro_batches(), self.units_per_step(), max_skipped_in_a_row=limit)]
 
     def eval_programs(self):
       metric = self.METRIC if isinstance(self, Experiment) else _METRIC_OF_PAX

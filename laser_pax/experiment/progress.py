@@ -48,7 +48,7 @@ def read(job_log_dir: pathlib.Path, label: str, split: str | None) -> Progress |
   train, evaluations, rates = {}, {}, []
   seconds, seconds_at, skipped = 0.0, {}, _Skipped()
   started, last_seconds = None, math.inf  # Of the record before, and of its process.
-  for record in _records(file):
+  for record in records(file):
     # Each process counts seconds from its own start, and writes its first record after the step has
     # compiled. So the time before a process's first record does not count.
     if record.get('started') == started and record['seconds'] >= last_seconds:
@@ -71,12 +71,12 @@ def evaluated(job_log_dir: pathlib.Path) -> set[tuple[int, str]] | None:
   file = pathlib.Path(job_log_dir) / FILE
   if not file.exists():
     return None
-  records = _records(file)
-  return {(r['step'], r.get('split')) for r in records if r['kind'] == 'eval'}
+  return {(r['step'], r.get('split')) for r in records(file) if r['kind'] == 'eval'}
 
 
-def _records(file: pathlib.Path) -> Iterator[dict[str, Any]]:
-  for line in file.read_text().splitlines():
+def records(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields the records of a file; none if it is missing."""
+  for line in file.read_text().splitlines() if file.exists() else ():
     with contextlib.suppress(ValueError):  # A line that was cut when the run was killed.
       yield json.loads(line)
 

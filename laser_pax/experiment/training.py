@@ -35,21 +35,63 @@ NestedMap = py_utils.NestedMap
 GradFn = Callable[..., tuple[Any, Any]]
 
 
-def train_step(micro_batches: int) -> Callable[..., tuple[Any, trainer_lib.StepFnOutput]]:
+# What `train_step` may tell of each variable, by its name: floats on the host.
+Telling = Callable[[dict[str, dict[str, Any]]], None]
+
+
+def train_step(
+  micro_batches: int, tell: Telling | None = None
+) -> Callable[..., tuple[Any, trainer_lib.StepFnOutput]]:
   """Returns the function of one step, for PAX's `partitioner.partition`.
 
   The step computes the same as one on the whole batch, up to rounding.
 
   Args:
     micro_batches: K, the number of parts. For 1 the function is PAX's own.
+    tell: Function of the host that each step calls with what `measured` measures.
   """
-  if micro_batches == 1:
+  if micro_batches == 1 and tell is None:
     return trainer_lib.train_step_single_learner
-  return functools.partial(_train_step, micro_batches)
+  return functools.partial(_train_step, micro_batches, tell)
+
+
+def measured(weights: Any, gradients: Any) -> dict[str, dict[str, jax.Array]]:
+  """Returns, for each variable with a gradient, norms and the number of values not finite.
+
+  Norms are float32: the root of the sum of squares of the finite values.
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(weights)
+  found = {}
+  for (path, weight), gradient in zip(leaves, jax.tree.leaves(gradients), strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    finite = jnp.isfinite(gradient)
+    found[name] = {
+      'weight_norm': _norm(weight),
+      'gradient_norm': _norm(jnp.where(finite, gradient, 0)),
+      'not_finite': jnp.sum(~finite),
+      'values': jnp.asarray(gradient.size),
+    }
+  return found
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
+
+
+def _telling(grad_fn: GradFn, tell: Telling) -> GradFn:
+  def telling_grad_fn(loss_fn, learner, mdl_vars, inputs, prng_key):
+    values, gradients = grad_fn(
+      loss_fn=loss_fn, learner=learner, mdl_vars=mdl_vars, inputs=inputs, prng_key=prng_key
+    )
+    jax.debug.callback(tell, measured(mdl_vars, gradients))
+    return values, gradients
+
+  return telling_grad_fn
 
 
 def _train_step(
   micro_batches: int,
+  tell: Telling | None,
   task: tasks_lib.SingleTask,
   state: Any,
   prng_key: jax.Array,
@@ -60,11 +102,12 @@ def _train_step(
 ) -> tuple[Any, trainer_lib.StepFnOutput]:
   """Runs PAX's train_step_single_learner with gradients summed over the parts."""
   masks = trainer_lib.get_excluded_var_masks(var_weight_hparams, task.learners[0])
-  grad_fn = accumulate(
-    pax_fixes.default_grad_fn(*masks),
-    micro_batches,
-    functools.partial(_shard_as_variables, task.model, var_weight_hparams, masks),
-  )
+  grad_fn = pax_fixes.default_grad_fn(*masks)
+  if micro_batches > 1:
+    constrain = functools.partial(_shard_as_variables, task.model, var_weight_hparams, masks)
+    grad_fn = accumulate(grad_fn, micro_batches, constrain)
+  if tell is not None:
+    grad_fn = _telling(grad_fn, tell)
   return trainer_lib.train_step_single_learner(
     task, state, prng_key, inputs, fprop_dtype, var_weight_hparams, static_args, grad_fn=grad_fn
   )
@@ -231,6 +274,7 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     self._has_run = False
     self._skipped_steps: jax.Array | float = 0.0
     self._skipped = SkippedSteps(max_skipped_in_a_row)
+    self._tell: Telling | None = None
 
   def setup(self, task, train_input, *args, **kwargs) -> None:
     """Sets the program up, and moves the data to the step where training continues."""
@@ -262,7 +306,7 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     """Compiles the step at the first call, like the method that it overrides."""
     if not self._train_step_created:
       self._train_step_fn, self._train_step_input_partition_spec = self._partitioner.partition(
-        train_step(self._micro_batches), trees.get_shape_dtype(inputs), is_eval=False
+        train_step(self._micro_batches, self._tell), trees.get_shape_dtype(inputs), is_eval=False
       )
       self._train_step_created = True
     return self._train_step_fn, self._train_step_input_partition_spec
