@@ -18,7 +18,7 @@ from praxis import base_input, layers, pax_fiddle, py_utils
 
 from laser_pax import pax_fixes
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, jobs, layouts, modes, overrides, slices, training
+from laser_pax.experiment import checks, initial, jobs, layouts, modes, overrides, slices, training
 from laser_pax.ops import choice
 
 pax_fixes.apply()  # Also for experiments that do not import laser_pax.configs.
@@ -163,7 +163,7 @@ class BatchSpecs(base_input.BaseInputSpecsProvider):
     return self.specs
 
 
-class Experiment(base_experiment.BaseExperiment, Family):
+class Experiment(initial.StartsFromARun, base_experiment.BaseExperiment, Family):
   """An experiment with a planned slice, a layout by rule, and checks before it starts.
 
   Capital attributes can be overridden from the command line, in PAX's own way:
@@ -172,8 +172,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
   members of `Family`.
 
   The next attributes may be None: ICI_MESH_SHAPE, DCN_MESH_SHAPE, CHECKPOINT_POLICY and
-  MICRO_BATCHES. The rule of laser_pax/experiment/layouts.py then chooses them, from the sizes and
-  the chips.
+  MICRO_BATCHES. The rule of layouts.py then chooses them, from the sizes and the chips.
 
   Attributes:
     GLOBAL_BATCH_SIZE: Rows of one step, over all devices. It does not depend on their number.
@@ -313,6 +312,7 @@ class Experiment(base_experiment.BaseExperiment, Family):
     self.check_pod()
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.check_data()
+    self.check_start()
     modes.check_decodes(self)
     modes.claim_job_folder(self)
 
