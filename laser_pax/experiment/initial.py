@@ -7,13 +7,14 @@ never looks at the other run again.
 import importlib
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from paxml import executors, tasks_lib, trainer_lib
+from paxml import executors, tasks_lib, train_states, trainer_lib
 from praxis import base_hyperparams, base_layer, py_utils
 
 from laser_pax.data import sources
@@ -81,14 +82,14 @@ class StartsFromARun:
         )
       return
     _check_family(saved, type(self))
-    metadata = _state(self)
-    for collection in _COLLECTIONS:
-      expected = _shapes(metadata.unpadded_global_shapes, collection)
-      saved_models.check_shapes(saved, expected, type(self).__name__, collection)
     self.check_initial_vocabulary(saved)
+    state, name = _shapes_of_state(self), type(self).__name__
+    for collection in _COLLECTIONS:
+      expected = _shapes(state.mdl_vars.get(collection, {}))
+      saved_models.check_shapes(saved, expected, name, collection)
     if self.INIT_FROM_TAKES == 'all':
       _check_step(saved, self.NUM_TRAIN_STEPS)
-      _check_optimiser(saved, metadata.unpadded_global_shapes, type(self).__name__)
+      _check_optimiser(saved, state, name)
 
   def check_initial_vocabulary(self, saved: saved_models.Saved) -> None:
     """Checks that a run to start from had the vocabulary of this one, if both have any.
@@ -195,8 +196,9 @@ def _writer(saved: saved_models.Saved) -> type | None:
 
 def _family(cls: type) -> type:
   """Returns the most general class of an experiment's that is complete, such as DecoderLM."""
-  bases = [base for base in cls.__mro__ if issubclass(base, StartsFromARun)]
-  return [base for base in bases if not inspect.isabstract(base)][-1]
+  bases = cls.__mro__[: cls.__mro__.index(StartsFromARun)]
+  is_experiment = lambda base: issubclass(base, StartsFromARun)  # noqa: E731
+  return [base for base in filter(is_experiment, bases) if not inspect.isabstract(base)][-1]
 
 
 def _check_family(saved: saved_models.Saved, cls: type) -> None:
@@ -211,21 +213,21 @@ def _check_family(saved: saved_models.Saved, cls: type) -> None:
   there, here = _family(writer).__name__, _family(cls).__name__
   if there != here:
     raise UserError(
-      f'{saved.job} holds a run of {saved.run.experiment}, a {there}, and {cls.__name__} is a '
-      f'{here}: name a run of that family'
+      f'{saved.job} holds a run of {saved.run.experiment}, of the family {there}, and '
+      f'{cls.__name__} is of {here}: name a run of that family'
     )
 
 
-def _state(experiment: Any) -> trainer_lib.TrainStateMetadata:
-  """Returns the shapes of the state of an experiment's training."""
+def _shapes_of_state(experiment: Any) -> train_states.TrainState:
+  """Returns the shapes of the state that an experiment trains."""
   task = base_hyperparams.instantiate(experiment.task())
   specs = experiment.input_specs(experiment.GLOBAL_BATCH_SIZE)
-  return trainer_lib.create_train_state_metadata(task, specs)
+  return trainer_lib.create_train_state_metadata(task, specs).unpadded_global_shapes
 
 
-def _shapes(state: Any, collection: str) -> saved_models.Shapes:
-  variables = py_utils.NestedMap.FromNestedDict(state.mdl_vars.get(collection, {}))
-  return {name: tuple(x.shape) for name, x in variables.FlattenItems()}
+def _shapes(variables: Mapping[str, Any]) -> saved_models.Shapes:
+  named = py_utils.NestedMap.FromNestedDict(variables).FlattenItems()
+  return {name: tuple(x.shape) for name, x in named}
 
 
 def _check_step(saved: saved_models.Saved, steps: int) -> None:
@@ -241,10 +243,13 @@ def _check_step(saved: saved_models.Saved, steps: int) -> None:
     )
 
 
-def _check_optimiser(saved: saved_models.Saved, state: Any, experiment: str) -> None:
+def _check_optimiser(
+  saved: saved_models.Saved, state: train_states.TrainState, experiment: str
+) -> None:
   """Checks that a checkpoint has the arrays of an experiment's optimiser.
 
   PAX's metadata do not list them. Each is a folder, unless the run saved in tensorstore's OCDBT.
+  AdamW and LAMB have the same arrays, so each can go on from the other's.
 
   Raises:
     UserError: It has others.

@@ -1,6 +1,7 @@
 """A job's folder with a checkpoint of random weights, saved by PAX itself, without a training."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def start(experiment, saved):
   """Returns the state that PAX makes of zeros when a run starts from a checkpoint."""
   import jax
   from paxml import checkpoint_types, train_states
-  from praxis import pax_fiddle
+  from praxis import pax_fiddle, py_utils
 
   from laser_pax.experiment import initial
 
@@ -75,13 +76,14 @@ def start(experiment, saved):
   state = placed(zeros, mesh, metadata)
   task = pax_fiddle.instantiate(experiment.task())
   task.train.init_from_checkpoint_rules = initial.loading_rules(experiment, saved)
-  started, _, _ = task.apply_init_checkpoint_rules(
-    state,
-    train_states.build_train_state_provenance(state),
-    train_state_partition_specs=metadata.partition_specs,
-    global_mesh=mesh,
-    checkpoint_type=checkpoint_types.CheckpointType.GDA,
-  )
+  with mock.patch.object(py_utils, 'pmap_use_tensorstore', lambda: False):  # A flag.
+    started, _, _ = task.apply_init_checkpoint_rules(
+      state,
+      train_states.build_train_state_provenance(state),
+      train_state_partition_specs=metadata.partition_specs,
+      global_mesh=mesh,
+      checkpoint_type=checkpoint_types.CheckpointType.GDA,
+    )
   return started
 
 
