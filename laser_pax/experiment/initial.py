@@ -124,9 +124,10 @@ class _Executor(executors.DefaultExecutor):
   def setup(self, jax_task: tasks_lib.SingleTask, *args, **kwargs) -> None:
     """Sets the training up, with the state of the other run's checkpoint."""
     saved = _agreed(self._experiment.initial())
+    lines = _lines(saved, type(self._experiment), self._experiment.INIT_FROM_TAKES)
     jax_task.train.init_from_checkpoint_rules = loading_rules(self._experiment, saved)
     super().setup(jax_task, *args, **kwargs)
-    for line in _lines(saved, type(self._experiment), self._experiment.INIT_FROM_TAKES):
+    for line in lines:  # Only now it is true.
       self._experiment.tell(line)
 
 
