@@ -116,6 +116,6 @@ def _weights(saved: Saved) -> str:
   from laser_pax.experiment import saved_models
 
   try:
-    return f'{sum(map(math.prod, saved_models.weight_shapes(saved).values())):,}'
+    return f'{sum(map(math.prod, saved_models.shapes(saved).values())):,}'
   except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
     return ''

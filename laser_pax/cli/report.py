@@ -115,7 +115,7 @@ def _parameters(place: pathlib.Path, experiment: 'Experiment') -> int:
   from laser_pax.experiment import saved_models
 
   with contextlib.suppress(UserError):
-    shapes = saved_models.weight_shapes(saved_models.find(str(place)))
+    shapes = saved_models.shapes(saved_models.find(str(place)))
     return sum(math.prod(shape) for shape in shapes.values())
   return facts(experiment.on()).parameters
 

@@ -41,8 +41,7 @@ def train(
   data: Annotated[str | None, typer.Option(help='Prepared data; replaces DATA_DIR.')] = None,
   vocab: Annotated[str | None, typer.Option(help='SentencePiece model; replaces VOCAB.')] = None,
   init_from: Annotated[
-    str | None,
-    typer.Option('--init_from', help='Job to fine-tune from; replaces INIT_FROM.'),
+    str | None, typer.Option('--init_from', help='Run to start from; replaces INIT_FROM.')
   ] = None,
   profile: Annotated[
     str | None, typer.Option(help='Steps to trace, START:STOP, into JOB_LOG_DIR/profile.')
@@ -293,9 +292,9 @@ def _check_overrides(experiment_cls: type, job: Job) -> None:
     for name, value in job.overrides().items():
       setattr(experiment, name, value)
     experiment.check_overrides()
-    if 'INIT_FROM' in job.attributes and not hasattr(experiment, 'INIT_FROM'):
-      raise UserError(f'{job.experiment} has no INIT_FROM, it starts anew: leave --init_from out')
     experiment.check_numbers()
+  elif 'INIT_FROM' in job.attributes:
+    raise UserError(f'{job.experiment} has no INIT_FROM, it starts anew: leave --init_from out')
 
 
 def _register(
@@ -334,6 +333,10 @@ def _register(
 
     def job_mark(self) -> str:
       return job.mark
+
+    def tell(self, line: str) -> None:
+      say(line)
+      super().tell(line)
 
   watch.take_name(Claimed, experiment_cls)
   for attribute, value in job.attributes.items():

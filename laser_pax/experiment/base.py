@@ -18,6 +18,7 @@ from laser_pax.errors import UserError
 from laser_pax.experiment import (
   checks,
   family,
+  initial,
   jobs,
   layouts,
   modes,
@@ -48,7 +49,7 @@ class BatchSpecs(base_input.BaseInputSpecsProvider):
     return self.specs
 
 
-class Experiment(base_experiment.BaseExperiment, family.Family):
+class Experiment(initial.StartsFromARun, base_experiment.BaseExperiment, family.Family):
   """An experiment with a planned slice, a layout by rule, and checks before it starts.
 
   Capital attributes can be overridden from the command line, in PAX's own way:
@@ -57,8 +58,7 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
   members of `family.Family`.
 
   The next attributes may be None: ICI_MESH_SHAPE, DCN_MESH_SHAPE, CHECKPOINT_POLICY and
-  MICRO_BATCHES. The rule of laser_pax/experiment/layouts.py then chooses them, from the sizes and
-  the chips.
+  MICRO_BATCHES. The rule of layouts.py then chooses them, from the sizes and the chips.
 
   Attributes:
     GLOBAL_BATCH_SIZE: Rows of one step, over all devices. It does not depend on their number.
@@ -214,6 +214,7 @@ class Experiment(base_experiment.BaseExperiment, family.Family):
     self.check_pod()
     checks.check_batch(self.GLOBAL_BATCH_SIZE, jax.device_count(), jax.process_count())
     self.check_data()
+    self.check_start()
     modes.check_decodes(self)
     modes.claim_job_folder(self)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from laser_pax import folders
 from laser_pax.errors import UserError
 from laser_pax.experiment import checkpoints, jobs
-
-if TYPE_CHECKING:
-  from laser_pax.experiment.base import Experiment
 
 # The shape of each weight, by its dotted name below `params`.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -84,10 +81,10 @@ def _step_of(path: epath.Path, named_by: str) -> int:
   return int(match[1])
 
 
-def weight_shapes(saved: Saved) -> Shapes:
-  """Returns the shape of each weight of a checkpoint."""
+def shapes(saved: Saved, collection: str = 'params') -> Shapes:
+  """Returns the shape of each weight of a checkpoint, or of each variable of another collection."""
   metadata = json.loads((saved.folder / 'metadata' / 'metadata').read_text())
-  return dict(_leaves(metadata['train_state_metadata']['mdl_vars']['params'], ''))
+  return dict(_leaves(metadata['train_state_metadata']['mdl_vars'].get(collection, {}), ''))
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -98,7 +95,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[i
       yield from _leaves(child, f'{prefix}{name}.')
 
 
-def check_run(saved: Saved, experiment: Experiment) -> None:
+def check_run(saved: Saved, experiment: object) -> None:
   """Checks that an experiment's job wrote a checkpoint. LASER and its twin have equal shapes.
 
   Raises:
@@ -112,18 +109,21 @@ def check_run(saved: Saved, experiment: Experiment) -> None:
     )
 
 
-def check_shapes(saved: Saved, expected: Shapes, experiment: str) -> None:
+def check_shapes(
+  saved: Saved, expected: Shapes, experiment: str, collection: str = 'params'
+) -> None:
   """Checks that a checkpoint has the weights of a model.
 
   Args:
     saved: The checkpoint.
     expected: Shapes of the model's weights.
     experiment: Name of the experiment, for the message.
+    collection: PAX's collection of variables: that of the weights, or another.
 
   Raises:
     UserError: It has others; the message has the first differences.
   """
-  actual = weight_shapes(saved)
+  actual = shapes(saved, collection)
   differences = [
     f'{name} is {_shape(actual.get(name))} there and {_shape(expected.get(name))} in the experiment'
     for name in sorted(actual.keys() | expected.keys())

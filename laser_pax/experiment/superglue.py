@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from paxml import tasks_lib
-from praxis import base_hyperparams, base_layer, py_utils
+from praxis import py_utils
 
 from laser_pax.data import sources, superglue, vocabulary
 from laser_pax.data.datasets import SUPER_GLUE
@@ -39,7 +38,7 @@ class SuperGlueLM(DecoderLM):
 
   A config derives it from the experiment of the pre-training too, whose model it is:
   `class SuperGlueStandard2B(SuperGlueLM, C4Standard2B)`. PAX loads the weights at step 0. The
-  optimiser, its schedule and the step begin anew.
+  optimiser, its schedule and the step begin anew, unless INIT_FROM_TAKES is 'all'.
 
   Attributes:
     TASK: Name of one task, such as 'boolq', or 'mixture' for all eight.
@@ -55,7 +54,6 @@ class SuperGlueLM(DecoderLM):
   """
 
   TASK: str = MIXTURE
-  INIT_FROM: str | None = None
 
   EPOCHS = 10
   INPUTS_LEN = 576  # [ours]; T5 has 512 and 62. With 64 a row has five blocks of a TPU's kernel.
@@ -103,12 +101,10 @@ class SuperGlueLM(DecoderLM):
     return {name: TASKS[name].examples for name in self.tasks()}
 
   def task(self) -> family.Task:
-    """Returns the task: PAX's model, which decodes greedily, and starts from INIT_FROM.
-
-    The rules of the start are left out where the run has begun.
+    """Returns the task: PAX's model, which decodes greedily.
 
     Raises:
-      UserError: The sizes do not fit each other, or no checkpoint in INIT_FROM is whole.
+      UserError: The sizes do not fit each other.
     """
     task_p = super().task()
     decoder = task_p.model.decoder_tpl
@@ -116,34 +112,12 @@ class SuperGlueLM(DecoderLM):
     decoder.max_decode_steps = self.TARGETS_LEN
     decoder.fprop_for_prefix = True
     decoder.eos_id = vocabulary.EOS_ID
-    if modes.starts_anew() and (saved := self.initial()):
-      task_p.train.init_from_checkpoint_rules = {
-        str(saved.folder.parent): tasks_lib.CheckpointLoadingRules(
-          task_p=task_p.clone(),  # Its model is that of the pre-training: check_data compares them.
-          load_rules=[tasks_lib.LOAD_ALL],
-          safe_load=True,
-          step=saved.step,
-          input_specs_provider_p=self.get_input_specs_provider_params(),
-        )
-      }
     return task_p
 
-  def initial(self) -> saved_models.Saved | None:
-    """Returns the checkpoint to start from; None if none is named, or nothing is there.
-
-    Raises:
-      UserError: Something is there, and no checkpoint that is whole.
-    """
-    named = self._init_from()
-    if named is None or not sources.exists(named.path):
-      return None
-    return saved_models.find(named.path, named.named_by)
-
-  def _init_from(self) -> sources.Named | None:
-    return sources.first_named(
-      sources.Named(self.INIT_FROM, 'INIT_FROM'),
-      sources.Named(os.environ.get(INIT_FROM_VARIABLE), INIT_FROM_VARIABLE),
-    )
+  def init_from(self) -> sources.Named | None:
+    """Returns the job or checkpoint that INIT_FROM or LASER_PAX_INIT_FROM names, or None."""
+    variable = os.environ.get(INIT_FROM_VARIABLE)
+    return super().init_from() or sources.first_named(sources.Named(variable, INIT_FROM_VARIABLE))
 
   def data_dir(self) -> str | None:
     """Returns the folder of the prepared data; None where flags or the environment name it."""
@@ -158,8 +132,9 @@ class SuperGlueLM(DecoderLM):
       return self.VOCAB
     folder = modes.job_folder()
     kept = jobs.kept_vocabulary(folder) if folder and not modes.starts_anew() else None
-    if kept is None and (saved := self.initial()):
-      kept = saved_models.vocabulary(saved)
+    named = self.init_from()
+    if kept is None and named is not None and sources.exists(named.path):
+      kept = saved_models.vocabulary(saved_models.find(named.path, named.named_by))
     return None if kept is None else str(kept)
 
   def source(self) -> sources.Source:
@@ -272,47 +247,46 @@ class SuperGlueLM(DecoderLM):
     super().check()
 
   def check_data(self) -> None:
-    """Checks that the data are whole, and that the checkpoint to start from fits.
-
-    A run that has begun needs none: it goes on from its own.
+    """Checks that the data are whole.
 
     Raises:
-      UserError: Something is missing, broken or of another model; the message has the fix.
+      UserError: Something is missing or broken; the message has the fix.
     """
     source = self.source()
     for name in self.tasks():
       command = SUPER_GLUE[name].prepare_command(source.data_dir)
       superglue.check_data(name, source.data_dir, command)
-    if modes.starts_anew():
-      self._check_initial(source)
 
-  def _check_initial(self, source: sources.Source) -> None:
-    """Checks that INIT_FROM is of the pre-training, with this model and vocabulary."""
+  def check_initial(self) -> None:
+    """Checks that INIT_FROM is of the pre-training, with this model and vocabulary.
+
+    Raises:
+      UserError: It is not, or nothing is named; the message has the fix.
+    """
     name = f'{self.pretrained().__module__}.{self.pretrained().__name__}'
-    named = self._init_from()
-    if named is None:
+    named, saved = self.init_from(), self.initial()
+    if named is None or saved is None:
       raise UserError(
         f'nothing to start from: neither INIT_FROM nor {INIT_FROM_VARIABLE} names a checkpoint; '
         f'give --init_from=DIR, the --job_log_dir of a run of {name}'
       )
-    saved = saved_models.find(named.path, named.named_by)
     if saved.run is not None and saved.run.experiment != name:
       raise UserError(
         f'{named.named_by}={named.path} holds a run of {saved.run.experiment}, and '
         f'{type(self).__name__} goes on from one of {name}: name a run of that'
       )
-    saved_models.check_shapes(saved, self._weight_shapes(), type(self).__name__)
+    super().check_initial()
     equal_models.check(self, self.pretrained(), saved, own=vars(SuperGlueLM))
-    kept = saved_models.vocabulary(saved)
-    if kept is not None and not sources.same_contents(kept, source.vocab):
+
+  def check_initial_vocabulary(self, saved: saved_models.Saved) -> None:
+    """Checks that a run to start from had this vocabulary.
+
+    Raises:
+      UserError: It had another.
+    """
+    kept, own = saved_models.vocabulary(saved), self.source().vocab
+    if kept is not None and not sources.same_contents(kept, own):
       raise UserError(
-        f'{source.vocab} is not the vocabulary of {saved.job}, which is {kept}: leave VOCAB and '
+        f'{own} is not the vocabulary of {saved.job}, which is {kept}: leave VOCAB and '
         f'{sources.VOCAB_VARIABLE} out, and that one is taken'
       )
-
-  def _weight_shapes(self) -> saved_models.Shapes:
-    """Returns the shape of each weight of the model, as a checkpoint has them."""
-    model = base_hyperparams.instantiate(super().task().model)
-    weights = model.abstract_init_with_metadata(self.input_specs(self.GLOBAL_BATCH_SIZE))
-    named = py_utils.NestedMap.FromNestedDict(weights[base_layer.PARAMS]).FlattenItems()
-    return {name: (*(x.repeat_prefix or ()), *x.shape) for name, x in named}

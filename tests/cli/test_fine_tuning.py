@@ -5,9 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from paxml import base_experiment
 
 from laser_pax import configs
+from laser_pax.cli.train import Job, _check_overrides
 from laser_pax.data import sample
+from laser_pax.errors import UserError
 from laser_pax.evaluation.restored import Restored
 from laser_pax.experiment import saved_models
 from tests.support import small_superglue
@@ -128,6 +131,17 @@ def test_other_checkpoints_are_refused(train, pretrained, tmp_path, name, change
   assert not (tmp_path / 'job' / 'checkpoints').exists()
 
 
-def test_init_from_is_for_experiments_that_have_it(train, tmp_path):
-  result = train('C4LaserTiny', tmp_path, {}, f'--init_from={tmp_path}')
-  assert result.returncode == 2 and 'has no INIT_FROM' in result.stderr
+def test_init_from_is_for_experiments_of_this_package():
+  class OfPax(base_experiment.BaseExperiment):
+    """An experiment that has nothing of ours."""
+
+  job = Job(
+    experiment='other.OfPax',
+    selector='exp',
+    folder='runs/other',
+    flags=(),
+    attributes={'INIT_FROM': 'runs/c4'},
+    profile=None,
+  )
+  with pytest.raises(UserError, match=r'other.OfPax has no INIT_FROM, it starts anew'):
+    _check_overrides(OfPax, job)

@@ -106,12 +106,12 @@ def test_the_data_of_each_task_are_needed(tmp_path):
 def test_a_checkpoint_to_start_from_is_needed(monkeypatch, tmp_path):
   words = r'nothing to start from: .*LASER_PAX_INIT_FROM.* run of laser_pax.configs.C4LaserTiny'
   with pytest.raises(UserError, match=words):
-    here().check_data()
+    here().check_start()
   monkeypatch.setenv('LASER_PAX_INIT_FROM', str(tmp_path / 'none'))
   with pytest.raises(UserError, match=r'LASER_PAX_INIT_FROM=.*/none: there is no such folder'):
-    here().check_data()
+    here().check_start()
   with pytest.raises(UserError, match=r'INIT_FROM=.*: no finished checkpoint is in'):
-    here(INIT_FROM=str(tmp_path)).check_data()
+    here(INIT_FROM=str(tmp_path)).check_start()
 
 
 @pytest.mark.parametrize(('mode', 'steps'), [('train', [0]), ('eval', [])])
@@ -122,16 +122,16 @@ def test_a_run_that_has_begun_needs_no_pre_training(monkeypatch, tmp_path, mode,
   experiment = here(INIT_FROM=str(tmp_path / 'gone'))
   if mode == 'train':
     with pytest.raises(UserError, match='gone: there is no such folder'):
-      experiment.check_data()
+      experiment.check_start()
   for step in steps:
     saved = saved_models.Saved(str(tmp_path), step, None).folder
     for part, text in {'state': 'an array', 'metadata': '{}'}.items():
       (saved / part).mkdir(parents=True)
       (saved / part / part).write_text(text)
   experiment.check_data()
+  experiment.check_start()
   assert experiment.vocab() == str(tmp_path / 'vocab.model')
-  experiment.INIT_FROM = str(tmp_path)  # It is there, but nothing is to be loaded from it.
-  assert not experiment.task().train.init_from_checkpoint_rules
+  assert experiment.executor() is None  # Nothing is to be loaded.
 
 
 def test_an_evaluation_beside_the_training_closes_its_programs(monkeypatch):

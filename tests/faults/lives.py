@@ -137,7 +137,7 @@ class Training:
   def finish(self) -> None:
     """Trains to the end, undisturbed."""
     processes = self.start()
-    codes = [process.wait() for process in processes]
+    codes = [process.wait(3600) for process in processes]
     assert not any(codes), ''.join(p.stdout + p.stderr for p in processes)
 
   def live(self, disturbance: str, rng: random.Random) -> Life:

@@ -1,6 +1,7 @@
 """A job's folder with a checkpoint of random weights, saved by PAX itself, without a training."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 
@@ -20,9 +21,6 @@ def save(job: pathlib.Path, name: str, step: int = STEP, **changes) -> dict[str,
   Returns:
     The weights by PAX's dotted names.
   """
-  import jax
-  from paxml import checkpoint_types, checkpoints
-
   from laser_pax import configs
   from laser_pax.data import sample
   from laser_pax.experiment import jobs
@@ -30,21 +28,63 @@ def save(job: pathlib.Path, name: str, step: int = STEP, **changes) -> dict[str,
   experiment = getattr(configs, name)()
   for attribute, value in {**SIZES, **changes}.items():
     setattr(experiment, attribute, value)
+  state = save_state(job, experiment, step)
+  jobs.keep_vocabulary(job, sample.VOCAB)
+  return by_name(state)
+
+
+def save_state(job: pathlib.Path, experiment, step: int = STEP):
+  """Saves a checkpoint of any experiment, marks the job as its, and returns the whole state."""
+  import jax
+  from paxml import checkpoint_types, checkpoints
+
+  from laser_pax.experiment import jobs
+
   mesh, metadata = _mesh_and_metadata(experiment)
   state = jax.tree.map(_random(np.random.default_rng(step - STEP)), metadata.padded_global_shapes)
   state = state.replace(step=np.array(step, np.uint32))
-  place = lambda x, spec: jax.device_put(  # noqa: E731
-    x, jax.sharding.NamedSharding(mesh, spec)
-  )
   checkpoints.save_checkpoint(
-    jax.tree.map(place, state, metadata.partition_specs),
+    placed(state, mesh, metadata),
     job / 'checkpoints',
     checkpoint_type=checkpoint_types.CheckpointType.GDA,
     train_state_unpadded_shape_dtype_struct=metadata.unpadded_global_shapes,
   )
-  jobs.keep_vocabulary(job, sample.VOCAB)
   (job / jobs.MARK).write_text(experiment.job_mark())
-  return by_name(state)
+  return state
+
+
+def placed(state, mesh, metadata):
+  """Returns a state on the devices of a mesh."""
+  import jax
+
+  place = lambda x, spec: jax.device_put(  # noqa: E731
+    x, jax.sharding.NamedSharding(mesh, spec)
+  )
+  return jax.tree.map(place, state, metadata.partition_specs)
+
+
+def start(experiment, saved):
+  """Returns the state that PAX makes of zeros when a run starts from a checkpoint."""
+  import jax
+  from paxml import checkpoint_types, train_states
+  from praxis import pax_fiddle, py_utils
+
+  from laser_pax.experiment import initial
+
+  mesh, metadata = _mesh_and_metadata(experiment)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metadata.padded_global_shapes)
+  state = placed(zeros, mesh, metadata)
+  task = pax_fiddle.instantiate(experiment.task())
+  task.train.init_from_checkpoint_rules = initial.loading_rules(experiment, saved)
+  with mock.patch.object(py_utils, 'pmap_use_tensorstore', lambda: False):  # A flag.
+    started, _, _ = task.apply_init_checkpoint_rules(
+      state,
+      train_states.build_train_state_provenance(state),
+      train_state_partition_specs=metadata.partition_specs,
+      global_mesh=mesh,
+      checkpoint_type=checkpoint_types.CheckpointType.GDA,
+    )
+  return started
 
 
 def by_name(state) -> dict[str, np.ndarray]:

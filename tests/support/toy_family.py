@@ -32,6 +32,9 @@ class Input(base_input.BaseInput):
   def reset(self):
     self._place = 0
 
+  def go_to(self, step):
+    self._place = step
+
   def _get_state_internal(self):  # What PAX saves of the data, and restores.
     return str(self._place).encode()
 
