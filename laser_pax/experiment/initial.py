@@ -19,7 +19,7 @@ from praxis import base_hyperparams, base_layer, py_utils
 
 from laser_pax.data import sources
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, modes, saved_models
+from laser_pax.experiment import checkpoints, checks, modes, saved_models
 from laser_pax.experiment.laser import LaserMixin
 
 Takes = Literal['weights', 'all']
@@ -58,13 +58,34 @@ class StartsFromARun:
     return None if named is None else saved_models.find(named.path, named.named_by)
 
   def check_start(self) -> None:
-    """Checks, where the run begins, what it is to start from. A run that goes on needs nothing.
+    """Checks, where the run begins, what it is to start from; else its own checkpoint.
 
     Raises:
       UserError: It does not fit; the message has the fix.
     """
     if modes.starts_anew():
       self.check_initial()
+    elif folder := modes.job_folder():
+      self.check_own(folder)
+
+  def check_own(self, folder: str) -> None:
+    """Checks that a run's checkpoint has this model's variables: its class may have been edited.
+
+    The devices and the mesh may be others than before.
+
+    Args:
+      folder: Folder of the job.
+
+    Raises:
+      UserError: It has others; the message has the first differences.
+    """
+    step = checkpoints.survey(folder).whole
+    if step is None:
+      return
+    saved, state = saved_models.Saved(folder, step, None), _shapes_of_state(self)
+    for collection in _COLLECTIONS:
+      expected = _shapes(state.mdl_vars.get(collection, {}))
+      saved_models.check_shapes(saved, expected, type(self).__name__, collection)
 
   def check_initial(self) -> None:
     """Checks that the checkpoint to start from is whole, and has this family, model and vocabulary.

@@ -280,6 +280,7 @@ class TrainProgram(programs.SingleTaskTrainProgram):
     """Sets the program up, and moves the data to the step where training continues."""
     super().setup(task, train_input, *args, **kwargs)
     modes.close_at_exit(self._exitstack.close)
+    modes.close_at_exit(self._train_summary_handler.close)  # Before it: they end in reverse.
     if hasattr(train_input, 'go_to'):
       train_input.go_to(self._initial_step)
 

@@ -32,6 +32,23 @@ def test_skipped_steps_are_counted_and_shown(tmp_path):
   assert console.getvalue().splitlines()[-1].endswith('1 skipped')
 
 
+def test_a_skipped_step_is_told(tmp_path):
+  console = io.StringIO()
+  _watched(console, tmp_path, [3.0] * 8 + [math.nan]).close()
+  assert 'step 9 was skipped: its gradients are not finite (loss nan)' in console.getvalue()
+
+
+def test_a_spike_is_told_and_counted(tmp_path):
+  console = io.StringIO()
+  noise = [3.0 + 0.01 * (i % 7) for i in range(120)]
+  watch = _watched(console, tmp_path, [9.0, *noise, 3.9, *noise[:9]])
+  watch.close()
+  spikes = [line for line in console.getvalue().splitlines() if 'above the median' in line]
+  assert len(spikes) == watch.spikes == 1
+  assert spikes[0].startswith('step 122: loss 3.9000 is 0.8700 above the median of the last 100')
+  assert '--step=122' in spikes[0]
+
+
 def test_every_step_is_recorded_once_in_order(tmp_path):
   watch = _watched(io.StringIO(), tmp_path, [3.0, math.nan, 2.0])
   watch.evaluation(3, 'validation', DecoderLM.METRIC, 2.5, 1.0)

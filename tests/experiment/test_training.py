@@ -167,3 +167,36 @@ def test_summaries_count_the_steps_that_were_skipped(monkeypatch):
     [float(x) for name, x in o.summary_tensors.items() if 'skipped_steps' in name] for o in outputs
   ]
   assert counts == [[0.0], [1.0], [1.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+  ('valid', 'ends_at'),
+  [('110111', None), ('1000', 4), ('100100011', 7), ('10' * 9, None)],
+)
+def test_so_many_skipped_steps_in_a_row_end_a_training(valid, ends_at):
+  skipped, reached = training.SkippedSteps(3), None
+  try:
+    for step, flag in enumerate(valid + '1' * training._READ_LATER, start=1):
+      skipped.add(step, float(flag))
+  except UserError as e:
+    reached = str(e)
+  if ends_at is None:
+    assert reached is None
+  else:
+    assert f'steps {ends_at - 2} to {ends_at} were skipped' in reached
+
+
+def test_without_a_number_no_training_ends():
+  skipped = training.SkippedSteps(None)
+  for step in range(1000):
+    skipped.add(step, 0.0)
+
+
+def test_gradients_are_measured_as_computed_directly():
+  weights = {'a': {'w': jnp.array([3.0, 4.0])}, 'b': jnp.array([[2.0]])}
+  gradients = {'a': {'w': jnp.array([jnp.nan, 2.0])}, 'b': jnp.array([[-7.0]])}
+  found = training.measured(weights, gradients)
+  assert {name: [float(x) for x in values.values()] for name, values in found.items()} == {
+    'a/w': [5.0, 2.0, 1.0, 2.0],
+    'b': [2.0, 7.0, 0.0, 1.0],
+  }
