@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,10 @@ def list_checkpoints(
     )
   verified = _steps_to_verify(verify, steps)
   _show_job(job)
-  faults = _show_checkpoints(job, steps, verified)
+  faults = {step: fault for step in steps if (fault := _fault(job, step, step in verified))}
+  _show_checkpoints(job, steps, faults, verified)
+  for step, fault in faults.items():
+    print(f'checkpoint {step} is not whole: {fault}')
   aside = pathlib.Path(job) / checkpoints.ASIDE
   if '://' not in job and aside.exists():
     print(f'not whole, moved aside: {", ".join(sorted(p.name for p in aside.iterdir()))}')
@@ -69,8 +73,15 @@ def _show_job(job: str) -> None:
   print(f'{job}: {run.experiment}{changed}')
 
 
-def _show_checkpoints(job: str, steps: list[int], verified: set[int]) -> bool:
-  """Prints a table. Returns whether one of them is not whole."""
+def _fault(job: str, step: int, is_verified: bool) -> str | None:
+  compare = checkpoints.damaged_files if is_verified else checkpoints.cut_files
+  return checkpoints.fault(job, step, compare)
+
+
+def _show_checkpoints(
+  job: str, steps: list[int], faults: Mapping[int, str], verified: set[int]
+) -> None:
+  """Prints a table."""
   from rich import box
   from rich.console import Console
   from rich.table import Table
@@ -80,18 +91,14 @@ def _show_checkpoints(job: str, steps: list[int], verified: set[int]) -> bool:
   table = Table(box=box.SIMPLE_HEAD)
   for name in ('step', 'bytes', 'weights', 'evaluation'):
     table.add_column(name, justify='right', no_wrap=True)
-  table.add_column('state', overflow='fold')
-  figures, has_fault = checkpoints.figures(job), False
+  table.add_column('state', no_wrap=True)
+  figures = checkpoints.figures(job)
   for step in steps:
     saved = Saved(job, step, None)
-    compare = checkpoints.damaged_files if step in verified else checkpoints.cut_files
-    fault = checkpoints.fault(job, step, compare)
-    has_fault |= fault is not None
-    state = f'not whole: {fault}' if fault else _wholeness(saved.folder, step in verified)
+    state = 'not whole' if step in faults else _wholeness(saved.folder, step in verified)
     figure = f'{figures[step]:.4f}' if step in figures else ''
     table.add_row(f'{step:,}', _bytes(saved.folder), _weights(saved), figure, state)
   Console(soft_wrap=True).print(table)
-  return has_fault
 
 
 def _wholeness(folder: epath.Path, is_verified: bool) -> str:

@@ -285,9 +285,9 @@ def cut_files(folder: epath.Path) -> str | None:
 def damaged_files(folder: epath.Path) -> str | None:
   """Returns which file of a local checkpoint is missing, cut, or has other contents than listed."""
   fault = cut_files(folder)
-  if fault or '://' in os.fspath(folder):
-    return fault
   root = pathlib.Path(folder)
+  if fault or '://' in os.fspath(folder) or not (root / LIST).exists():
+    return fault
   try:
     actual = checksums(root)
   except OSError as e:

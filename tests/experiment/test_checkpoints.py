@@ -93,6 +93,7 @@ def test_whole_checkpoints_stay(job):
 def test_a_checkpoint_of_pax_alone_has_no_list(job):
   newest = save(job, 6, with_list=False)
   assert checkpoints.survey(job).whole == 6
+  assert checkpoints.survey(job, checkpoints.damaged_files).whole == 6
   (newest / 'state/w/0.0').write_text('')
   assert checkpoints.survey(job) == checkpoints.Survey(4, {6: 'state/w/0.0 is empty'})
 

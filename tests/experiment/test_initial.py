@@ -177,3 +177,15 @@ def test_a_run_that_goes_on_needs_no_other(monkeypatch, job, tmp_path, mode):
     with pytest.raises(UserError, match='gone: there is no such folder'):
       experiment.check_start()
     assert experiment.executor() is not None
+
+
+def test_a_run_whose_class_was_edited_is_refused_by_the_first_difference(job, monkeypatch):
+  """Its mark is the same: the class itself was changed."""
+  monkeypatch.setattr(modes, 'starts_anew', lambda: False)
+  monkeypatch.setattr(modes, 'job_folder', lambda: str(job))
+  here('C4StandardTiny').check_start()
+  edited = here('C4StandardTiny', HIDDEN_DIMS=2 * random_checkpoint.SIZES['HIDDEN_DIMS'])
+  with pytest.raises(
+    UserError, match=r'checkpoint_00000007 is no checkpoint of C4StandardTiny: .* there and \['
+  ):
+    edited.check_start()

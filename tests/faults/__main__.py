@@ -59,6 +59,7 @@ def _run(folder, server, source, kills, steps, processes, only, seed) -> None:
     print(json.dumps(life._asdict() | {'number': number + 1}), flush=True)
   disturbed.finish()
   lives.check_equal(disturbed, whole)
+  lives.check_no_secret(disturbed)
   minutes = (time.time() - start) / 60
   print(lives.table(disturbed.lives))
   print(

@@ -20,19 +20,28 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from laser_pax.experiment import checkpoints, jobs
-from tests.support.commands import QUICK_COMPILE, Command, Commands
+from tests.support.commands import QUICK_COMPILE, ROOT, Command, Commands
 
 CHECKPOINT_STEPS, EVAL_STEPS = 3, 12
 # The clock jumps by CLOCK seconds, three seconds after the start.
-_EXPERIMENT = f"""
+_CLOCK = """
 import os
 import time
-from paxml import experiment_registry
-from laser_pax.configs import C4LaserTiny
-
 _time, _start, _jump = time.time, time.time(), float(os.environ.get('CLOCK', 0))
 if _jump:
   time.time = lambda: _time() + (_jump if _time() > _start + 3 else 0)
+"""
+_SETTINGS = f"""
+  NUM_TRAIN_STEPS = int(os.environ['STEPS'])
+  SUMMARY_INTERVAL_STEPS = 1
+  CHECKPOINT_EVERY_N_STEPS = {CHECKPOINT_STEPS}
+  CHECKPOINT_MAX_TO_KEEP = 3
+  EVAL_INTERVAL_STEPS = {EVAL_STEPS}
+"""
+# Experiments of two families: a small decoder, and one that starts faster.
+DECODER = f"""{_CLOCK}
+from paxml import experiment_registry
+from laser_pax.configs import C4LaserTiny
 
 @experiment_registry.register
 class Disturbed(C4LaserTiny):
@@ -40,13 +49,19 @@ class Disturbed(C4LaserTiny):
   MODEL_DIMS = 64
   HIDDEN_DIMS = 64
   SEQ_LEN = 64
-  NUM_TRAIN_STEPS = int(os.environ['STEPS'])
   WARMUP_STEPS = 2
-  SUMMARY_INTERVAL_STEPS = 1
-  CHECKPOINT_EVERY_N_STEPS = {CHECKPOINT_STEPS}
-  CHECKPOINT_MAX_TO_KEEP = 3
-  EVAL_INTERVAL_STEPS = {EVAL_STEPS}
+{_SETTINGS}
 """
+BAGS = f"""{_CLOCK}
+from paxml import experiment_registry
+from tests.support.toy_family import Bags
+
+@experiment_registry.register
+class Disturbed(Bags):
+{_SETTINGS}
+"""
+# It must come into no file.
+_SECRET = 'hf_vKxJqTzWb0'
 # A disk keeps so few bytes when it is full.
 _LEFT = 100_000
 
@@ -82,16 +97,18 @@ class Training:
     environment: dict[str, str],
     steps: int,
     processes: int = 1,
+    experiment: str = DECODER,
   ):
-    """Takes what starts commands, the job's folder, its data, its steps and its processes."""
+    """Takes what starts commands, the job's folder, variables, steps, processes, and the code."""
     self._commands, self._steps, self._processes = commands, steps, processes
     self.folder, self.lives = folder, []
     code = folder.parent / 'code'
     code.mkdir(exist_ok=True)
-    (code / 'disturbed_experiment.py').write_text(_EXPERIMENT)
+    (code / 'disturbed_experiment.py').write_text(experiment)
     self._environment = environment | {
-      'PYTHONPATH': str(code),
+      'PYTHONPATH': f'{code}:{ROOT}',
       'STEPS': str(steps),
+      'HF_TOKEN': _SECRET,
       'XLA_FLAGS': QUICK_COMPILE,
     }
 
@@ -188,6 +205,7 @@ class Training:
     whole = self.whole()
     assert (whole or 0) >= (before or 0), f'a finished checkpoint was lost: {told}'
     assert 'Traceback' not in told, told
+    assert _SECRET not in told, told
     if life.disturbance.startswith('SIGTERM') and len(processes) == 1:
       assert life.code in (0, jobs.SAVED_ON_DEMAND), told
       own = max(self.recorded(), default=0)
@@ -236,6 +254,12 @@ class Training:
 
 _SIGNALS = {'SIGTERM': signal.SIGTERM, 'SIGTERM in an evaluation': signal.SIGTERM}
 DISTURBANCES = ('SIGKILL', *_SIGNALS, 'full disk', 'damage', 'clock')
+
+
+def check_no_secret(training: Training) -> None:
+  """Checks that no file of a training has the token that is in its environment."""
+  files = [path for path in training.folder.rglob('*') if path.is_file()]
+  assert files and not [p for p in files if _SECRET.encode() in p.read_bytes()]
 
 
 def check_equal(disturbed: Training, undisturbed: Training) -> None:
