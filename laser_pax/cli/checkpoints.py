@@ -105,8 +105,8 @@ def _wholeness(folder: epath.Path, is_verified: bool) -> str:
   if not is_verified:
     return 'whole'
   if checkpoints.has_checksums(folder):
-    return 'whole, all checksums agree'
-  return 'whole, but it has no checksums to compare'
+    return 'whole, verified'
+  return 'whole, no checksums'
 
 
 def _bytes(folder: epath.Path) -> str:

@@ -41,17 +41,15 @@ def test_step_size_weights_figure_and_what_it_belongs_to(job, capsys):
 
 
 def test_damage_is_found_by_verify_alone(job, capsys):
-  assert 'all checksums agree' in shown(capsys, str(job), str(STEP))
+  assert 'whole, verified' in shown(capsys, str(job), str(STEP))
   file = max((job / 'checkpoints').rglob('state/**/*0*'), key=lambda p: p.stat().st_size)
   content = file.read_bytes()
   file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   try:
     assert ' whole' in shown(capsys, str(job))
     text = shown(capsys, str(job), 'all', code=1)
-    assert (
-      f'checkpoint {STEP} is not whole: {file.relative_to(file.parents[2])} is damaged: its checksum is'
-      in text
-    )
+    name = file.relative_to(file.parents[2])
+    assert f'checkpoint {STEP} is not whole: {name} is damaged: its checksum is' in text
   finally:
     file.write_bytes(content)
 
@@ -67,4 +65,4 @@ def test_a_checkpoint_without_checksums_says_so(job, capsys, tmp_path):
   random_checkpoint.save(tmp_path, 'C4StandardTiny')
   (tmp_path / jobs.MARK).unlink(missing_ok=True)
   text = shown(capsys, str(tmp_path), 'all')
-  assert 'it has no checksums to compare' in text and f'no {jobs.MARK} says of which' in text
+  assert 'whole, no checksums' in text and f'no {jobs.MARK} says of which' in text
