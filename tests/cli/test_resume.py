@@ -1,8 +1,6 @@
 """A run continues at its newest whole checkpoint with the next batch, whatever ended it."""
 
 import json
-import os
-import resource
 import signal
 import time
 
@@ -112,36 +110,6 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(start, root, whole):
 
   again = _finish(start(killed, 'laser_pax', 'train'))
   assert 'resuming at step 12 of 12' in again
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(start, root, whole):
-  """A limit of the size of files stands for a disk that is full."""
-  folder = root / 'faults'
-  command = start(folder, 'laser_pax', 'train', '--noeval_on_test')
-  _wait_for('checkpoint_00000004', folder, command)
-  resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-  assert command.wait() == 2
-  (error,) = command.stderr.splitlines()
-  assert error.startswith(f'error: {folder}: File too large, after step 8; ')
-  assert 'the newest whole checkpoint is 4.' in error
-
-  command = start(folder, 'laser_pax', 'train', '--noeval_on_test')
-  _wait_for('checkpoint_00000008.*', folder, command)
-  command.send_signal(signal.SIGKILL)  # During a save.
-  command.wait()
-
-  cut = folder / 'checkpoints' / 'checkpoint_00000004' / 'state'
-  (folder / 'checkpoints' / 'checkpoint_00000010').mkdir()
-  largest = max((p for p in cut.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
-  os.truncate(largest, 1000)
-  shown = _finish(start(folder, 'laser_pax', 'train', '--noeval_on_test'))
-  assert 'checkpoint 10 is not whole: its folder is empty' in shown
-  assert 'checkpoint 4 is not whole: ' in shown
-  assert 'resuming at step' not in shown and 'goes on from 0' in shown
-  moved = {p.name for p in (folder / 'checkpoints_not_whole').iterdir()}
-  assert moved == {'checkpoint_00000004', 'checkpoint_00000010'}
-  assert _recorded(folder) == _recorded(whole[0])
 
 
 @pytest.mark.slow
