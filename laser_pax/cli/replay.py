@@ -6,6 +6,7 @@ record of its own: the newest checkpoint before it leads to it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -49,8 +50,6 @@ def replay(
     raise UserError(f'{job}: no {jobs.MARK} says of which experiment; expected a --job_log_dir')
   first = _checkpoint_before(job, step)
   target = pathlib.Path(folders.resolve_local(out or job / 'replay' / f'step_{step:08d}'))
-  if target.exists():
-    raise UserError(f'{target} exists: name a new folder by --out, or remove it')
   _begin(job, target, first)
   replayed = training_job.Job(
     experiment=run.experiment,
@@ -79,10 +78,17 @@ def _checkpoint_before(job: pathlib.Path, step: int) -> int:
 
 
 def _begin(job: pathlib.Path, target: pathlib.Path, step: int) -> None:
-  """Makes a folder from which a training goes on from one checkpoint, without a copy of it."""
-  name = f'checkpoint_{step:08d}'
-  (target / 'checkpoints').mkdir(parents=True)
-  (target / 'checkpoints' / name).symlink_to(job / 'checkpoints' / name, target_is_directory=True)
+  """Makes a folder from which a training goes on from one checkpoint, without a copy of it.
+
+  Each process of a job does this, in the same folder.
+  """
+  checkpoint = job / 'checkpoints' / f'checkpoint_{step:08d}'
+  link = target / 'checkpoints' / checkpoint.name
+  if target.exists() and any(target.iterdir()) and not link.is_symlink():
+    raise UserError(f'{target} holds something else: name a new folder by --out')
+  link.parent.mkdir(parents=True, exist_ok=True)
+  with contextlib.suppress(FileExistsError):
+    link.symlink_to(checkpoint, target_is_directory=True)
   for name in (jobs.MARK, jobs.VOCABULARY):
     if (job / name).exists():
       (target / name).write_bytes((job / name).read_bytes())

@@ -98,10 +98,11 @@ def test_a_sound_step_too_in_a_folder_of_choice(broken, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_computed_again_is_refused(broken, tmp_path):
   job, run, _ = broken
+  (tmp_path / 'mine').write_text('')
   for words, told in (
     ((job, '--step=0'), 'no whole checkpoint is from before step 0'),
     ((tmp_path, '--step=3'), 'expected a --job_log_dir'),
-    ((job, '--step=3', f'--out={tmp_path}'), f'{tmp_path} exists: name a new folder'),
+    ((job, '--step=3', f'--out={tmp_path}'), f'{tmp_path} holds something else: name a new folder'),
     ((job,), 'step'),
   ):
     refused = run('replay', *words)
