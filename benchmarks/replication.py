@@ -19,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks import page
 from laser_pax.analysis import lines, plots, power_law, runs, summary
+from laser_pax.errors import UserError
 from laser_pax.sweeps import outcomes, plans, spaces
 from laser_pax.sweeps.outcomes import Outcome
 from laser_pax.sweeps.plans import Run
@@ -188,11 +190,14 @@ def attention_table(trained: Sequence[Trained]) -> str:
   return page.rows([*header, 'logits', 'W_q', 'W_k', 'W_v'], body)
 
 
-def fits(trained: Sequence[Trained]) -> dict[str, power_law.Fit]:
-  """Returns the power law of each attention; none while a size is missing."""
+def fits(trained: Sequence[Trained]) -> tuple[dict[str, power_law.Fit], str]:
+  """Returns the power law of each attention, or none and the reason."""
   if len(_groups(trained)) < len(spaces.read(SPACE).points):
-    return {}
-  return power_law.fit_each(points_of(trained))
+    return {}, 'Not all sizes are trained yet.'
+  try:
+    return power_law.fit_each(points_of(trained)), ''
+  except UserError as e:
+    return {}, f'None is fitted: {e}'
 
 
 def points_of(trained: Sequence[Trained]) -> list[power_law.Point]:
@@ -202,8 +207,6 @@ def points_of(trained: Sequence[Trained]) -> list[power_law.Point]:
 
 def fit_table(laws: Mapping[str, power_law.Fit]) -> str:
   """Returns the power laws with their bands, and what LASER saves at each size."""
-  if not laws:
-    return 'Not all sizes are trained yet.'
   body = []
   for name, law in laws.items():
     of_name = law.intervals()
@@ -255,14 +258,25 @@ def plot(trained: Sequence[Trained], laws: Mapping[str, power_law.Fit], out: pat
   if laws:
     plots.draw_power_laws(law_panel, points_of(trained), laws)
   else:
-    law_panel.set_axis_off()
+    _draw_losses(law_panel, groups)
   losses.set(xlabel='step', ylabel='training loss (nats), mean over seeds')
   differences.set(xlabel='step', ylabel='LASER less standard attention (nats)')
-  for panel in (losses, differences):
+  for panel in (losses, differences, *(() if laws else (law_panel,))):
     panel.legend(frameon=False, fontsize=8)
     panel.spines[['top', 'right']].set_visible(False)
   figure.savefig(out, dpi=110)
   plt.close(figure)
+
+
+def _draw_losses(panel: Any, groups: Mapping) -> None:
+  """Draws the test losses over the sizes, each seed and the mean."""
+  for attention, color in COLORS.items():
+    of_sizes = {n: [x.outcome.figure for x in g[attention].values()] for n, g in groups.items()}
+    means = [statistics.fmean(losses) for losses in of_sizes.values()]
+    panel.plot([n / 1e6 for n in of_sizes], means, color=color, label=attention)
+    for parameters, losses in of_sizes.items():
+      panel.plot([parameters / 1e6] * len(losses), losses, 'o', color=color, ms=4, alpha=0.6)
+  panel.set(xscale='log', xlabel='parameters without embedding (M)', ylabel='test loss (nats)')
 
 
 def write_page(trained: Sequence[Trained]) -> None:
@@ -270,8 +284,8 @@ def write_page(trained: Sequence[Trained]) -> None:
   page.replace('search', search_table(), PAGE)
   page.replace('losses', loss_table(trained), PAGE)
   page.replace('attention', attention_table(trained), PAGE)
-  laws = fits(trained)
-  page.replace('fit', fit_table(laws), PAGE)
+  laws, reason = fits(trained)
+  page.replace('fit', fit_table(laws) if laws else reason, PAGE)
   plot(trained, laws, PICTURE)
   hours = sum(x.outcome.seconds for x in trained) / 3600
   print(f'{len(trained)} runs, {hours:.1f} hours of training and evaluations in all')
