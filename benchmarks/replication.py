@@ -277,6 +277,8 @@ def _draw_losses(panel: Any, groups: Mapping) -> None:
     for parameters, losses in of_sizes.items():
       panel.plot([parameters / 1e6] * len(losses), losses, 'o', color=color, ms=4, alpha=0.6)
   panel.set(xscale='log', xlabel='parameters without embedding (M)', ylabel='test loss (nats)')
+  panel.set_xticks([n / 1e6 for n in groups], [f'{n / 1e6:.2f}' for n in groups])
+  panel.minorticks_off()
 
 
 def write_page(trained: Sequence[Trained]) -> None:
