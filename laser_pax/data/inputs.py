@@ -17,9 +17,28 @@ from etils import epath
 from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
+from laser_pax.data import damage
 from laser_pax.errors import UserError
 
-Input = pax_fiddle.Config[seqio_input.SeqIOInput]
+
+class SeqIOInput(seqio_input.SeqIOInput):
+  """PAX's input. If a file of the data is missing or damaged, the error names it."""
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
+    with damage.told(self._files):
+      return super().get_next()
+
+  def _files(self) -> list[str]:
+    tasks = getattr(self.mixture_or_task_inst, 'tasks', [self.mixture_or_task_inst])
+    return [path for task in tasks for path in task.source.list_shards(self.split_name)]
+
+
+Input = pax_fiddle.Config[SeqIOInput]
 
 
 class OnePosition:
@@ -78,11 +97,11 @@ class OnePosition:
       self.get_next()
 
 
-class GlobalStreamInput(OnePosition, seqio_input.SeqIOInput):
+class GlobalStreamInput(OnePosition, SeqIOInput):
   """One stream of rows for all hosts. Each host takes its share of every batch.
 
-  SeqIOInput divides the files among the hosts, so the batches depend on the number of hosts. Here
-  every host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
+  PAX divides the files among the hosts, so the batches depend on the number of hosts. Here every
+  host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
   All hosts have the same position in the stream.
   """
 
@@ -165,7 +184,7 @@ def eval_input(
   converter: pax_fiddle.Config,
   batch_size: int,
   name: str,
-  cls: type[seqio_input.SeqIOInput] = seqio_input.SeqIOInput,
+  cls: type[SeqIOInput] = SeqIOInput,
 ) -> Input:
   """Returns the input of a whole split, read once and in order at each evaluation.
 
@@ -196,7 +215,7 @@ def eval_input(
 
 
 def _input(
-  cls: type[seqio_input.SeqIOInput],
+  cls: type[SeqIOInput],
   task: str,
   lengths: Mapping[str, int],
   converter: pax_fiddle.Config,

@@ -54,7 +54,7 @@ class BranchingEpochTask(text_lm.EpochTask):
     return epoch if num_epochs == 1 else epoch.repeat(num_epochs)
 
 
-class DecodeInput(seqio_input.SeqIOInput):
+class DecodeInput(inputs.SeqIOInput):
   """An input whose decoded texts are compared with the targets by the task's metrics.
 
   PAX hands texts to the metrics of seqio, and seqio 0.0.20 takes them for numbers of tokens.

@@ -30,7 +30,6 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
-from paxml import seqio_input
 from praxis import base_hyperparams, pax_fiddle, py_utils
 
 from laser_pax.data import inputs, text_lm, tfrecords, wordpiece
@@ -145,7 +144,7 @@ class _Records(seqio.TFExampleDataSource):
     return super().get_dataset(split, False, *args, **kwargs)
 
 
-class MaskedEvalInput(seqio_input.SeqIOInput):
+class MaskedEvalInput(inputs.SeqIOInput):
   """PAX's input, in which the rows that fill the last batch have nothing to predict."""
 
   def _pad_to_batch_size(self, ds: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,0 +1,107 @@
+"""Data that are damaged while they are read: which file it is, in one line.
+
+TensorFlow says at which byte a record is damaged, but not in which file. So after such an error the
+files are read once more, one by one, until the damaged one is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+import tensorflow as tf
+from etils import epath
+from google.protobuf import message
+
+from laser_pax.errors import UserError
+
+_FILES_AT_ONCE = 16
+_RECORDS_AT_ONCE = 1_024
+_REMEDY = (
+  'bring the whole file back, or prepare the same sources again, and give the same command again'
+)
+_ERRORS = (
+  tf.errors.NotFoundError,
+  tf.errors.DataLossError,
+  tf.errors.InvalidArgumentError,
+  tf.errors.FailedPreconditionError,  # A data set has fewer records than its description says.
+)
+
+
+@contextlib.contextmanager
+def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
+  """Names the missing or damaged file, where reading TFRecord files fails in the `with` block.
+
+  Args:
+    files: Function that lists the files. It is called after a failure alone.
+
+  Raises:
+    UserError: A file is missing or empty, a record is damaged, lost or of another data set.
+  """
+  try:
+    yield
+  except _ERRORS as e:
+    paths = sorted(map(str, files()))
+    fault = _first_fault(paths, _lacking(e))
+    if fault is None:
+      if isinstance(e, tf.errors.InvalidArgumentError):
+        raise  # The reason lies elsewhere.
+      fault = f'{os.path.dirname(paths[0])}: {_words(e)}; a second reading shows no damaged file'
+    raise UserError(f'{fault}; {_REMEDY}') from e
+
+
+def _first_fault(paths: list[str], key: str | None) -> str | None:
+  """Returns the first damaged file, and what is wrong with it; None if none is."""
+  pool = futures.ThreadPoolExecutor(_FILES_AT_ONCE)
+  try:
+    for path, fault in zip(paths, pool.map(lambda path: _fault(path, key), paths), strict=True):
+      if fault:
+        return f'{path}: {fault}'
+    return None
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _fault(path: str, key: str | None) -> str | None:
+  """Returns what is wrong with a file. It reads the whole of it."""
+  number = 0
+  try:
+    if not epath.Path(path).stat().length:
+      return 'empty (0 bytes)'
+    records = tf.data.TFRecordDataset(path).batch(_RECORDS_AT_ONCE)
+    for batch in records.as_numpy_iterator():
+      for record in batch if key is not None else ():
+        number += 1
+        if not _has(record, key):
+          return f'its record {number} is none of this data set'
+  except (tf.errors.NotFoundError, FileNotFoundError):
+    return 'missing, though the data set lists it'
+  except tf.errors.DataLossError as e:
+    return f'damaged, {_words(e)}'
+  return None
+
+
+def _lacking(error: tf.errors.OpError) -> str | None:
+  """Returns the feature that a record lacks; '' if it is no record; None for other errors."""
+  if 'Could not parse example' in str(error):
+    return ''
+  lacking = re.search(r'(?:Feature|Key): (\w+)', str(error))
+  return lacking[1] if lacking else None
+
+
+def _has(record: bytes, key: str) -> bool:
+  """Returns whether a record is a `tf.train.Example` with a feature; any will do if `key` is ''."""
+  try:
+    features = tf.train.Example.FromString(record).features.feature
+  except message.DecodeError:
+    return False
+  return bool(features[key].WhichOneof('kind')) if key else bool(features)
+
+
+def _words(error: tf.errors.OpError) -> str:
+  """Returns TensorFlow's words on a damaged record, such as 'corrupted record at 1234'."""
+  words = re.search(r'\w+ record at \d+|expected to contain \d.*elements', str(error))
+  return words[0] if words else type(error).__name__
