@@ -1,4 +1,4 @@
-"""Data that are damaged while they are read: which file it is, in one line.
+"""Prepared data that are damaged: which file it is, in one line.
 
 TensorFlow says at which byte a record is damaged, but not in which file. So after such an error the
 files are read once more, one by one, until the damaged one is there.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import message
 
@@ -29,6 +30,29 @@ _ERRORS = (
   tf.errors.InvalidArgumentError,
   tf.errors.FailedPreconditionError,  # A data set has fewer records than its description says.
 )
+
+
+def open_builder(folder: str) -> tfds.core.DatasetBuilder:
+  """Opens a data set by its description, and returns TFDS's builder.
+
+  Args:
+    folder: Folder of the data set, local or in a bucket.
+
+  Raises:
+    UserError: The description cannot be read.
+  """
+  try:
+    builder = tfds.builder_from_directory(folder)
+    builder.info.features.get_serialized_info()
+    for split in builder.info.splits.values():
+      split.filepaths  # noqa: B018
+    return builder
+  except Exception as e:  # TFDS raises errors of many kinds on what it does not expect.
+    words = (str(e).strip() or 'no message').splitlines()[0]
+    raise UserError(
+      f'{folder}: cannot be read as a TFDS data set ({type(e).__name__}: {words}); its description '
+      'is dataset_info.json and features.json: copy both again, or prepare the data again'
+    ) from e
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def read_texts(data_dir: str | Path, dataset: DatasetSpec, split: str) -> Iterat
 
   from laser_pax.data import damage
 
-  builder = tfds.builder_from_directory(f'{data_dir}/{dataset.folder}')
+  builder = damage.open_builder(f'{data_dir}/{dataset.folder}')
   # The shards come in a shuffled order, so that the first documents represent the whole split.
   config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False, add_tfds_id=True)
   texts = builder.as_dataset(split=split, shuffle_files=True, read_config=config)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from praxis import base_input, py_utils
 
 from laser_pax import pax_fixes
@@ -111,7 +110,7 @@ def find_records(folder: str, splits: Sequence[str]) -> Records:
     folder: Folder of the data set.
     splits: Names of splits.
   """
-  infos = [tfds.builder_from_directory(folder).info.splits[split] for split in splits]
+  infos = [damage.open_builder(folder).info.splits[split] for split in splits]
   files = [str(path) for info in infos for path in info.filepaths]
   return Records(files, sum(info.num_examples for info in infos))
 
@@ -140,7 +139,7 @@ def check_files(
 
 def _sizes(folder: str, splits: Sequence[str]) -> dict[str, range]:
   """Returns the bytes that each file may have: what `prepare` wrote, else at least its records'."""
-  infos = tfds.builder_from_directory(folder).info.splits
+  infos = damage.open_builder(folder).info.splits
   sizes = {
     path.name: range(tfrecords.least_bytes(count), sys.maxsize)
     for split in splits
