@@ -30,10 +30,15 @@ class SeqIOInput(seqio_input.SeqIOInput):
     Raises:
       UserError: A file is missing or damaged.
     """
-    with damage.told(self._files):
+    with damage.told(self.files):
       return super().get_next()
 
-  def _files(self) -> list[str]:
+  def _get_dataset(self) -> tf.data.Dataset:
+    with damage.told(self.files):  # An evaluation counts its rows here.
+      return super()._get_dataset()
+
+  def files(self) -> list[str]:
+    """Returns the files that it reads."""
     tasks = getattr(self.mixture_or_task_inst, 'tasks', [self.mixture_or_task_inst])
     return [path for task in tasks for path in task.source.list_shards(self.split_name)]
 
@@ -144,6 +149,7 @@ def train_input(
   batch_size: int,
   seed: int,
   name: str,
+  cls: type[GlobalStreamInput] = GlobalStreamInput,
 ) -> pax_fiddle.Config[GlobalStreamInput]:
   """Returns the endless input of a task's train split, epoch after epoch.
 
@@ -159,9 +165,10 @@ def train_input(
     batch_size: B, the rows per host.
     seed: Seed of the order of files and rows.
     name: Name of the input in PAX's logs.
+    cls: Class of the input.
   """
   return _input(
-    GlobalStreamInput,
+    cls,
     task,
     lengths,
     converter,

@@ -24,7 +24,7 @@ import collections
 import functools
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import seqio
@@ -43,6 +43,8 @@ MASKED, RANDOM, KEPT = 0.12, 0.015, 0.015
 _FEATURES = ('labels', 'masked_ids', 'masked_pos')
 # A tenth of the masked tokens are random, so that these have nearly the greatest token.
 _CHECKED_RECORDS = 100
+# A token that no vocabulary has.
+_OUTSIDE = 2**30
 _RECORD = {
   'input_ids': tf.io.FixedLenFeature([TOKENS], tf.int64),
   'input_mask': tf.io.FixedLenFeature([TOKENS], tf.int64),
@@ -107,16 +109,18 @@ def train_input(
     batch_size=batch_size,
     seed=seed,
     name='train',
-  )
+    cls=MaskedTrainInput,
+  ).set(vocab_size=vocab_size)
 
 
-def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
+def eval_input(folder: str, *, batch_size: int, seq_len: int, vocab_size: int) -> inputs.Input:
   """Returns the input of the whole evaluation split, with the stored masks.
 
   Args:
     folder: Folder of the records.
     batch_size: B, the rows per host.
     seq_len: T, the tokens per row, at most 512. A longer document becomes several.
+    vocab_size: V, the number of pieces that the model has.
   """
   return inputs.eval_input(
     masked_task(folder),
@@ -126,7 +130,7 @@ def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
     converter=pax_fiddle.Config(MaskedRows, pack=False),
     batch_size=batch_size,
     name='eval',
-  )
+  ).set(vocab_size=vocab_size)
 
 
 class _Records(seqio.TFExampleDataSource):
@@ -144,8 +148,40 @@ class _Records(seqio.TFExampleDataSource):
     return super().get_dataset(split, False, *args, **kwargs)
 
 
+class MaskedTrainInput(inputs.GlobalStreamInput):
+  """The stream of a training, whose tokens the model must have.
+
+  Attributes:
+    vocab_size: V, the number of pieces that the model has.
+  """
+
+  vocab_size: int = 0
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged, or has a token that the model lacks.
+    """
+    return _checked(super().get_next(), self.files, self.vocab_size)
+
+
 class MaskedEvalInput(inputs.SeqIOInput):
-  """PAX's input, in which the rows that fill the last batch have nothing to predict."""
+  """PAX's input, in which the rows that fill the last batch have nothing to predict.
+
+  Attributes:
+    vocab_size: V, the number of pieces that the model has.
+  """
+
+  vocab_size: int = 0
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged, or has a token that the model lacks.
+    """
+    return _checked(super().get_next(), self.files, self.vocab_size)
 
   def _pad_to_batch_size(self, ds: tf.data.Dataset) -> tf.data.Dataset:
     def weigh(row: py_utils.NestedMap) -> py_utils.NestedMap:
@@ -153,6 +189,32 @@ class MaskedEvalInput(inputs.SeqIOInput):
       return row
 
     return super()._pad_to_batch_size(ds).map(weigh)
+
+
+def _checked(
+  batch: py_utils.NestedMap, files: Callable[[], Iterable[str]], vocab_size: int
+) -> py_utils.NestedMap:
+  """Returns a batch whose tokens are all below V. A model would take others for padding or V - 1.
+
+  Raises:
+    UserError: A token is not; the message has the file and the number of the record.
+  """
+  tokens = np.stack([batch.labels, batch.masked_ids])
+  if tokens.size and tokens.min() >= 0 and tokens.max() < vocab_size:
+    return batch
+  for path in sorted(files()):
+    for number, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator(), 1):
+      features = tf.train.Example.FromString(record).features.feature
+      own = [x for key in ('input_ids', 'masked_lm_ids') for x in features[key].int64_list.value]
+      if outside := [x for x in own if not 0 <= x < vocab_size]:
+        raise UserError(
+          f'{path}, record {number}: the token {outside[0]}, but the model has VOCAB_SIZE = '
+          f'{vocab_size}: set it to that of the records, or make others'
+        )
+  raise UserError(
+    f'a batch has tokens from {tokens.min()} to {tokens.max()}, but the model has VOCAB_SIZE = '
+    f'{vocab_size}, and no record has such a token now; give the same command again'
+  )
 
 
 def masked_task(folder: str) -> str:
@@ -269,9 +331,11 @@ class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
         functools.partial(remask, vocab_size=self._vocab_size),
         num_parallel_calls=tf.data.AUTOTUNE,
       )
-    # seqio takes every 0 for padding, also those of masked_pos: one more keeps them.
+    # seqio takes every 0 for padding, also those of masked_pos: one more keeps them. A negative
+    # token must not become padding that way.
     ds = ds.map(
-      lambda x: {name: 1 + x[name] for name in _FEATURES}, num_parallel_calls=tf.data.AUTOTUNE
+      lambda x: {name: 1 + tf.where(x[name] < 0, _OUTSIDE, x[name]) for name in _FEATURES},
+      num_parallel_calls=tf.data.AUTOTUNE,
     )
     ds = self._pack_or_pad(ds, task_feature_lengths)
     return ds.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)

@@ -181,17 +181,19 @@ def first_sentences(texts: Iterable[str], count: int) -> Iterator[str]:
 
 def _cut(line: str) -> Iterator[str]:
   """Yields a line's pieces, cut at spaces, of at most MAX_SENTENCE_BYTES each."""
-  data = line.encode()
-  while len(data) > MAX_SENTENCE_BYTES:
-    end = data.rfind(b' ', 1, MAX_SENTENCE_BYTES)
+  data, start = line.encode(), 0
+  while len(data) - start > MAX_SENTENCE_BYTES:
+    end = data.rfind(b' ', start + 1, start + MAX_SENTENCE_BYTES)
     if end < 0:
-      end = MAX_SENTENCE_BYTES
+      end = start + MAX_SENTENCE_BYTES
       while data[end] & 0xC0 == 0x80:  # Inside a UTF-8 character.
         end -= 1
-    yield data[:end].decode()
-    data = data[end:].lstrip(b' ')
-  if data:
-    yield data.decode()
+    yield data[start:end].decode()
+    start = end
+    while data[start : start + 1] == b' ':
+      start += 1
+  if start < len(data):
+    yield data[start:].decode()
 
 
 def _explain(message: str, size: int) -> str:

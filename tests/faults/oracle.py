@@ -104,10 +104,15 @@ def _checksum(data: bytes) -> int:
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def records(path: pathlib.Path) -> list[bytes]:
-  """Returns the records of a TFRecord file, whose checksums must hold."""
+def records(path: pathlib.Path, rest: int = 0) -> list[bytes]:
+  """Returns the records of a TFRecord file, whose checksums must hold.
+
+  Args:
+    path: The file.
+    rest: So many bytes may be left at the end.
+  """
   data, place, found = path.read_bytes(), 0, []
-  while place < len(data):
+  while place < len(data) - rest:
     length, crc = struct.unpack_from('<QI', data, place)
     record = data[place + 12 : place + 12 + length]
     (own,) = struct.unpack_from('<I', data, place + 12 + length)
