@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 # Five of ten inputs go through `prepare`, three through `vocab`, and two through a training's.
@@ -80,20 +80,26 @@ def _work(numbers: list[int], seed: int, results: Any) -> None:
     results.send(run_one(number, seed))
 
 
-def run(numbers: Iterable[int], seed: int, seconds: float) -> Iterator[Result]:
+def run(
+  numbers: Iterable[int],
+  seed: int,
+  seconds: float,
+  work: Callable[[list[int], int, Any], None] = _work,
+) -> Iterator[Result]:
   """Yields what came of inputs, each of which may take so many seconds.
 
   Args:
     numbers: Numbers of inputs.
     seed: The seed.
-    seconds: The time of one input. A child's first one also imports TensorFlow.
+    seconds: The time of one input. A child's first one has ten times as much, to import TensorFlow.
+    work: What a child does with some of the numbers. It sends each number, and then its result.
   """
   waiting = list(numbers)
   context = multiprocessing.get_context('spawn')
   while waiting:
     here, there = context.Pipe(duplex=False)
     batch = waiting[:_INPUTS_OF_A_CHILD]
-    child = context.Process(target=_work, args=(batch, seed, there), daemon=True)
+    child = context.Process(target=work, args=(batch, seed, there), daemon=True)
     child.start()
     there.close()
     limit, done = 10 * seconds, 0
