@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -75,6 +76,39 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
         raise  # The reason lies elsewhere.
       fault = f'{os.path.dirname(paths[0])}: {_words(e)}; a second reading shows no damaged file'
     raise UserError(f'{fault}; {_REMEDY}') from e
+
+
+def check_tokens(
+  fields: Sequence[np.ndarray],
+  vocab_size: int,
+  files: Callable[[], Iterable[epath.PathLike]],
+  keys: Sequence[str],
+) -> None:
+  """Checks that all tokens of a batch are below V, the pieces that the model has, and not negative.
+
+  Args:
+    fields: Tokens, of any shape.
+    vocab_size: V.
+    files: Function that lists the TFRecord files of the tokens. It is called after a failure alone.
+    keys: The features that hold them.
+
+  Raises:
+    UserError: A token is not; the message has the file and the number of the record.
+  """
+  least = min(int(x.min(initial=0)) for x in fields)
+  greatest = max(int(x.max(initial=0)) for x in fields)
+  if least >= 0 and greatest < vocab_size:
+    return
+  lacks = (
+    f'but the model has VOCAB_SIZE = {vocab_size}: set it to that of the records, or make others'
+  )
+  for path in sorted(map(str, files())):
+    for number, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator(), 1):
+      features = tf.train.Example.FromString(record).features.feature
+      tokens = (x for key in keys for x in features[key].int64_list.value)
+      if outside := [x for x in tokens if not 0 <= x < vocab_size]:
+        raise UserError(f'{path}, record {number}: the token {outside[0]}, {lacks}')
+  raise UserError(f'a batch has tokens from {least} to {greatest}, {lacks}')
 
 
 def _first_fault(paths: list[str], key: str | None) -> str | None:

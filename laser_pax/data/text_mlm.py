@@ -32,7 +32,7 @@ import tensorflow as tf
 from etils import epath
 from praxis import base_hyperparams, pax_fiddle, py_utils
 
-from laser_pax.data import inputs, text_lm, tfrecords, wordpiece
+from laser_pax.data import damage, inputs, text_lm, tfrecords, wordpiece
 from laser_pax.data.prepare import mlperf
 from laser_pax.data.prepare.wikipedia import EVAL_FILE, PREDICTIONS, TOKENS
 from laser_pax.errors import UserError
@@ -194,27 +194,11 @@ class MaskedEvalInput(inputs.SeqIOInput):
 def _checked(
   batch: py_utils.NestedMap, files: Callable[[], Iterable[str]], vocab_size: int
 ) -> py_utils.NestedMap:
-  """Returns a batch whose tokens are all below V. A model would take others for padding or V - 1.
-
-  Raises:
-    UserError: A token is not; the message has the file and the number of the record.
-  """
-  tokens = np.stack([batch.labels, batch.masked_ids])
-  if tokens.size and tokens.min() >= 0 and tokens.max() < vocab_size:
-    return batch
-  for path in sorted(files()):
-    for number, record in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator(), 1):
-      features = tf.train.Example.FromString(record).features.feature
-      own = [x for key in ('input_ids', 'masked_lm_ids') for x in features[key].int64_list.value]
-      if outside := [x for x in own if not 0 <= x < vocab_size]:
-        raise UserError(
-          f'{path}, record {number}: the token {outside[0]}, but the model has VOCAB_SIZE = '
-          f'{vocab_size}: set it to that of the records, or make others'
-        )
-  raise UserError(
-    f'a batch has tokens from {tokens.min()} to {tokens.max()}, but the model has VOCAB_SIZE = '
-    f'{vocab_size}, and no record has such a token now; give the same command again'
+  """Returns a batch, whose tokens the model must have."""
+  damage.check_tokens(
+    (batch.labels, batch.masked_ids), vocab_size, files, ('input_ids', 'masked_lm_ids')
   )
+  return batch
 
 
 def masked_task(folder: str) -> str:
