@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 
@@ -164,3 +165,33 @@ def test_a_folder_is_the_same_however_it_is_named(start, root, tmp_path):
   assert len([p for p in tmp_path.rglob('checkpoint_00000006') if 'link' not in p.parts]) == 1
   assert len(list(tmp_path.rglob('experiment.txt'))) == 1
   assert sorted(_recorded(home / 'x')) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('damage', ['missing', 'flipped'])
+def test_a_shard_that_is_damaged_in_a_run_ends_it_in_one_line(
+  source, start, root, damage, tmp_path
+):
+  """Once the file is back, the same command goes on."""
+  shutil.copytree(source.data_dir, tmp_path / 'data')
+  shard = next((tmp_path / 'data').rglob('c4-train.tfrecord-00002-of-00004'))
+  good, folder = shard.read_bytes(), root / damage
+  words = ('laser_pax', 'train', f'--data={tmp_path / "data"}')
+  command = start(folder, *words, STEPS='100')
+  _wait_for('checkpoint_00000004', folder, command)
+  if damage == 'missing':
+    shard.unlink()
+  else:
+    shard.write_bytes(good[:900] + bytes([good[900] ^ 1]) + good[901:])
+  assert command.wait() == 2, command.stdout + command.stderr
+  (line,) = command.stderr.splitlines()
+  fault = {'missing': 'missing, though the data set lists it', 'flipped': 'damaged, corrupted'}
+  assert line.startswith(f'error: {shard}: {fault[damage]}')
+  assert line.endswith('give the same command again')
+  shard.write_bytes(good)
+  last = max(int(p.name[-8:]) for p in (folder / 'checkpoints').glob('checkpoint_*'))
+  again = start(folder, *words, STEPS='100')
+  _wait_for(f'checkpoint_{last + 4:08d}', folder, again)
+  again.send_signal(signal.SIGKILL)
+  again.wait()
+  assert f'resuming at step {last:,} of 100' in again.stdout
