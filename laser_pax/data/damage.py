@@ -56,6 +56,10 @@ def open_builder(folder: str) -> tfds.core.DatasetBuilder:
     ) from e
 
 
+class NoDamageError(UserError):
+  """Reading failed, and a second reading of all files shows none that is missing or damaged."""
+
+
 @contextlib.contextmanager
 def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
   """Names the missing or damaged file, where reading TFRecord files fails in the `with` block.
@@ -65,6 +69,7 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
 
   Raises:
     UserError: A file is missing or empty, a record is damaged, lost or of another data set.
+    NoDamageError: All files are whole now.
   """
   try:
     yield
@@ -74,7 +79,10 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
     if fault is None:
       if isinstance(e, tf.errors.InvalidArgumentError):
         raise  # The reason lies elsewhere.
-      fault = f'{os.path.dirname(paths[0])}: {_words(e)}; a second reading shows no damaged file'
+      folder = os.path.dirname(paths[0])
+      raise NoDamageError(
+        f'{folder}: {_words(e)}; a second reading shows no damaged file; {_REMEDY}'
+      ) from e
     raise UserError(f'{fault}; {_REMEDY}') from e
 
 

@@ -110,6 +110,8 @@ class GlobalStreamInput(OnePosition, SeqIOInput):
   All hosts have the same position in the stream.
   """
 
+  _taken = 0
+
   def _get_dataset(self) -> tf.data.Dataset:
     """Returns the global batches: [hosts x B, T]."""
     whole = seqio.ShardInfo(index=0, num_shards=1)
@@ -120,9 +122,42 @@ class GlobalStreamInput(OnePosition, SeqIOInput):
     return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
 
   def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch: [B, T]."""
+    """Returns this host's rows of the next global batch: [B, T].
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
+    try:
+      batch = super().get_next()
+    except damage.NoDamageError:
+      if not self._restored:
+        raise
+      batch = self._read_again()
+    self._taken += 1
     first = self.infeed_host_index * self.batch_size
-    return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
+    return batch.Transform(lambda x: x[first : first + self.batch_size])
+
+  def go_to(self, step: int) -> None:
+    """As the base's."""
+    super().go_to(step)
+    self._taken = step
+
+  def _read_again(self) -> py_utils.NestedMap:
+    """Returns the next batch of a new stream, where the restored one only repeats an error.
+
+    tf.data reads ahead, and saves an error among the rows that it has read. So a position that was
+    saved while a file was missing keeps that error after the file is back.
+    """
+    logging.warning(
+      'The saved position repeats an error of files that are whole now: reading %d batches again.',
+      self._taken,
+    )
+    self._restored = False
+    self.dataset = self._get_dataset()
+    self.reset()
+    for _ in range(self._taken):
+      super().get_next()
+    return super().get_next()
 
 
 def row_specs(

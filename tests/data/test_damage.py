@@ -98,6 +98,28 @@ def test_a_file_damaged_in_a_run_is_named_and_the_run_goes_on_when_it_is_back(wh
   np.testing.assert_array_equal(labels(restored, 46), rows[2:])
 
 
+def test_a_position_that_was_saved_while_a_file_was_missing_is_good_when_it_is_back(
+  whole, copy, tmp_path
+):
+  """tf.data saves the error, with the rows that it has read ahead."""
+  (rows, _), (own, path) = whole, copy
+  inp, good = stream(own), path.read_bytes()
+  labels(inp, 2)
+  path.unlink()
+  taken = 2
+  with pytest.raises(UserError, match='missing'):
+    while True:
+      inp.get_next()
+      taken += 1
+  inp.save(tmp_path / 'state')
+  path.write_bytes(good)
+  restored = stream(own)
+  restored.restore(tmp_path / 'state')
+  restored.go_to(taken)
+  np.testing.assert_array_equal(labels(restored, 48 - taken), rows[taken:])
+  assert not restored._restored, 'the position was good: this test shows nothing'
+
+
 def test_an_evaluation_names_the_file_too(copy):
   own, path = copy
   path = path.with_name('c4-validation.tfrecord-00000-of-00001')
