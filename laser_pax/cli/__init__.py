@@ -141,6 +141,7 @@ def _run(args: list[str]) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
   """Returns an error in one line, and the exit code."""
+  error = getattr(error, 'proxy_base_exception', error)  # Fiddle adds the whole configuration.
   if isinstance(error, UserError):
     return ' '.join(str(error).split()), 2
   from typer import exceptions

@@ -17,9 +17,33 @@ from etils import epath
 from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
+from laser_pax.data import damage
 from laser_pax.errors import UserError
 
-Input = pax_fiddle.Config[seqio_input.SeqIOInput]
+
+class SeqIOInput(seqio_input.SeqIOInput):
+  """PAX's input. If a file of the data is missing or damaged, the error names it."""
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
+    with damage.told(self.files):
+      return super().get_next()
+
+  def _get_dataset(self) -> tf.data.Dataset:
+    with damage.told(self.files):  # An evaluation counts its rows here.
+      return super()._get_dataset()
+
+  def files(self) -> list[str]:
+    """Returns the files that it reads."""
+    tasks = getattr(self.mixture_or_task_inst, 'tasks', [self.mixture_or_task_inst])
+    return [path for task in tasks for path in task.source.list_shards(self.split_name)]
+
+
+Input = pax_fiddle.Config[SeqIOInput]
 
 
 class OnePosition:
@@ -78,13 +102,15 @@ class OnePosition:
       self.get_next()
 
 
-class GlobalStreamInput(OnePosition, seqio_input.SeqIOInput):
+class GlobalStreamInput(OnePosition, SeqIOInput):
   """One stream of rows for all hosts. Each host takes its share of every batch.
 
-  SeqIOInput divides the files among the hosts, so the batches depend on the number of hosts. Here
-  every host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
+  PAX divides the files among the hosts, so the batches depend on the number of hosts. Here every
+  host runs the whole pipeline, and a step's batch has the same rows on any number of hosts.
   All hosts have the same position in the stream.
   """
+
+  _taken = 0
 
   def _get_dataset(self) -> tf.data.Dataset:
     """Returns the global batches: [hosts x B, T]."""
@@ -96,9 +122,42 @@ class GlobalStreamInput(OnePosition, seqio_input.SeqIOInput):
     return rows.batch(self.batch_size * self.num_infeed_hosts, drop_remainder=True)
 
   def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch: [B, T]."""
+    """Returns this host's rows of the next global batch: [B, T].
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
+    try:
+      batch = super().get_next()
+    except damage.NoDamageError:
+      if not self._restored:
+        raise
+      batch = self._read_again()
+    self._taken += 1
     first = self.infeed_host_index * self.batch_size
-    return super().get_next().Transform(lambda x: x[first : first + self.batch_size])
+    return batch.Transform(lambda x: x[first : first + self.batch_size])
+
+  def go_to(self, step: int) -> None:
+    """As the base's."""
+    super().go_to(step)
+    self._taken = step
+
+  def _read_again(self) -> py_utils.NestedMap:
+    """Returns the next batch of a new stream, where the restored one only repeats an error.
+
+    tf.data reads ahead, and saves an error among the rows that it has read. So a position that was
+    saved while a file was missing keeps that error after the file is back.
+    """
+    logging.warning(
+      'The saved position repeats an error of files that are whole now: reading %d batches again.',
+      self._taken,
+    )
+    self._restored = False
+    self.dataset = self._get_dataset()
+    self.reset()
+    for _ in range(self._taken):
+      super().get_next()
+    return super().get_next()
 
 
 def row_specs(
@@ -125,6 +184,7 @@ def train_input(
   batch_size: int,
   seed: int,
   name: str,
+  cls: type[GlobalStreamInput] = GlobalStreamInput,
 ) -> pax_fiddle.Config[GlobalStreamInput]:
   """Returns the endless input of a task's train split, epoch after epoch.
 
@@ -140,9 +200,10 @@ def train_input(
     batch_size: B, the rows per host.
     seed: Seed of the order of files and rows.
     name: Name of the input in PAX's logs.
+    cls: Class of the input.
   """
   return _input(
-    GlobalStreamInput,
+    cls,
     task,
     lengths,
     converter,
@@ -165,7 +226,7 @@ def eval_input(
   converter: pax_fiddle.Config,
   batch_size: int,
   name: str,
-  cls: type[seqio_input.SeqIOInput] = seqio_input.SeqIOInput,
+  cls: type[SeqIOInput] = SeqIOInput,
 ) -> Input:
   """Returns the input of a whole split, read once and in order at each evaluation.
 
@@ -196,7 +257,7 @@ def eval_input(
 
 
 def _input(
-  cls: type[seqio_input.SeqIOInput],
+  cls: type[SeqIOInput],
   task: str,
   lengths: Mapping[str, int],
   converter: pax_fiddle.Config,

@@ -30,11 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from etils import epath
 from praxis import pax_fiddle, py_utils
 
-from laser_pax.data import inputs, streams, tfrecords, vocabulary
+from laser_pax.data import damage, inputs, streams, tfrecords, vocabulary
 from laser_pax.data.prepare.librispeech import RATE
 from laser_pax.errors import UserError
 
@@ -226,7 +225,7 @@ def has_splits(folder: str, splits: Sequence[str]) -> bool:
     folder: Folder of the data set.
     splits: Names of splits.
   """
-  return set(splits) <= set(tfds.builder_from_directory(folder).info.splits)
+  return set(splits) <= set(damage.open_builder(folder).info.splits)
 
 
 def check_data(folder: str, splits: Sequence[str], samples: int, labels: int, command: str) -> None:

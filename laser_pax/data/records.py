@@ -22,14 +22,28 @@ def read_texts(data_dir: str | Path, dataset: DatasetSpec, split: str) -> Iterat
     data_dir: Folder that holds the data set's folder.
     dataset: A data set whose records have a field `text`.
     split: One of its splits.
+
+  Raises:
+    UserError: A file is missing or damaged, or a text is not UTF-8.
   """
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(f'{data_dir}/{dataset.folder}')
+  from laser_pax.data import damage
+
+  builder = damage.open_builder(f'{data_dir}/{dataset.folder}')
   # The shards come in a shuffled order, so that the first documents represent the whole split.
-  config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False)
-  for record in builder.as_dataset(split=split, shuffle_files=True, read_config=config):
-    yield record['text'].numpy().decode()
+  config = tfds.ReadConfig(shuffle_seed=0, try_autocache=False, add_tfds_id=True)
+  texts = builder.as_dataset(split=split, shuffle_files=True, read_config=config)
+  with damage.told(lambda: builder.info.splits[split].filepaths):
+    for record in texts:
+      try:
+        yield record['text'].numpy().decode()
+      except UnicodeDecodeError as e:
+        file, _, number = record['tfds_id'].numpy().decode().rpartition('__')
+        raise UserError(
+          f'{builder.data_path}/{file}: the text of its record {number}, counted from 0, is not '
+          f'UTF-8 ({e.reason}); prepare the data again'
+        ) from e
 
 
 def check_row(source: sources.Source, dataset: DatasetSpec, seq_len: int) -> None:

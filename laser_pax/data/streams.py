@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from praxis import base_input, py_utils
 
 from laser_pax import pax_fixes
-from laser_pax.data import tfrecords
+from laser_pax.data import damage, tfrecords
+from laser_pax.data.prepare import reports
 
 # So many files are read in turn.
 _FILES_AT_ONCE = 16
@@ -75,11 +76,16 @@ class RecordInput(base_input.BaseInput):
   )
 
   def get_next(self) -> py_utils.NestedMap:
-    """Returns this host's rows of the next global batch."""
+    """Returns this host's rows of the next global batch.
+
+    Raises:
+      UserError: A file is missing or damaged.
+    """
     if self._iterator is None:
       with pax_fixes.without_autograph():  # The functions need none, and start faster.
         self._iterator = self._dataset().as_numpy_iterator()
-    return py_utils.NestedMap(next(self._iterator))
+    with damage.told(lambda: self._records().files):
+      return py_utils.NestedMap(next(self._iterator))
 
   def reset(self) -> None:
     """Goes back to the first batch."""
@@ -104,7 +110,7 @@ def find_records(folder: str, splits: Sequence[str]) -> Records:
     folder: Folder of the data set.
     splits: Names of splits.
   """
-  infos = [tfds.builder_from_directory(folder).info.splits[split] for split in splits]
+  infos = [damage.open_builder(folder).info.splits[split] for split in splits]
   files = [str(path) for info in infos for path in info.filepaths]
   return Records(files, sum(info.num_examples for info in infos))
 
@@ -121,13 +127,27 @@ def check_files(
     remedy: What to do about a broken file.
 
   Raises:
-    UserError: A file is missing, cut short, or has another layout.
+    UserError: A file is missing, cut short, not as long as `prepare` made it, or of another layout.
   """
+  sizes = _sizes(folder, splits)
   for split in splits:
-    paths = find_records(folder, [split]).files
-    tfrecords.check_whole(paths, remedy)
-    for record in tfrecords.first_records(paths[0], 1):
+    paths = [path for path in find_records(folder, [split]).files if '.tfrecord' in path]
+    tfrecords.check_whole(paths, remedy, sizes)
+    for record in tfrecords.first_records(paths[0], 1) if paths else ():
       tfrecords.check_layout(paths[0], record, features, remedy)
+
+
+def _sizes(folder: str, splits: Sequence[str]) -> dict[str, range]:
+  """Returns the bytes that each file may have: what `prepare` wrote, else at least its records'."""
+  infos = damage.open_builder(folder).info.splits
+  sizes = {
+    path.name: range(tfrecords.least_bytes(count), sys.maxsize)
+    for split in splits
+    for path, count in zip(infos[split].filepaths, infos[split].shard_lengths, strict=True)
+  }
+  return sizes | {
+    name: range(size, size + 1) for name, size in reports.written_bytes(folder).items()
+  }
 
 
 def in_order(records: Records, share: Share, limit: int | None = None) -> tf.data.Dataset:

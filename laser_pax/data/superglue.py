@@ -35,7 +35,7 @@ import tensorflow_datasets as tfds
 from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
-from laser_pax.data import inputs, streams, text_lm
+from laser_pax.data import damage, inputs, streams, text_lm
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
 
@@ -54,7 +54,7 @@ class BranchingEpochTask(text_lm.EpochTask):
     return epoch if num_epochs == 1 else epoch.repeat(num_epochs)
 
 
-class DecodeInput(seqio_input.SeqIOInput):
+class DecodeInput(inputs.SeqIOInput):
   """An input whose decoded texts are compared with the targets by the task's metrics.
 
   PAX hands texts to the metrics of seqio, and seqio 0.0.20 takes them for numbers of tokens.
@@ -287,7 +287,7 @@ def count_examples(name: str, data_dir: str) -> int:
     name: Name of the task in SuperGLUE, such as 'boolq'.
     data_dir: Folder that contains the data sets' folders.
   """
-  builder = tfds.builder_from_directory(f'{data_dir}/{SUPER_GLUE[name].folder}')
+  builder = damage.open_builder(f'{data_dir}/{SUPER_GLUE[name].folder}')
   records = builder.info.splits['train'].num_examples
   if records == TASKS[name].records['train']:
     return TASKS[name].examples

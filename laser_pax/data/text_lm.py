@@ -26,7 +26,7 @@ from paxml import seqio_input
 from praxis import pax_fiddle, py_utils
 
 from laser_pax import pax_fixes
-from laser_pax.data import inputs
+from laser_pax.data import inputs, streams
 from laser_pax.data.datasets import C4, DatasetSpec
 
 # The next row is drawn from a buffer of this many rows: 40 MB at 1,024 tokens.
@@ -178,6 +178,21 @@ def prefix_input(
     batch_size=rows,
     name=name,
   )
+
+
+def check_files(data_dir: str, dataset: DatasetSpec) -> None:
+  """Checks that all files of a data set of texts are there and whole.
+
+  Args:
+    data_dir: Folder that contains the data set's folder.
+    dataset: Data set of texts.
+
+  Raises:
+    UserError: A file is missing, cut short, not as long as `prepare` made it, or of another layout.
+  """
+  text = {'text': tf.io.FixedLenFeature([], tf.string)}
+  remedy = f'copy it again, or make it with: {dataset.prepare_command(data_dir)}'
+  streams.check_files(f'{data_dir}/{dataset.folder}', dataset.splits, text, remedy)
 
 
 class TextFeatures(seqio_input.LanguageModelFeatures):

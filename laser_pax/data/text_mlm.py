@@ -24,16 +24,15 @@ import collections
 import functools
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
-from paxml import seqio_input
 from praxis import base_hyperparams, pax_fiddle, py_utils
 
-from laser_pax.data import inputs, text_lm, tfrecords, wordpiece
+from laser_pax.data import damage, inputs, text_lm, tfrecords, wordpiece
 from laser_pax.data.prepare import mlperf
 from laser_pax.data.prepare.wikipedia import EVAL_FILE, PREDICTIONS, TOKENS
 from laser_pax.errors import UserError
@@ -44,6 +43,8 @@ MASKED, RANDOM, KEPT = 0.12, 0.015, 0.015
 _FEATURES = ('labels', 'masked_ids', 'masked_pos')
 # A tenth of the masked tokens are random, so that these have nearly the greatest token.
 _CHECKED_RECORDS = 100
+# A token that no vocabulary has.
+_OUTSIDE = 2**30
 _RECORD = {
   'input_ids': tf.io.FixedLenFeature([TOKENS], tf.int64),
   'input_mask': tf.io.FixedLenFeature([TOKENS], tf.int64),
@@ -108,16 +109,18 @@ def train_input(
     batch_size=batch_size,
     seed=seed,
     name='train',
-  )
+    cls=MaskedTrainInput,
+  ).set(vocab_size=vocab_size)
 
 
-def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
+def eval_input(folder: str, *, batch_size: int, seq_len: int, vocab_size: int) -> inputs.Input:
   """Returns the input of the whole evaluation split, with the stored masks.
 
   Args:
     folder: Folder of the records.
     batch_size: B, the rows per host.
     seq_len: T, the tokens per row, at most 512. A longer document becomes several.
+    vocab_size: V, the number of pieces that the model has.
   """
   return inputs.eval_input(
     masked_task(folder),
@@ -127,7 +130,7 @@ def eval_input(folder: str, *, batch_size: int, seq_len: int) -> inputs.Input:
     converter=pax_fiddle.Config(MaskedRows, pack=False),
     batch_size=batch_size,
     name='eval',
-  )
+  ).set(vocab_size=vocab_size)
 
 
 class _Records(seqio.TFExampleDataSource):
@@ -145,8 +148,40 @@ class _Records(seqio.TFExampleDataSource):
     return super().get_dataset(split, False, *args, **kwargs)
 
 
-class MaskedEvalInput(seqio_input.SeqIOInput):
-  """PAX's input, in which the rows that fill the last batch have nothing to predict."""
+class MaskedTrainInput(inputs.GlobalStreamInput):
+  """The stream of a training, whose tokens the model must have.
+
+  Attributes:
+    vocab_size: V, the number of pieces that the model has.
+  """
+
+  vocab_size: int = 0
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged, or has a token that the model lacks.
+    """
+    return _checked(super().get_next(), self.files, self.vocab_size)
+
+
+class MaskedEvalInput(inputs.SeqIOInput):
+  """PAX's input, in which the rows that fill the last batch have nothing to predict.
+
+  Attributes:
+    vocab_size: V, the number of pieces that the model has.
+  """
+
+  vocab_size: int = 0
+
+  def get_next(self) -> py_utils.NestedMap:
+    """Returns the next batch.
+
+    Raises:
+      UserError: A file is missing or damaged, or has a token that the model lacks.
+    """
+    return _checked(super().get_next(), self.files, self.vocab_size)
 
   def _pad_to_batch_size(self, ds: tf.data.Dataset) -> tf.data.Dataset:
     def weigh(row: py_utils.NestedMap) -> py_utils.NestedMap:
@@ -154,6 +189,16 @@ class MaskedEvalInput(seqio_input.SeqIOInput):
       return row
 
     return super()._pad_to_batch_size(ds).map(weigh)
+
+
+def _checked(
+  batch: py_utils.NestedMap, files: Callable[[], Iterable[str]], vocab_size: int
+) -> py_utils.NestedMap:
+  """Returns a batch, whose tokens the model must have."""
+  damage.check_tokens(
+    (batch.labels, batch.masked_ids), vocab_size, files, ('input_ids', 'masked_lm_ids')
+  )
+  return batch
 
 
 def masked_task(folder: str) -> str:
@@ -270,9 +315,11 @@ class MaskedRows(seqio.FeatureConverter, base_hyperparams.StrOverride):
         functools.partial(remask, vocab_size=self._vocab_size),
         num_parallel_calls=tf.data.AUTOTUNE,
       )
-    # seqio takes every 0 for padding, also those of masked_pos: one more keeps them.
+    # seqio takes every 0 for padding, also those of masked_pos: one more keeps them. A negative
+    # token must not become padding that way.
     ds = ds.map(
-      lambda x: {name: 1 + x[name] for name in _FEATURES}, num_parallel_calls=tf.data.AUTOTUNE
+      lambda x: {name: 1 + tf.where(x[name] < 0, _OUTSIDE, x[name]) for name in _FEATURES},
+      num_parallel_calls=tf.data.AUTOTUNE,
     )
     ds = self._pack_or_pad(ds, task_feature_lengths)
     return ds.map(self._row, num_parallel_calls=tf.data.AUTOTUNE)

@@ -71,29 +71,43 @@ def _masked_crc(data: bytes) -> bytes:
   return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def check_whole(paths: Iterable[epath.PathLike], remedy: str) -> None:
-  """Checks that each file is there and ends with a whole record.
+def check_whole(
+  paths: Iterable[epath.PathLike], remedy: str, sizes: Mapping[str, range] | None = None
+) -> None:
+  """Checks that each file is there, ends with a whole record, and is as long as it should be.
 
   Args:
     paths: TFRecord files.
     remedy: What to do about a broken file.
+    sizes: The bytes that a file may have, by its name. Others may have any number.
 
   Raises:
     UserError: One is not.
   """
-  paths = list(paths)
+  paths, sizes = [epath.Path(path) for path in paths], sizes or {}
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    for path, fault in zip(paths, pool.map(_fault, paths), strict=True):
+    faults = pool.map(lambda path: _fault(path, sizes.get(path.name)), paths)
+    for path, fault in zip(paths, faults, strict=True):
       if fault:
         raise UserError(f'{path}: {fault}; {remedy}')
 
 
-def _fault(path: epath.PathLike) -> str:
+def _fault(path: epath.Path, sizes: range | None) -> str:
   """Returns what is wrong with a file; nothing if it is whole."""
   try:
-    return '' if is_whole(path) else 'cut short, its last record is not whole'
+    if not is_whole(path):
+      return 'cut short, its last record is not whole'
+    if sizes is not None and (size := path.stat().length) not in sizes:
+      more = '' if len(sizes) == 1 else ' or more'
+      return f'has {size:,} bytes, and {sizes.start:,}{more} were written: its records changed'
   except FileNotFoundError:
     return 'missing, though the data set lists it'
+  return ''
+
+
+def least_bytes(records: int) -> int:
+  """Returns the least bytes of a file with so many records."""
+  return records * (_HEADER + _FOOTER)
 
 
 def first_records(path: epath.PathLike, count: int) -> list[bytes]:

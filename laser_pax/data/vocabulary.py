@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
@@ -47,11 +48,22 @@ def train_vocabulary(
     UserError: `out` exists or cannot be written, or the texts hold too few distinct pieces.
   """
   check_new_file(out)
-  chosen = check_any(first_sentences(texts, sentences))
   model = io.BytesIO()
+  with reading(check_any(first_sentences(texts, sentences))) as chosen:
+    _train(chosen, model, size=size, character_coverage=character_coverage)
+  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
+  partial.write_bytes(model.getvalue())
+  check_new_file(out)  # Another process may have made the file meanwhile.
+  partial.rename(out)
+
+
+def _train(
+  sentences: Iterator[str], model: io.BytesIO, *, size: int, character_coverage: float
+) -> None:
+  """Trains a model, and writes its bytes to `model`."""
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=chosen,
+      sentence_iterator=sentences,
       model_writer=model,
       model_type='unigram',
       vocab_size=size,
@@ -66,10 +78,30 @@ def train_vocabulary(
     )
   except RuntimeError as e:
     raise UserError(_explain(str(e), size)) from e
-  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
-  partial.write_bytes(model.getvalue())
-  check_new_file(out)  # Another process may have made the file meanwhile.
-  partial.rename(out)
+
+
+@contextlib.contextmanager
+def reading(texts: Iterable[str]) -> Iterator[Iterator[str]]:
+  """Gives texts to a library. Where reading them fails, the `with` block raises that error itself.
+
+  SentencePiece and TensorFlow make errors of their own of it, with a traceback in the message.
+
+  Args:
+    texts: The texts.
+  """
+  failures: list[Exception] = []
+
+  def read() -> Iterator[str]:
+    try:
+      yield from texts
+    except Exception as e:
+      failures.append(e)
+      raise
+
+  try:
+    yield read()
+  except Exception as e:
+    raise (failures or [e])[0] from e.__cause__
 
 
 def vocabulary_size(path: str | Path) -> int:
@@ -149,17 +181,19 @@ def first_sentences(texts: Iterable[str], count: int) -> Iterator[str]:
 
 def _cut(line: str) -> Iterator[str]:
   """Yields a line's pieces, cut at spaces, of at most MAX_SENTENCE_BYTES each."""
-  data = line.encode()
-  while len(data) > MAX_SENTENCE_BYTES:
-    end = data.rfind(b' ', 1, MAX_SENTENCE_BYTES)
+  data, start = line.encode(), 0
+  while len(data) - start > MAX_SENTENCE_BYTES:
+    end = data.rfind(b' ', start + 1, start + MAX_SENTENCE_BYTES)
     if end < 0:
-      end = MAX_SENTENCE_BYTES
+      end = start + MAX_SENTENCE_BYTES
       while data[end] & 0xC0 == 0x80:  # Inside a UTF-8 character.
         end -= 1
-    yield data[:end].decode()
-    data = data[end:].lstrip(b' ')
-  if data:
-    yield data.decode()
+    yield data[start:end].decode()
+    start = end
+    while data[start : start + 1] == b' ':
+      start += 1
+  if start < len(data):
+    yield data[start:].decode()
 
 
 def _explain(message: str, size: int) -> str:

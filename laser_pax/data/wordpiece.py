@@ -26,20 +26,30 @@ def read_vocab(path: str | Path) -> list[str]:
     path: File of the vocabulary, local or in a bucket.
 
   Raises:
-    UserError: The file cannot be read, or its special pieces are not at BERT's places.
+    UserError: The file cannot be read, its special pieces are not at BERT's places, or a piece
+      comes twice.
   """
   from etils import epath
 
   try:
-    pieces = epath.Path(path).read_text().splitlines()
+    text = epath.Path(path).read_bytes().decode()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: not a WordPiece vocabulary ({e}); expected one piece a line') from e
+  # A line ends at a line feed alone. What else Python takes for a line's end may be in a piece.
+  pieces = [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
   for place, piece in _SPECIAL.items():
     found = pieces[place] if place < len(pieces) else 'nothing'
     if found != piece:
       raise UserError(
         f'{path}: expected {piece} in line {place + 1}, as in BERT, found {found}: name another '
         'WordPiece vocabulary'
+      )
+  lines: dict[str, int] = {}
+  for line, piece in enumerate(pieces, 1):
+    if lines.setdefault(piece, line) != line:
+      raise UserError(
+        f'{path}, line {line}: the piece {piece!r} is in line {lines[piece]} too, and a piece has '
+        'one id: fetch the file again, or name another vocabulary'
       )
   return pieces
 
@@ -98,7 +108,8 @@ def make_vocab(texts: Iterable[str], out: Path, *, size: int) -> None:
     UserError: `out` exists or cannot be written, there is no text, or the size is too small.
   """
   vocabulary.check_new_file(out)
-  pieces = train_vocab(vocabulary.check_any(texts), size)
+  with vocabulary.reading(vocabulary.check_any(texts)) as read:
+    pieces = train_vocab(read, size)
   partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
   partial.write_text('\n'.join(pieces) + '\n', 'utf-8')
   vocabulary.check_new_file(out)  # Another process may have made the file meanwhile.

@@ -89,7 +89,10 @@ class BertMLM(TextTransformer):
         seed=self.DATA_SEED,
       ),
       text_mlm.eval_input(
-        folder, batch_size=self.eval_batch_size() // processes, seq_len=self.SEQ_LEN
+        folder,
+        batch_size=self.eval_batch_size() // processes,
+        seq_len=self.SEQ_LEN,
+        vocab_size=self.VOCAB_SIZE,
       ),
     ]
 

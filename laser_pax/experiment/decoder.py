@@ -129,9 +129,11 @@ class DecoderLM(TextTransformer):
     return family.Chance('unigram entropy', records.unigram_entropy(self.source(), self.DATASET))
 
   def check_data(self) -> None:
-    """Checks that data and vocabulary exist, fit VOCAB_SIZE, and fill a row.
+    """Checks that data and vocabulary exist, are whole, fit VOCAB_SIZE, and fill a row.
 
     Raises:
-      UserError: One is missing or does not fit; the message has the command that makes it.
+      UserError: One is missing, broken or does not fit; the message has the command that makes it.
     """
-    records.check_row(self.source(), self.DATASET, self.SEQ_LEN)
+    source = self.source()
+    text_lm.check_files(source.data_dir, self.DATASET)
+    records.check_row(source, self.DATASET, self.SEQ_LEN)

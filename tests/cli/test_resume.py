@@ -1,6 +1,7 @@
 """A run continues at its newest whole checkpoint with the next batch, whatever ended it."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -132,3 +133,25 @@ def test_a_folder_is_the_same_however_it_is_named(start, root, tmp_path):
   assert len([p for p in tmp_path.rglob('checkpoint_00000006') if 'link' not in p.parts]) == 1
   assert len(list(tmp_path.rglob('experiment.txt'))) == 1
   assert sorted(_recorded(home / 'x')) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_shard_that_vanishes_in_a_run_ends_it_in_one_line(source, start, root, tmp_path):
+  """Once the file is back, the same command goes on. tests/data/test_damage.py has the rows."""
+  shutil.copytree(source.data_dir, tmp_path / 'data')
+  shard = next((tmp_path / 'data').rglob('c4-train.tfrecord-00002-of-00004'))
+  words = ('laser_pax', 'train', f'--data={tmp_path / "data"}', '--noeval_on_test')
+  command = start(root / 'vanished', *words, STEPS='100')
+  _wait_for('checkpoint_00000004', root / 'vanished', command)
+  shard.rename(tmp_path / 'away')
+  assert command.wait() == 2, command.stdout + command.stderr
+  (line,) = (x for x in command.stderr.splitlines() if x.startswith('error'))
+  assert line.startswith(f'error: {shard}: missing, though the data set lists it')
+  assert line.endswith('give the same command again')
+  (tmp_path / 'away').rename(shard)
+  last = max(int(p.name[-8:]) for p in (root / 'vanished/checkpoints').glob('checkpoint_*'))
+  again = start(root / 'vanished', *words, STEPS='100')
+  _wait_for(f'checkpoint_{last + 4:08d}', root / 'vanished', again)
+  again.send_signal(signal.SIGKILL)
+  again.wait()
+  assert f'resuming at step {last:,} of 100' in again.stdout

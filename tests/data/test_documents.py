@@ -89,3 +89,24 @@ def test_an_unfit_file_is_named(tmp_path, name, content, message):
   with pytest.raises(UserError, match=message) as error:
     list(documents.read_documents(path))
   assert str(path) in str(error.value)
+
+
+def test_a_gzip_file_that_is_damaged_beyond_a_bad_line_is_told_as_such(tmp_path):
+  """The line's end is looked for, and there the checksum of the whole is wrong."""
+  path = write(tmp_path / 'a.json.gz', b'{"text": "one"}\n{"text": "caf\xe9"}')
+  data = bytearray(path.read_bytes())
+  data[-6] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(UserError, match=f'{path}: truncated or corrupt gzip file .CRC check failed'):
+    list(documents.read_documents(path))
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'b.jsonl', 'c.json.gz'])
+def test_a_document_of_50_mb_is_read_whole(tmp_path, name):
+  """Text is cut into documents of at most TEXT_DOCUMENT_CHARS; a line of JSON is one document."""
+  text = 'the state of our union ' * (50 * 10**6 // 23)
+  path = write(tmp_path / name, json.dumps({'text': text}) if 'json' in name else text)
+  texts = [document.text for document in documents.read_documents(path)]
+  assert ''.join(texts) == text
+  longest = documents.TEXT_DOCUMENT_CHARS
+  assert len(texts) == (1 if 'json' in name else -(-len(text) // longest))

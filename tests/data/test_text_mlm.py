@@ -1,11 +1,14 @@
 """Batches for masked language models: packed rows, new masks each time, exact resumption."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from laser_pax.data import text_mlm, wordpiece
 from laser_pax.data.datasets import WIKIPEDIA
+from laser_pax.errors import UserError
 from tests.support import small_records
 
 SEQ_LEN = 64
@@ -21,6 +24,11 @@ def train(folder, batch_size=4, seed=0, **fields):
     folder, batch_size=batch_size, seq_len=SEQ_LEN, vocab_size=small_records.VOCAB_SIZE, seed=seed
   )
   return config.set(**fields).Instantiate()
+
+
+def evaluation(folder, seq_len):
+  size = small_records.VOCAB_SIZE
+  return text_mlm.eval_input(folder, batch_size=8, seq_len=seq_len, vocab_size=size)
 
 
 def test_documents_share_rows_and_stay_apart(folder):
@@ -59,7 +67,7 @@ def test_new_masks_each_time(folder):
 
 
 def test_evaluation_has_each_document_once_with_the_stored_masks(folder):
-  batches = text_mlm.eval_input(folder, batch_size=8, seq_len=512).Instantiate()
+  batches = evaluation(folder, seq_len=512).Instantiate()
   rows, weights = [], 0.0
   while True:
     try:
@@ -77,7 +85,7 @@ def test_evaluation_has_each_document_once_with_the_stored_masks(folder):
 
 
 def test_rows_shorter_than_documents_hold_all_of_them(folder):
-  batches = text_mlm.eval_input(folder, batch_size=8, seq_len=8).Instantiate()
+  batches = evaluation(folder, seq_len=8).Instantiate()
   rows = []
   for batch in iter(batches.get_next_padded, None):
     for i in np.flatnonzero(batch.eval_sample_weights):
@@ -125,3 +133,20 @@ def test_the_shapes_are_known_beforehand(folder):
 def test_records_are_found_below_a_folder_or_in_it(folder, tmp_path):
   assert WIKIPEDIA.find(folder) == folder
   assert WIKIPEDIA.find(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(('name', 'token'), [('part-00001-of-00002', 300), ('eval_10k', -1)])
+def test_a_token_that_the_model_lacks_is_refused_with_its_record(folder, tmp_path, name, token):
+  shutil.copytree(folder, tmp_path / 'x')
+  records = [*tf.data.TFRecordDataset(f'{folder}/{name}').as_numpy_iterator()]
+  with tf.io.TFRecordWriter(str(tmp_path / 'x' / name)) as writer:
+    for number, record in enumerate(records, 1):
+      example = tf.train.Example.FromString(record)
+      if number == 17:
+        example.features.feature['input_ids'].int64_list.value[1] = token
+      writer.write(example.SerializeToString())
+  own = str(tmp_path / 'x')
+  stream = train(own) if 'part' in name else evaluation(own, SEQ_LEN).Instantiate()
+  with pytest.raises(UserError, match=f'{name}, record 17: the token {token}, but the model has'):
+    for _ in range(60):
+      stream.get_next()

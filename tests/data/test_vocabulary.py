@@ -1,6 +1,7 @@
 """Vocabularies: T5's layout, repeatable training, and refused sizes and files."""
 
 import random
+import time
 
 import pytest
 import sentencepiece
@@ -112,3 +113,22 @@ def test_rare_characters_may_become_unknown(tmp_path):
     vocabulary.train_vocabulary(texts, out, size=100, sentences=1000, character_coverage=coverage)
     encode = sentencepiece.SentencePieceProcessor(model_file=str(out)).encode
     assert (vocabulary.UNK_ID not in encode('\u00e4')) == is_known
+
+
+def test_an_error_of_the_texts_is_told_as_it_is(tmp_path):
+  def texts():
+    yield from TEXTS
+    raise UserError('a.json, line 3: not JSON')
+
+  with pytest.raises(UserError) as error:
+    vocabulary.train_vocabulary(texts(), tmp_path / 'v.model', size=100, sentences=1000)
+  assert str(error.value) == 'a.json, line 3: not JSON'
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_of_50_mb_is_cut_in_linear_time():
+  """By copies of the rest it would take minutes."""
+  line, start = 'state' * 10**7, time.process_time()
+  pieces = list(vocabulary.first_sentences([line], 10**9))
+  assert ''.join(pieces) == line
+  assert time.process_time() - start < 5

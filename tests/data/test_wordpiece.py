@@ -57,3 +57,33 @@ def test_what_makes_no_sense_is_refused(texts, tmp_path, options, message):
 def test_texts_without_a_word_are_refused(tmp_path):
   with pytest.raises(UserError, match='no text to train'):
     wordpiece.make_vocab([], tmp_path / 'vocab.txt', size=150)
+
+
+def write(path, pieces, end='\n'):
+  path.write_bytes(end.join([*wordpiece._RESERVED, *pieces, '']).encode())
+  return path
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_a_piece_is_a_line_whatever_is_in_it(tmp_path, end):
+  """Python takes more characters for the end of a line, and all later ids would be wrong."""
+  pieces = ['a', 'b\u2028c', 'd\x85e', '\x0c', 'last']
+  path = write(tmp_path / 'vocab.txt', pieces, end)
+  assert wordpiece.read_vocab(path)[104:] == pieces
+
+
+def test_a_piece_that_comes_twice_is_refused_with_its_line(tmp_path):
+  path = write(tmp_path / 'vocab.txt', ['a', 'b', 'a'])
+  with pytest.raises(UserError, match=f"{path}, line 107: the piece 'a' is in line 105 too"):
+    wordpiece.read_vocab(path)
+
+
+def test_an_error_of_the_texts_is_told_as_it_is(tmp_path):
+  def texts():
+    yield TEXT
+    raise UserError('a.json, line 3: not JSON')
+
+  with pytest.raises(UserError) as error:
+    wordpiece.make_vocab(texts(), tmp_path / 'vocab.txt', size=150)
+  assert str(error.value) == 'a.json, line 3: not JSON'
+  assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,8 @@ TEXT_DOCUMENT_CHARS = 2**18
 
 # JSON can write half of a surrogate pair, which is no character and has no bytes in UTF-8.
 _HALF_PAIR = re.compile('[\ud800-\udfff]')
+# What reading a file that is damaged, or of another encoding, raises.
+_UNFIT = (EOFError, zlib.error, OSError, UnicodeDecodeError)
 _EXAMPLE = 'expected one object a line, such as {"text": "..."}'
 
 
@@ -84,7 +86,7 @@ def _read(
   open_file: Callable[[Path], BinaryIO],
   read: Callable[[Path, TextIO], Iterator[Document]],
 ) -> Iterator[Document]:
-  name, count = folders.shown(path), 0
+  count = 0
   try:
     with contextlib.ExitStack() as stack:
       data = stack.enter_context(open_file(path))
@@ -93,17 +95,26 @@ def _read(
       for document in read(path, io.TextIOWrapper(data, encoding='utf-8-sig')):
         count += 1
         yield document
-  except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-    raise UserError(
-      f'{name}: truncated or corrupt gzip file ({e}), after {count} documents; fetch it again'
-    ) from e
-  except UnicodeDecodeError as e:
-    line = _first_bad_line(path)
-    raise UserError(f'{name}, line {line}: not UTF-8 text ({e.reason}); convert it to UTF-8') from e
-  except OSError as e:
-    raise UserError(
-      f'{name}: cannot be read ({e.strerror or e}); check the file and its permissions'
-    ) from e
+  except _UNFIT as e:
+    raise _refusal(path, e, count) from e
+
+
+def _refusal(path: Path, error: Exception, count: int) -> UserError:
+  """Returns the refusal of a file that could not be read after so many documents."""
+  name = folders.shown(path)
+  if isinstance(error, UnicodeDecodeError):
+    try:
+      line = _first_bad_line(path)
+    except _UNFIT as e:  # The file is read in larger blocks here, and is damaged beyond that line.
+      return _refusal(path, e, count)
+    return UserError(f'{name}, line {line}: not UTF-8 text ({error.reason}); convert it to UTF-8')
+  if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+    return UserError(
+      f'{name}: cannot be read ({error.strerror or error}); check the file and its permissions'
+    )
+  return UserError(
+    f'{name}: truncated or corrupt gzip file ({error}), after {count} documents; fetch it again'
+  )
 
 
 def _first_bad_line(path: Path) -> int:

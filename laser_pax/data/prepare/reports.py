@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 from laser_pax import folders
 from laser_pax.data.datasets import DatasetSpec
 from laser_pax.data.prepare import files
+from laser_pax.errors import UserError
 
 # The report's name in the folder of the data set.
 FILE = 'report.json'
@@ -55,6 +59,23 @@ def report(dataset: DatasetSpec, sources: files.Sources, parts: list[Part]) -> d
   }
 
 
+def written_bytes(folder: epath.PathLike) -> dict[str, int]:
+  """Returns the bytes of each shard by its name, as the report of a data set has them.
+
+  Args:
+    folder: Folder of the data set, local or in a bucket. Without a report nothing is known.
+  """
+  try:
+    splits = json.loads((epath.Path(folder) / FILE).read_text()).get('splits', {})
+    return {shard['name']: shard['file_bytes'] for shards in splits.values() for shard in shards}
+  except FileNotFoundError:
+    return {}
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(
+      f'{folder}/{FILE}: not the report that `prepare` wrote ({e!r}); copy it again, or remove it'
+    ) from e
+
+
 def report_items(
   dataset: DatasetSpec,
   unit: str,
@@ -68,8 +89,8 @@ def report_items(
     dataset: The data set.
     unit: What an item is called, in the plural.
     sources: What the search found.
-    shards: A row for each shard, with `split`, `items`, `bytes`, and `changed` and `skipped`,
-      pairs of an item's name and a reason.
+    shards: A row for each shard, with `name`, `split`, `items`, `file_bytes`, and `changed` and
+      `skipped`, pairs of an item's name and a reason.
     left_out: Pairs of items that were left out before.
 
   Returns:
@@ -90,6 +111,14 @@ def report_items(
     'changed': [
       {'path': name, 'reason': reason} for shard in shards for name, reason in shard['changed']
     ],
+    'splits': {
+      split: [
+        {'name': shard['name'], 'items': shard['items'], 'file_bytes': shard['file_bytes']}
+        for shard in shards
+        if shard['split'] == split
+      ]
+      for split in dataset.splits
+    },
   }
 
 

@@ -169,9 +169,9 @@ class Conversion(abc.ABC):
     for split in self.splits:
       own = [count for count in counts if count['split'] == split]
       for number, count in enumerate(own):
-        name = f'{self.spec.name}-{split}.tfrecord-{number:05d}-of-{len(own):05d}'
+        count['name'] = f'{self.spec.name}-{split}.tfrecord-{number:05d}-of-{len(own):05d}'
         if (self.work / count['file']).exists():
-          (self.work / count['file']).replace(self.work / name)
+          (self.work / count['file']).replace(self.work / count['name'])
       lengths = [count['items'] for count in own]
       if not sum(lengths):
         raise UserError(f'none of the {self.UNIT} of {split} can be read; fetch them again')
