@@ -358,17 +358,6 @@ def exit_after_saving_on_demand_with(code: int) -> None:
   executors.exit = lambda _: sys.exit(code)
 
 
-def save_on_demand_when(is_asked: Callable[[], bool]) -> None:
-  """Makes PAX save at the step at which this is so, instead of asking jax's distributed service.
-
-  Args:
-    is_asked: Whether to save. PAX asks several times in a step, and gets one answer.
-  """
-  from orbax.checkpoint import utils
-
-  utils.reached_preemption = functools.lru_cache(maxsize=8)(lambda step: is_asked())
-
-
 @contextlib.contextmanager
 def without_autograph() -> Iterator[None]:
   """Lets tf.data take functions as they are, which no `if` or loop of which asks for a tensor.

@@ -117,6 +117,8 @@ def test_private_names_of_libraries_stand_in_pax_fixes_alone(file):
   tree = ast.parse(file.read_text())
   own_names = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
   for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and ast.unparse(node) == 'os._exit':  # It is public.
+      continue
     if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own_names:
       assert _is_own(node.value), f'{_name(file)}:{node.lineno} uses {node.attr}'
 

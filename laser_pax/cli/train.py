@@ -240,7 +240,7 @@ def _run(
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
   if demand.is_listening():
-    pax_fixes.save_on_demand_when(demand.is_asked)
+    on_demand.save_on_demand_when(demand.is_asked)
   try:
     telling = attention_paths.telling(_attention_teller(watcher.say))
     with consoles.telling_of_interrupts(console), telling:

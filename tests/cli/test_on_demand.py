@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from laser_pax.cli.on_demand import OnDemand
+from laser_pax.cli.on_demand import OnDemand, save_on_demand_when
 from tests.support.commands import ROOT
 
 # A function of C computes for minutes, and no handler of Python runs in it.
@@ -75,11 +75,9 @@ def test_pax_gets_one_answer_for_a_step():
   """Else it may not save at a step, and end after it."""
   from orbax.checkpoint import utils
 
-  from laser_pax import pax_fixes
-
   original, answers = utils.reached_preemption, iter([False, True])
   try:
-    pax_fixes.save_on_demand_when(lambda: next(answers))
+    save_on_demand_when(lambda: next(answers))
     assert [utils.reached_preemption(step) for step in (3, 3, 4, 3, 4)] == [0, 0, 1, 0, 1]
   finally:
     utils.reached_preemption = original
