@@ -39,12 +39,13 @@ class OnDemand:
   """Whether SIGTERM has asked this process to save and end.
 
   Attributes:
+    say: Function that prints a line.
     has_trained: Whether there is a step that no checkpoint has. The training sets it.
   """
 
-  def __init__(self, say: Callable[[str], None]):
+  def __init__(self, say: Callable[[str], None] = print):
     """Takes a function that prints a line."""
-    self._say = say
+    self.say = say
     self._asked = threading.Event()
     self._is_evaluating = False
     self._stack = contextlib.ExitStack()
@@ -103,7 +104,7 @@ class OnDemand:
   def _answer(self) -> None:
     if self.has_trained:
       self._asked.set()
-      self._say('SIGTERM: it saves a checkpoint, and ends')
+      self.say('SIGTERM: it saves a checkpoint, and ends')
       return
-    self._say('SIGTERM before its first step: there is nothing new to save')
+    self.say('SIGTERM before its first step: there is nothing new to save')
     os._exit(jobs.SAVED_ON_DEMAND)  # The main thread may be compiling.

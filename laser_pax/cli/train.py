@@ -89,15 +89,16 @@ def run(job: Job, kind: str, program: Callable[..., Any] | None = None) -> None:
     UserError: Something failed; the message is one line, and the log has the traceback.
   """
   cluster.join(training_job.values(job.flags))
+  demand = on_demand.OnDemand()
+  if job.is_alone:
+    demand.listen()
   _open_folder(job)
   process = f'{socket.gethostname()}-{os.getpid()}'
   logs = job.local_folder / 'logs'
   log = logs / f'{kind}-{time.strftime("%Y%m%d-%H%M%S")}-{process}.log'
   with consoles.output_to(log) as console:
     console.write(f'{job.experiment}: logs in {log}\n')
-    demand = on_demand.OnDemand(lambda line: console.write(f'{line}\n'))
-    if job.is_alone:
-      demand.listen()
+    demand.say = lambda line: console.write(f'{line}\n')
     try:
       _run(job, console, log, demand, program)
     except SystemExit as e:

@@ -351,7 +351,7 @@ def watched(
     program: Makes the train program; the default is `WatchedTrainProgram`.
   """
   tracer = tracer or profiling.Tracer(range(0), '')
-  demand = demand or on_demand.OnDemand(print)
+  demand = demand or on_demand.OnDemand()
   evaluations = []
 
   class Watched(experiment_cls):
