@@ -41,13 +41,16 @@ def replay(
   """Computes a step of a training again, and shows its loss, gradients and batch.
 
   Training goes on from the newest whole checkpoint before the step, in a folder of its own. The
-  job's folder is only read. --out gets batch.npz, the step's batch, and gradients.json. The flags
-  of paxml that the training had for its processes are taken too.
+  job's folder is only read. --out gets batch.npz, the step's batch, and gradients.json. Give the
+  flags again that the training had for its processes and its layout, such as --fdl.MICRO_BATCHES.
   """
   job = pathlib.Path(folders.resolve_local(job_log_dir))
   run = jobs.read_mark(job)
   if run is None:
     raise UserError(f'{job}: no {jobs.MARK} says of which experiment; expected a --job_log_dir')
+  recorded = _losses(job / progress.FILE)
+  if recorded and step > max(recorded):
+    raise UserError(f'--step={step}: the training has recorded steps up to {max(recorded)}')
   first = _checkpoint_before(job, step)
   target = pathlib.Path(folders.resolve_local(out or job / 'replay' / f'step_{step:08d}'))
   _begin(job, target, first)
@@ -69,12 +72,12 @@ def replay(
 def _checkpoint_before(job: pathlib.Path, step: int) -> int:
   """Returns the newest whole checkpoint from which training leads to a step."""
   steps = checkpoints.steps(job)
-  before = [s for s in steps if s < step and checkpoints.fault(job, s) is None]
-  if not before:
-    raise UserError(
-      f'{job}: no whole checkpoint is from before step {step}; there are {steps or "none"}'
-    )
-  return before[-1]
+  for before in reversed([s for s in steps if s < step]):
+    if checkpoints.fault(job, before, checkpoints.damaged_files) is None:
+      return before
+  raise UserError(
+    f'{job}: no whole checkpoint is from before step {step}; there are {steps or "none"}'
+  )
 
 
 def _begin(job: pathlib.Path, target: pathlib.Path, step: int) -> None:
@@ -84,7 +87,7 @@ def _begin(job: pathlib.Path, target: pathlib.Path, step: int) -> None:
   """
   checkpoint = job / 'checkpoints' / f'checkpoint_{step:08d}'
   link = target / 'checkpoints' / checkpoint.name
-  if target.exists() and any(target.iterdir()) and not link.is_symlink():
+  if target.exists() and any(target.iterdir()) and not link.parent.is_dir():
     raise UserError(f'{target} holds something else: name a new folder by --out')
   link.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.suppress(FileExistsError):
@@ -117,11 +120,14 @@ def _make_program(job: pathlib.Path, last: int, *args, **kwargs) -> watch.Watche
       super().train_step(step, state, prng_key, inputs, static_args)
       self._watch.drain()
       jax.effects_barrier()
-      for line in _report(job, folder, last, found):
-        self._watch.say(line)
+      if jax.process_index() == 0:  # jax tells the first process alone.
+        for line in _report(job, folder, last, found):
+          self._watch.say(line)
       raise SystemExit(0)
 
     def setup(self, task, train_input, partitioner, job_log_dir, *more, **options):
+      if last > task.train.num_train_steps:
+        raise UserError(f'--step={last}: the training ends at {task.train.num_train_steps}')
       self._job_log_dir = job_log_dir
       super().setup(task, train_input, partitioner, job_log_dir, *more, **options)
 
@@ -138,8 +144,11 @@ def _save_batch(folder: pathlib.Path, inputs: Any) -> None:
     own.sort(key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([shard.data for shard in own])
 
+  fields = inputs.FlattenItems()
+  if all(s.replica_id for _, x in fields for s in x.addressable_shards):
+    return  # Another process has the same rows.
   name = BATCH if jax.process_count() == 1 else f'host-{jax.process_index()}-{BATCH}'
-  np.savez(folder / name, **{key: rows(value) for key, value in inputs.FlattenItems()})
+  np.savez(folder / name, **{key: rows(value) for key, value in fields})
 
 
 def _report(
@@ -163,7 +172,8 @@ def _report(
       f'  {name}: gradient {values["gradient_norm"]:.3g}, weights {values["weight_norm"]:.3g}'
       + (f', {values["not_finite"]:,.0f} of {values["values"]:,.0f} not finite' if broken else '')
     )
-  lines.append(f'the batch is in {folder / BATCH}, all variables are in {folder / GRADIENTS}')
+  batch = ', '.join(sorted(path.name for path in folder.glob(f'*{BATCH}')))
+  lines.append(f'{folder} has the batch, {batch}, and all variables, {GRADIENTS}')
   return lines
 
 
@@ -180,7 +190,7 @@ def _compared(job: pathlib.Path, folder: pathlib.Path, step: int) -> str:
   first = next(s for s in common if recorded[s] != again[s])
   return (
     f'{said}; the training recorded {recorded[step]}. The first step that differs is {first}: the '
-    'devices, the data or the code are others'
+    'devices, the layout (--fdl.MICRO_BATCHES), the data or the code are others'
   )
 
 

@@ -316,6 +316,7 @@ def _register(
   from paxml import experiment_registry
 
   from laser_pax.cli import watch
+  from laser_pax.experiment.base import Experiment
 
   class Claimed(experiment_cls):
     """Marks the job's folder when PAX validates. Only then are process and devices known."""
@@ -326,6 +327,7 @@ def _register(
       if modes.mode() == modes.TRAIN:
         jobs.hold(job.folder)
         jobs.write_mark(job.folder, job.mark)
+      if modes.mode() == modes.TRAIN and not isinstance(self, Experiment):  # PAX's own.
         checkpoints.list_files_of_each()
         for line in checkpoints.set_aside(job.folder):
           say(line)

@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -98,7 +98,10 @@ def remember_figure(job_log_dir: os.PathLike | str, step: int, value: float) -> 
 def _write_figure(folder: os.PathLike | str, value: float) -> None:
   from etils import epath
 
-  (epath.Path(folder) / FIGURE).write_text(json.dumps({'value': value}))
+  file = epath.Path(folder) / FIGURE
+  new = file.with_name(f'{FIGURE}.new')
+  new.write_text(json.dumps({'value': value}))
+  new.replace(file)
 
 
 def figures(job_log_dir: os.PathLike | str) -> dict[int, float]:
@@ -113,8 +116,9 @@ def figures(job_log_dir: os.PathLike | str) -> dict[int, float]:
 def write_list(folder: os.PathLike | str) -> None:
   """Writes the list of a local checkpoint's files, when all others are written."""
   root = pathlib.Path(folder)
-  sums = checksums(root)
-  files = {name: {'bytes': n, 'crc32': sums[name]} for name, n in sizes(root).items()}
+  listed = {name: n for name, n in sizes(root).items() if not _may_change(name)}
+  sums = checksums(root, listed)
+  files = {name: {'bytes': n, 'crc32': sums[name]} for name, n in listed.items()}
   (root / LIST).write_text(json.dumps(files, indent=0))
 
 
@@ -124,12 +128,21 @@ def sizes(folder: pathlib.Path) -> dict[str, int]:
   return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
 
 
-def checksums(folder: pathlib.Path) -> dict[str, str]:
-  """Returns the CRC-32 of each file below a folder, in hexadecimal, by its path from there.
+def _may_change(name: str) -> bool:
+  """Returns whether a file is no part of what was saved: a figure, or what NFS leaves behind."""
+  return name.startswith(FIGURE) or pathlib.Path(name).name.startswith('.nfs')
+
+
+def checksums(folder: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, str]:
+  """Returns the CRC-32 of files below a folder, in hexadecimal, by their paths from there.
 
   A core reads two gigabytes a second. CRC-32 finds damage, and does not withstand an attacker.
+
+  Args:
+    folder: The folder.
+    names: The files; None for all.
   """
-  names = list(sizes(folder))
+  names = list(sizes(folder) if names is None else names)
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     return dict(zip(names, pool.map(lambda name: _crc32(folder / name), names), strict=True))
 
@@ -227,12 +240,13 @@ def _checkpoints(job_log_dir: os.PathLike | str) -> dict[int, epath.Path]:
   from etils import epath
 
   folder = epath.Path(folders.resolve(job_log_dir)) / 'checkpoints'
-  in_bucket = '://' in os.fspath(folder)
+  # Orbax marks a finished checkpoint in Google's buckets alone, and renames it elsewhere.
+  is_marked = os.fspath(folder).startswith('gs://')
   return {
     step: path
     for path in _entries(folder)
     if (step := _step_of(path)) is not None
-    and not (in_bucket and not (path / 'commit_success.txt').exists())
+    and not (is_marked and not (path / 'commit_success.txt').exists())
   }
 
 
@@ -288,11 +302,12 @@ def damaged_files(folder: epath.Path) -> str | None:
   root = pathlib.Path(folder)
   if fault or '://' in os.fspath(folder) or not (root / LIST).exists():
     return fault
+  listed = _listed(root) or {}
   try:
-    actual = checksums(root)
+    actual = checksums(root, listed)
   except OSError as e:
     return f'{e.filename or "a file"} cannot be read ({e.strerror})'
-  for name, (_, crc) in (_listed(root) or {}).items():
+  for name, (_, crc) in listed.items():
     if crc is not None and actual[name] != crc:
       return f'{name} is damaged: its checksum is {actual[name]}, not {crc}'
   return None

@@ -212,7 +212,7 @@ def _writer(saved: saved_models.Saved) -> type | None:
   module, _, name = saved.run.experiment.rpartition('.')
   try:
     return getattr(importlib.import_module(module), name, None)
-  except (ImportError, ValueError):
+  except Exception:  # Whatever another folder's mark names. It only says less then.
     return None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from laser_pax import folders
 from laser_pax.errors import UserError
@@ -43,6 +43,9 @@ class Experiment(Protocol):
 
   def decode_datasets(self) -> list[Any]:
     """Returns the inputs to decode."""
+
+  def tell(self, line: str) -> None:
+    """Tells a person a line."""
 
   def retention(self) -> retention.Policy:
     """Returns which old checkpoints stay."""
@@ -188,4 +191,4 @@ def claim_job_folder(experiment: Experiment) -> None:
   checkpoints.list_files_of_each()
   retention.follow(folder, experiment.retention())
   for line in checkpoints.set_aside(folder):
-    logging.warning(line)
+    experiment.tell(line)

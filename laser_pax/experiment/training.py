@@ -243,8 +243,10 @@ class SkippedSteps:
     Raises:
       UserError: The steps before it were skipped.
     """
+    if self._most is None:
+      return
     self._pending.append((step, is_valid))
-    while self._most and len(self._pending) > _READ_LATER:
+    while len(self._pending) > _READ_LATER:
       self._read(*self._pending.popleft())
 
   def _read(self, step: int, is_valid: jax.Array) -> None:

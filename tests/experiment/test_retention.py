@@ -92,7 +92,10 @@ def test_a_figure_comes_into_the_checkpoint_of_its_step(job, monkeypatch):
   utils.on_commit_callback(temporary, job / 'checkpoints/checkpoint_00000012', 0.0)
   checkpoints.list_files_of_each.cache_clear()
   assert committed
-  assert checkpoints.FIGURE in json.loads((temporary / checkpoints.LIST).read_text())
+  assert checkpoints.FIGURE not in json.loads((temporary / checkpoints.LIST).read_text())
   temporary.rename(job / 'checkpoints/checkpoint_00000012')
   assert checkpoints.figures(job) == {12: 2.5}
+  assert checkpoints.fault(job, 12, checkpoints.damaged_files) is None
+  checkpoints.remember_figure(job, 12, 2.25)  # It was evaluated again, elsewhere.
+  assert checkpoints.figures(job)[12] == 2.25
   assert checkpoints.fault(job, 12, checkpoints.damaged_files) is None

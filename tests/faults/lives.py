@@ -151,6 +151,13 @@ class Training:
     """Returns the newest checkpoint that is whole, by its checksums."""
     return checkpoints.survey(self.folder, checkpoints.damaged_files).whole
 
+  def _best(self) -> float | None:
+    """Returns the least loss of which there is a whole checkpoint."""
+    figures = checkpoints.figures(self.folder)
+    whole = checkpoints.damaged_files
+    losses = [x for s, x in figures.items() if checkpoints.fault(self.folder, s, whole) is None]
+    return min(losses, default=None)
+
   def finish(self) -> None:
     """Trains to the end, undisturbed."""
     processes = self.start()
@@ -164,7 +171,7 @@ class Training:
       disturbance: One of `DISTURBANCES`.
       rng: Decides the moment.
     """
-    before = self.whole()
+    before, best = self.whole(), self._best()
     clock = {'CLOCK': str(rng.choice([-1, 1]) * 10**6)} if disturbance == 'clock' else {}
     processes = self.start(**clock)
     with self._full_disk(processes) if disturbance == 'full disk' else contextlib.nullcontext():
@@ -176,6 +183,7 @@ class Training:
       codes = [process.wait(600) for process in processes]
     life = Life(disturbance, before or 0, max(self.recorded(), default=0), codes[0])
     self._check(life, before, processes)
+    assert best is None or self._best() <= best, f'{life}: the best checkpoint was lost'
     if disturbance == 'damage':
       self._damage(rng)
     self.lives.append(life)
