@@ -36,8 +36,9 @@ def run(cls, dtype, query, key, value, cotangent, seen, segments=None):
 
   Fused attention takes `segments` [T], and sees both ways in each; without them it is causal.
   """
-  level, is_causal = 0 if issubclass(cls, layers.FusedMixin) else 1, segments is None
-  segments = np.ones(len(query), np.int32) if is_causal else segments
+  is_fused = issubclass(cls, layers.FusedMixin)
+  level, is_causal = 0 if is_fused else 1, segments is None or not is_fused
+  segments = np.ones(len(query), np.int32) if is_causal else segments  # The mask tells the others.
   arrays = query, key, value, cotangent, seen, segments
   return _compiled(level)(cls, dtype, is_causal, *arrays)
 
@@ -77,28 +78,32 @@ def errors(cls, dtype, arrays, seen, reference, segments=None):
   return [rms_error(*pair) for pair in zip(found, reference, strict=True)]
 
 
-def compare(dtype, arrays, seen, laser=layers.LaserDotProductAttention, segments=None):
-  """Returns LASER's errors, of output, query, key, value, and standard attention's."""
+PLAIN = layers.LaserDotProductAttention
+BOTH = PLAIN, layers.LaserFusedDotProductAttention  # The second runs by blocks of queries.
+
+
+def compare(dtype, lasers, arrays, seen, segments=None):
+  """Returns errors [class, 4], of output, query, key, value: of each of `lasers`, then standard."""
   query, key, value, cotangent = arrays
-  reference = float64.laser(query, key, value, seen, cotangent)
-  ours = errors(laser, dtype, arrays, seen, reference, segments)
+  exact = float64.laser(query, key, value, seen, cotangent)
+  ours = [errors(laser, dtype, arrays, seen, exact, segments) for laser in lasers]
   of_standard = float64.standard(query, key, value, seen, cotangent)
-  theirs = errors(attentions.DotProductAttention, dtype, arrays, seen, of_standard)
-  return ours, theirs
+  return [*ours, errors(attentions.DotProductAttention, dtype, arrays, seen, of_standard)]
 
 
-def check(dtype, cases):
-  """Checks the errors over all cases, what `compare` takes, together.
+def check(dtype, lasers, cases):
+  """Checks each class's errors over all cases, what `compare` takes, together.
 
   Several cases count together: where one row decides a gradient, one case's ratio is chance.
   """
-  found = np.array([compare(dtype, *case) for case in cases])
-  ours, theirs = np.sqrt((found**2).mean(0))
-  if dtype == F32:
-    assert max(ours) <= 3e-6, ours
-    return
-  ratios = ours / theirs
-  assert ratios[0] <= 1.3 and max(ratios[1:]) <= 1.5, (ratios, ours)
+  found = np.array([compare(dtype, lasers, *case) for case in cases])
+  *ours, theirs = np.sqrt((found**2).mean(0))
+  for laser, own in zip(lasers, ours, strict=True):
+    if dtype == F32:
+      assert max(own) <= 3e-6, (laser, own)
+      continue
+    ratios = own / theirs
+    assert ratios[0] <= 1.3 and max(ratios[1:]) <= 1.5, (laser, ratios, own)
 
 
 def causal(length):
@@ -110,35 +115,27 @@ SCALES = [0.01, 0.1, 1, 10, 100]
 
 
 @DTYPES
-@pytest.mark.parametrize('head', [64, 128])
+@pytest.mark.parametrize(
+  ('head', 'lasers'), [(64, BOTH), (128, [PLAIN])], ids=['64-also_by_blocks', '128']
+)
 @pytest.mark.parametrize('scale', SCALES)
-def test_scale_of_values(dtype, head, scale):
-  check(dtype, [(draw(1, 512, head, scale, dtype), causal(512))])
-
-
-@DTYPES
-@pytest.mark.parametrize('scale', SCALES)
-def test_by_blocks_of_queries(dtype, scale):
-  """What a decoder of the experiments runs on a CPU, beside Praxis's standard attention."""
-  laser = layers.LaserFusedDotProductAttention
-  check(dtype, [(draw(1, 512, 64, scale, dtype), causal(512), laser)])
+def test_scale_of_values(dtype, head, lasers, scale):
+  """By blocks a decoder of the experiments runs on a CPU, beside Praxis's standard attention."""
+  check(dtype, lasers, [(draw(1, 512, head, scale, dtype), causal(512))])
 
 
 @DTYPES
 @pytest.mark.parametrize('scale', [0.01, 1])
 def test_more_keys(dtype, scale):
-  check(dtype, [(draw(1, 2048, 64, scale, dtype), causal(2048))])
+  check(dtype, [PLAIN], [(draw(1, 2048, 64, scale, dtype), causal(2048))])
 
 
 @DTYPES
 @pytest.mark.parametrize('scale', [1e-5, 3e-4, 2e-3, 0.01])
-@pytest.mark.parametrize(
-  'laser', [layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention]
-)
-def test_small_values_under_flat_attention(dtype, scale, laser):
+def test_small_values_under_flat_attention(dtype, scale):
   """The first rows decide these errors; sixteen heads have enough of them."""
   draws = (draw(seed, 512, 64, scale, dtype, logits=0.1) for seed in range(16))
-  check(dtype, [(arrays, causal(512), laser) for arrays in draws])
+  check(dtype, BOTH, [(arrays, causal(512)) for arrays in draws])
 
 
 def one_huge(value):
@@ -224,7 +221,7 @@ def test_columns_and_masks(dtype, scale, change, mask):
     change(arrays[2])
     arrays[2] = rounded([arrays[2]], dtype)[0]
     cases.append((arrays, seen))
-  check(dtype, cases)
+  check(dtype, [PLAIN], cases)
 
 
 def whole_row(length):
@@ -247,35 +244,24 @@ def packed_row(length):
   return segments[:, None] == segments, segments
 
 
-# What each family's attention sees, and the LASER classes that it may have. A family joins here.
-FAMILIES = {
-  'bert': (packed_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
-  'vision': (whole_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
-  'speech': (padded_row, layers.LaserDotProductAttention, layers.LaserFusedDotProductAttention),
-}
+# What each family's attention sees. It may have both LASER classes. A family joins here.
+FAMILIES = {'bert': packed_row, 'vision': whole_row, 'speech': padded_row}
 
 
 @DTYPES
 @pytest.mark.parametrize('scale', [0.01, 1, 100])
-@pytest.mark.parametrize(
-  ('mask', 'laser'),
-  [
-    pytest.param(mask, laser, id=f'{name}-{laser.__name__}')
-    for name, (mask, *classes) in FAMILIES.items()
-    for laser in classes
-  ],
-)
-def test_families_see_both_ways(dtype, scale, mask, laser):
-  seen, segments = mask(512)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_families_see_both_ways(dtype, scale, family):
+  seen, segments = FAMILIES[family](512)
   cases = [draw(seed, 512, 32, scale, dtype) for seed in range(2)]
-  check(dtype, [(arrays, seen, laser, segments) for arrays in cases])
+  check(dtype, BOTH, [(arrays, seen, segments) for arrays in cases])
 
 
 @DTYPES
 def test_a_constant_column_is_its_own_output_and_moves_no_logit(dtype):
   arrays = draw(3, 512, 64, 1, dtype)  # A length that is compiled already.
   arrays[2][:] = arrays[2][0]
-  output, d_query, d_key, _ = run(layers.LaserDotProductAttention, dtype, *arrays, causal(512))
+  output, d_query, d_key, _ = run(PLAIN, dtype, *arrays, causal(512))
   np.testing.assert_allclose(np.asarray(output, np.float64), arrays[2], rtol=1e-6)
   assert not np.any(d_query) and not np.any(d_key)
 

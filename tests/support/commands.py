@@ -246,7 +246,13 @@ def _leave(code: int) -> None:
 @functools.cache
 def _import_all() -> None:
   """Imports the slow modules, but not paxml.main: `python -m` would define its flags again."""
+  import einops  # noqa: F401
   import matplotlib.pyplot  # noqa: F401
+  import praxis.layers  # noqa: F401
+  import pydantic  # noqa: F401
+  import rich.console  # noqa: F401
+  import rich.progress  # noqa: F401
+  import rich.table  # noqa: F401
   import typer  # noqa: F401
   from paxml import eval_lib, train, tuning_lib  # noqa: F401
 
