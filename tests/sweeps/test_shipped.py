@@ -16,7 +16,6 @@ POINTS = {
   'librispeech_50': 50,
   'tiny_6': 6,
   'replication_search': 6,
-  'replication_laser': 3,
   'replication': 3,
 }
 
