@@ -286,12 +286,10 @@ def check_equal(disturbed: Training, undisturbed: Training) -> None:
 
 def table(lives: Sequence[Life]) -> str:
   """Returns how often each disturbance ended a life, and with which codes, as a table."""
-  rows = ['| disturbance | lives | during the start | exit codes |', '|---|---|---|---|']
+  rows = ['| disturbance | lives | exit codes |', '|---|---|---|']
   for name in DISTURBANCES:
-    own = [life for life in lives if life.disturbance == name]
-    starts = sum(life.reached <= life.began for life in own)
-    codes = collections.Counter(life.code for life in own)
+    codes = collections.Counter(life.code for life in lives if life.disturbance == name)
     text = ', '.join(f'{code}: {count}' for code, count in sorted(codes.items()))
-    if own:
-      rows.append(f'| {name} | {len(own)} | {starts} | {text} |')
+    if codes:
+      rows.append(f'| {name} | {codes.total()} | {text} |')
   return '\n'.join(rows)
