@@ -13,6 +13,15 @@ from laser_pax.data.sources import Source
 from laser_pax.errors import UserError
 
 SHARD = 'c4-train.tfrecord-00002-of-00004'
+SEQ_LEN = 24  # No other file's: a task of seqio keeps the size of the buffer that it began with.
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_shuffle():
+  """tf.data needs ten seconds to save a buffer of 10,000 rows."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(text_lm, 'SHUFFLE_ROWS', 200)
+    yield
 
 
 def flip(path):
@@ -64,7 +73,7 @@ def copy(source, tmp_path):
 
 def stream(source, **fields):
   config = text_lm.train_input(
-    data_dir=source.data_dir, vocab=source.vocab, batch_size=32, seq_len=16, seed=1
+    data_dir=source.data_dir, vocab=source.vocab, batch_size=32, seq_len=SEQ_LEN, seed=1
   )
   return config.set(input_checkpointing_enabled=True, **fields).Instantiate()
 
@@ -75,7 +84,7 @@ def labels(inp, batches):
 
 @pytest.fixture(scope='module')
 def whole(source, tmp_path_factory):
-  """The rows of three epochs of some 16 batches, and the position after two batches."""
+  """The rows of some four epochs, and the position after two batches."""
   inp, state = stream(source), tmp_path_factory.mktemp('position') / 'state'
   first = labels(inp, 2)
   inp.save(state)
@@ -124,7 +133,7 @@ def test_an_evaluation_names_the_file_too(copy):
   own, path = copy
   path = path.with_name('c4-validation.tfrecord-00000-of-00001')
   config = text_lm.validation_input(
-    data_dir=own.data_dir, vocab=own.vocab, batch_size=4, seq_len=16
+    data_dir=own.data_dir, vocab=own.vocab, batch_size=4, seq_len=SEQ_LEN
   )
   flip(path)
   with pytest.raises(UserError, match=f'{path}: damaged') as error:  # The rows are counted here.
