@@ -1,6 +1,7 @@
 """The SuperGLUE experiments: steps by rule, what is refused, and the places of data and weights."""
 
 import contextlib
+import functools
 
 import pytest
 
@@ -128,6 +129,7 @@ def test_a_run_that_has_begun_needs_no_pre_training(monkeypatch, tmp_path, mode,
     for part, text in {'state': 'an array', 'metadata': '{}'}.items():
       (saved / part).mkdir(parents=True)
       (saved / part / part).write_text(text)
+  monkeypatch.setattr(experiment, 'check_own', lambda folder: None)  # This one has no arrays.
   experiment.check_data()
   experiment.check_start()
   assert experiment.vocab() == str(tmp_path / 'vocab.model')
@@ -137,9 +139,20 @@ def test_a_run_that_has_begun_needs_no_pre_training(monkeypatch, tmp_path, mode,
 def test_an_evaluation_beside_the_training_closes_its_programs(monkeypatch):
   closed = []
   monkeypatch.setattr(modes, 'mode', lambda: 'eval')
-  monkeypatch.setattr(modes.atexit, 'register', closed.append)
+  monkeypatch.setattr(modes, 'close_at_exit', closed.append)
   programs = here().eval_programs()
   assert closed == [program.shutdown for program in programs] and len(closed) == 17
+
+
+def test_what_is_closed_at_the_end_is_closed_once_and_in_reverse(monkeypatch):
+  closed, at_exit = [], []
+  monkeypatch.setattr(modes.atexit, 'register', at_exit.append)
+  for name in 'ab':
+    modes.close_at_exit(functools.partial(closed.append, name))
+  modes.close_programs()
+  for close in at_exit:
+    close()
+  assert closed == ['b', 'a']
 
 
 @pytest.mark.parametrize(
