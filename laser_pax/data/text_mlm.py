@@ -24,7 +24,7 @@ import collections
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import seqio
@@ -148,8 +148,8 @@ class _Records(seqio.TFExampleDataSource):
     return super().get_dataset(split, False, *args, **kwargs)
 
 
-class MaskedTrainInput(inputs.GlobalStreamInput):
-  """The stream of a training, whose tokens the model must have.
+class _MaskedInput(inputs.SeqIOInput):
+  """An input whose tokens the model must have.
 
   Attributes:
     vocab_size: V, the number of pieces that the model has.
@@ -163,25 +163,18 @@ class MaskedTrainInput(inputs.GlobalStreamInput):
     Raises:
       UserError: A file is missing or damaged, or has a token that the model lacks.
     """
-    return _checked(super().get_next(), self.files, self.vocab_size)
+    batch = super().get_next()
+    tokens, keys = (batch.labels, batch.masked_ids), ('input_ids', 'masked_lm_ids')
+    damage.check_tokens(tokens, self.vocab_size, self.files, keys)
+    return batch
 
 
-class MaskedEvalInput(inputs.SeqIOInput):
-  """PAX's input, in which the rows that fill the last batch have nothing to predict.
+class MaskedTrainInput(_MaskedInput, inputs.GlobalStreamInput):
+  """The stream of a training."""
 
-  Attributes:
-    vocab_size: V, the number of pieces that the model has.
-  """
 
-  vocab_size: int = 0
-
-  def get_next(self) -> py_utils.NestedMap:
-    """Returns the next batch.
-
-    Raises:
-      UserError: A file is missing or damaged, or has a token that the model lacks.
-    """
-    return _checked(super().get_next(), self.files, self.vocab_size)
+class MaskedEvalInput(_MaskedInput):
+  """PAX's input, in which the rows that fill the last batch have nothing to predict."""
 
   def _pad_to_batch_size(self, ds: tf.data.Dataset) -> tf.data.Dataset:
     def weigh(row: py_utils.NestedMap) -> py_utils.NestedMap:
@@ -189,16 +182,6 @@ class MaskedEvalInput(inputs.SeqIOInput):
       return row
 
     return super()._pad_to_batch_size(ds).map(weigh)
-
-
-def _checked(
-  batch: py_utils.NestedMap, files: Callable[[], Iterable[str]], vocab_size: int
-) -> py_utils.NestedMap:
-  """Returns a batch, whose tokens the model must have."""
-  damage.check_tokens(
-    (batch.labels, batch.masked_ids), vocab_size, files, ('input_ids', 'masked_lm_ids')
-  )
-  return batch
 
 
 def masked_task(folder: str) -> str:

@@ -1,7 +1,7 @@
 """Which old checkpoints of a run stay, and how the others are deleted.
 
-PAX keeps the last CHECKPOINT_MAX_TO_KEEP, and one each twelve hours. Of the others these stay: each
-that falls on a number of steps, the best ones, and the newest whole one, whatever its age.
+PAX keeps the last CHECKPOINT_MAX_TO_KEEP, and one each twelve hours. Older ones stay too: each that
+falls on a number of steps, the best ones, and the newest whole one, whatever its age.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.commands import QUICK_COMPILE, ROOT
 
-# The seventh batch has one word that is no number. Of the batches after the ninth all have.
+# The seventh batch has one word that is no number, and so has each batch after the ninth.
 EXPERIMENT = """
 import numpy as np
 from paxml import experiment_registry
@@ -31,7 +31,6 @@ class Broken(toy_family.Bags):
     train.__dict__['__fn_or_cls__'] = BrokenInput
     return [train, *others]
 """
-NAMES = {'bags/linear/w', 'bags/softmax/logits_ffn/linear/w'}
 
 
 @pytest.fixture(scope='module')

@@ -125,7 +125,7 @@ class Training:
       flags += [f'--num_hosts={self._processes}']
       environment |= {
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-        'JAX_COMPILATION_CACHE_DIR': '',  # Of several processes, jax 0.5.3 hangs by it on a CPU.
+        'JAX_COMPILATION_CACHE_DIR': '',  # Several processes hang by it: jax 0.5.3, on a CPU.
       }
     hosts = [[f'--host_idx={i}'] if self._processes > 1 else [] for i in range(self._processes)]
     return [
