@@ -31,7 +31,7 @@ _ONE_PROCESS = '--multiprocess_gpu --server_addr=localhost:PORT --num_hosts=1 --
 
 def is_joined(flags: Mapping[str, str]) -> bool:
   """Returns whether paxml's flags, a value for each name, start jax's distributed service."""
-  return any(_is_on(flags, name) for name in _STARTS_SERVICE)
+  return any(is_on(flags, name) for name in _STARTS_SERVICE)
 
 
 def join(flags: Mapping[str, str]) -> None:
@@ -68,7 +68,8 @@ def join(flags: Mapping[str, str]) -> None:
     )
 
 
-def _is_on(flags: Mapping[str, str], name: str) -> bool:
+def is_on(flags: Mapping[str, str], name: str) -> bool:
+  """Returns whether a switch of paxml is on."""
   return name in flags and flags[name].lower() not in ('false', '0', 'f', 'no', 'n')
 
 

@@ -1,14 +1,15 @@
-"""SIGTERM of a training that is a process alone: it saves at its step, and ends with code 75.
+"""SIGTERM of a training: it saves at its step, and ends with code 75.
 
-Where jax's distributed service runs, all processes agree on the step, by PAX's own mechanism. A
-process alone needs no service. Python calls a handler of signals between two of its instructions,
-so that it may wait for a compilation of minutes. A thread hears the signal at once.
+A process alone hears the signal in a thread, at once: Python itself calls a handler only between
+two of its instructions, so that a compilation of minutes would come first. Several processes agree
+on a step, or on a batch of an evaluation, by jax's distributed service.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import threading
@@ -24,19 +25,8 @@ class _Stopped(BaseException):
   """An evaluation is given up."""
 
 
-def save_on_demand_when(is_asked: Callable[[], bool]) -> None:
-  """Makes PAX save at the step at which this is so, instead of asking jax's distributed service.
-
-  Args:
-    is_asked: Whether to save. PAX asks several times in a step, and gets one answer.
-  """
-  from orbax.checkpoint import utils
-
-  utils.reached_preemption = functools.lru_cache(maxsize=8)(lambda step: is_asked())
-
-
 class OnDemand:
-  """Whether SIGTERM has asked this process to save and end.
+  """Whether SIGTERM has asked this training to save and end.
 
   Attributes:
     say: Function that prints a line.
@@ -47,20 +37,22 @@ class OnDemand:
     """Takes a function that prints a line."""
     self.say = say
     self._asked = threading.Event()
-    self._is_evaluating = False
+    self._agree: Callable[[], bool] | None = None
     self._stack = contextlib.ExitStack()
     self.has_trained = False
 
   def is_asked(self) -> bool:
-    """Returns whether it has."""
+    """Returns whether it has. Several processes ask equally often, and get the same answers."""
+    if self._agree and not self._asked.is_set() and self._agree():
+      self._save()
     return self._asked.is_set()
 
-  def is_listening(self) -> bool:
-    """Returns whether it answers SIGTERM."""
-    return signal.getsignal(signal.SIGTERM) == self._handle
+  def ends_training(self) -> bool:
+    """Returns whether SIGTERM ends this training by a checkpoint."""
+    return self._agree is not None or signal.getsignal(signal.SIGTERM) == self._handle
 
   def listen(self) -> None:
-    """Answers SIGTERM from now on. The main thread calls this."""
+    """Answers SIGTERM of a process alone from now on. The main thread calls this."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous = signal.signal(signal.SIGTERM, self._handle)
@@ -70,30 +62,45 @@ class OnDemand:
     self._stack.callback(signal.signal, signal.SIGTERM, previous)
     self._stack.callback(signal.set_wakeup_fd, previous_writer)
 
+  def agree(self) -> None:
+    """Asks jax's distributed service from now on, which has heard SIGTERM of any process."""
+    from jax.experimental import multihost_utils
+
+    # The service compares numbers that each process counts, one for each question.
+    questions = itertools.count(1)
+    self._agree = lambda: multihost_utils.reached_preemption_sync_point(next(questions))
+
+  def answer_pax(self) -> None:
+    """Makes PAX save when this is asked, instead of asking jax's service for itself.
+
+    PAX asks several times in a step, and gets one answer.
+    """
+    from orbax.checkpoint import utils
+
+    utils.reached_preemption = functools.lru_cache(maxsize=8)(lambda step: self.is_asked())
+
   def close(self) -> None:
     """Leaves SIGTERM to whoever had it before."""
     self._stack.close()
 
   def unless_asked(self, evaluate: Callable[[], _Output]) -> _Output | None:
-    """Returns what an evaluation gives, or None. It is given up when SIGTERM comes.
+    """Returns what an evaluation gives, or None, if SIGTERM came: it then ends at its next batch.
 
     The state that it evaluates can still be saved.
     """
-    if self.is_asked():
-      return None
-    self._is_evaluating = True
     try:
+      self.before_batch()
       return evaluate()
     except _Stopped:
       return None
-    finally:
-      self._is_evaluating = False
+
+  def before_batch(self) -> None:
+    """Gives the evaluation up if SIGTERM has come."""
+    if self.is_asked():
+      raise _Stopped
 
   def _handle(self, number: int, frame) -> None:
-    if self._is_evaluating:
-      self._is_evaluating = False
-      self._asked.set()
-      raise _Stopped
+    """Does nothing: the thread answers."""
 
   def _hear(self, reader: int) -> None:
     with open(reader, 'rb', buffering=0) as numbers:
@@ -103,8 +110,11 @@ class OnDemand:
 
   def _answer(self) -> None:
     if self.has_trained:
-      self._asked.set()
-      self.say('SIGTERM: it saves a checkpoint, and ends')
+      self._save()
       return
     self.say('SIGTERM before its first step: there is nothing new to save')
     os._exit(jobs.SAVED_ON_DEMAND)  # The main thread may be compiling.
+
+  def _save(self) -> None:
+    self._asked.set()
+    self.say('SIGTERM: it saves a checkpoint, and ends')

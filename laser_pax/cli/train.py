@@ -57,8 +57,7 @@ def train(
 
   SIGTERM saves a checkpoint and ends with exit code 75, before the first step at once, and during
   an evaluation too. Several processes do so with --exit_after_ondemand_checkpoint and
-  --jax_fully_async_checkpoint, after the evaluation. They must run on hosts of a TPU slice or under
-  Slurm.
+  --jax_fully_async_checkpoint. They must run on hosts of a TPU slice or under Slurm.
   """
   flags = list(ctx.args)
   _check_flags(exp, job_log_dir, flags)
@@ -92,6 +91,8 @@ def run(job: Job, kind: str, program: Callable[..., Any] | None = None) -> None:
   demand = on_demand.OnDemand()
   if job.is_alone:
     demand.listen()
+  elif job.saves_together:
+    demand.agree()
   _open_folder(job)
   process = f'{socket.gethostname()}-{os.getpid()}'
   logs = job.local_folder / 'logs'
@@ -240,8 +241,8 @@ def _run(
   remaining = absl_flags.flags_parser(argv)
   pax_fixes.set_heartbeats(HEARTBEAT_SECONDS, MISSED_HEARTBEATS)
   pax_fixes.exit_after_saving_on_demand_with(jobs.SAVED_ON_DEMAND)
-  if demand.is_listening():
-    on_demand.save_on_demand_when(demand.is_asked)
+  if demand.ends_training():
+    demand.answer_pax()
   try:
     telling = attention_paths.telling(_attention_teller(watcher.say))
     with consoles.telling_of_interrupts(console), telling:

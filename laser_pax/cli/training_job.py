@@ -47,6 +47,13 @@ class Job:
     return mode(self.flags) == modes.TRAIN and not cluster.is_joined(values(self.flags))
 
   @property
+  def saves_together(self) -> bool:
+    """Whether the processes of this training agree to save and end when SIGTERM comes."""
+    given = values(self.flags)
+    ends = cluster.is_on(given, 'exit_after_ondemand_checkpoint')
+    return mode(self.flags) == modes.TRAIN and cluster.is_joined(given) and ends
+
+  @property
   def local_folder(self) -> pathlib.Path:
     """The folder for logs, on this host."""
     if '://' in self.folder:

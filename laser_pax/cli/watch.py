@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 import jax
+from jax.experimental import multihost_utils
 from paxml import decode_programs, programs
 
 from laser_pax.cli import consoles, on_demand, profiling
-from laser_pax.experiment import progress, training
+from laser_pax.experiment import evaluation, progress, training
 from laser_pax.experiment.base import Experiment
 from laser_pax.experiment.family import Metric
 
@@ -252,20 +253,29 @@ class WatchedTrainProgram(training.TrainProgram):
   def should_run(self, state, step):
     """As the base's. First it repeats the evaluations that SIGTERM cut off at this step."""
     is_first = step and step == self._initial_step and not self._demand.has_trained
-    if is_first and self._demand.is_listening():
+    if is_first and self._demand.ends_training():
       train = self._task.train
       at_end = step >= train.num_train_steps
       if train.eval_interval_steps and (at_end or step % train.eval_interval_steps == 0):
-        state_to_evaluate = programs.get_eval_train_state(
-          self._task, state, train.eval_use_ema_states
-        )
         for program in self._evaluations:
-          if self._watch.lacks(step, program.eval_input.name):
-            program.run(state_to_evaluate, step)
+          if _says_the_first(self._watch.lacks(step, program.eval_input.name)):
+            program.run(self._evaluated(state), step)
     return super().should_run(state, step)
+
+  def _evaluated(self, state):
+    """Returns the state that evaluations get."""
+    return programs.get_eval_train_state(self._task, state, self._task.train.eval_use_ema_states)
+
+  def _try_evaluations(self, state) -> None:
+    if self._task.train.eval_interval_steps and self._evaluations:
+      self._watch.say('trying the first batch of each evaluation')
+      for program in self._evaluations:
+        self._demand.unless_asked(lambda p=program: evaluation.try_out(p, self._evaluated(state)))
 
   def run(self, state, step):
     """Runs one step with its input. Traces it if --profile names it."""
+    if not self._demand.has_trained:
+      self._try_evaluations(state)
     self._tracer.before(step)
     output = super().run(state, step)
     self._demand.has_trained = True
@@ -290,6 +300,7 @@ def _report_to(
 ) -> programs.BaseEvalProgram:
   """Lets an evaluation program report its metric to the watch, and returns the program."""
   evaluate = program.run
+  evaluation.before_each_batch(program, demand.before_batch)
 
   def run(state, step):
     watch.drain()
@@ -322,6 +333,11 @@ def _tell_of_decoding(
 
   program.run = run
   return program
+
+
+def _says_the_first(answer: bool) -> bool:
+  """Returns the answer of the first of several processes."""
+  return bool(multihost_utils.broadcast_one_to_all(answer))
 
 
 def _is_silent() -> bool:

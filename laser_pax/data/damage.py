@@ -20,6 +20,9 @@ from google.protobuf import message
 
 from laser_pax.errors import UserError
 
+# What an assertion in a data set says of a text.
+NOT_UTF8 = 'the text is not UTF-8'
+
 _FILES_AT_ONCE = 16
 _RECORDS_AT_ONCE = 1_024
 _REMEDY = (
@@ -75,7 +78,7 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
     yield
   except _ERRORS as e:
     paths = sorted(map(str, files()))
-    fault = _first_fault(paths, _lacking(e))
+    fault = _first_fault(paths, _look(e))
     if fault is None:
       if isinstance(e, tf.errors.InvalidArgumentError):
         raise  # The reason lies elsewhere.
@@ -119,11 +122,15 @@ def check_tokens(
   raise UserError(f'a batch has tokens from {least} to {greatest}, {lacks}')
 
 
-def _first_fault(paths: list[str], key: str | None) -> str | None:
+# Returns what is wrong with a record, or None.
+_Look = Callable[[bytes], str | None]
+
+
+def _first_fault(paths: list[str], look: _Look | None) -> str | None:
   """Returns the first damaged file, and what is wrong with it; None if none is."""
   pool = futures.ThreadPoolExecutor(_FILES_AT_ONCE)
   try:
-    for path, fault in zip(paths, pool.map(lambda path: _fault(path, key), paths), strict=True):
+    for path, fault in zip(paths, pool.map(lambda path: _fault(path, look), paths), strict=True):
       if fault:
         return f'{path}: {fault}'
     return None
@@ -131,7 +138,7 @@ def _first_fault(paths: list[str], key: str | None) -> str | None:
     pool.shutdown(cancel_futures=True)
 
 
-def _fault(path: str, key: str | None) -> str | None:
+def _fault(path: str, look: _Look | None) -> str | None:
   """Returns what is wrong with a file. It reads the whole of it."""
   number = 0
   try:
@@ -139,10 +146,10 @@ def _fault(path: str, key: str | None) -> str | None:
       return 'empty (0 bytes)'
     records = tf.data.TFRecordDataset(path).batch(_RECORDS_AT_ONCE)
     for batch in records.as_numpy_iterator():
-      for record in batch if key is not None else ():
+      for record in batch if look is not None else ():
         number += 1
-        if not _has(record, key):
-          return f'its record {number} is none of this data set'
+        if fault := look(record):
+          return f'its record {number} {fault}'
   except (tf.errors.NotFoundError, FileNotFoundError):
     return 'missing, though the data set lists it'
   except tf.errors.DataLossError as e:
@@ -150,12 +157,25 @@ def _fault(path: str, key: str | None) -> str | None:
   return None
 
 
-def _lacking(error: tf.errors.OpError) -> str | None:
-  """Returns the feature that a record lacks; '' if it is no record; None for other errors."""
-  if 'Could not parse example' in str(error):
-    return ''
+def _look(error: tf.errors.OpError) -> _Look | None:
+  """Returns how to look at records after an error; None if it is of no record."""
+  if NOT_UTF8 in str(error):
+    return _no_text
   lacking = re.search(r'(?:Feature|Key): (\w+)', str(error))
-  return lacking[1] if lacking else None
+  key = '' if 'Could not parse example' in str(error) else lacking and lacking[1]
+  if key is None:
+    return None
+  return lambda record: None if _has(record, key) else 'is none of this data set'
+
+
+def _no_text(record: bytes) -> str | None:
+  """Returns what is wrong with a record's text, or None."""
+  for text in tf.train.Example.FromString(record).features.feature['text'].bytes_list.value:
+    try:
+      text.decode()
+    except UnicodeDecodeError as e:
+      return f'has a text that is not UTF-8 ({e.reason} at byte {e.start})'
+  return None
 
 
 def _has(record: bytes, key: str) -> bool:

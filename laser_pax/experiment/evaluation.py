@@ -1,11 +1,14 @@
-"""PAX's evaluation for families that are judged by what they decode, such as words or answers."""
+"""PAX's evaluation: its first batch tried out, and families that are judged by what they decode."""
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import statistics
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -13,6 +16,8 @@ from paxml import decode_programs, programs, summary_utils
 
 # The metric in which a task's own metrics, and then the tasks, are brought together.
 SCORE = 'score'
+# PAX looks for results that an earlier process has written of a step. Of this one there are none.
+_NO_STEP = -1
 
 
 @contextlib.contextmanager
@@ -38,29 +43,32 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   """An evaluation that also decodes its split. Its metrics are those of both.
 
   PAX decodes in a training only with --decode_during_train, and an experiment has no say in how.
+
+  Attributes:
+    decoding: PAX's program that decodes.
   """
 
   def __init__(self, input_p, decode_input_p=None):
     """Takes the split's input, and the input to decode; None stands for the same one."""
     super().__init__(input_p)
-    self._decoding = decode_programs.SingleTaskDecodeProgram(decode_input_p or input_p.clone())
+    self.decoding = decode_programs.SingleTaskDecodeProgram(decode_input_p or input_p.clone())
 
   def setup(self, task, partitioner, job_log_dir, eval_prng_seed, *args, **kwargs) -> None:
     """Sets both programs up."""
     super().setup(task, partitioner, job_log_dir, eval_prng_seed, *args, **kwargs)
-    self._decoding.setup(task, partitioner, job_log_dir, eval_prng_seed, output_pickle=False)
+    self.decoding.setup(task, partitioner, job_log_dir, eval_prng_seed, output_pickle=False)
 
   def run(self, state, step):
     """Evaluates, and then decodes."""
     output = super().run(state, step)
     with compiled_anew():
-      decoded = self._decoding.run(state, step)
+      decoded = self.decoding.run(state, step)
     metrics = {**(decoded.processed_decode_metrics or {}), **(decoded.seqio_metrics or {})}
     return dataclasses.replace(output, eval_metrics={**(output.eval_metrics or {}), **metrics})
 
   def shutdown(self) -> None:
     """Closes both programs."""
-    self._decoding.shutdown()
+    self.decoding.shutdown()
     super().shutdown()
 
 
@@ -129,3 +137,78 @@ class MeanProgram(programs.SingleTaskEvalProgram):
       with self._eval_summary_writer.as_default():
         tf.summary.scalar(SCORE, metrics[SCORE], step=int(step))
     return programs.EvalProgramOutput(state, eval_metrics=metrics)
+
+
+class _TriedOut(Exception):
+  """A batch has run."""
+
+
+def try_out(program: programs.BaseEvalProgram, state: Any) -> None:
+  """Runs an evaluation's first batch before the training, and keeps nothing of it.
+
+  So its programs are compiled while nothing can be lost yet, and a fault of the evaluation shows.
+
+  Args:
+    program: The evaluation's program, set up.
+    state: The state to evaluate, as in a training.
+  """
+  if isinstance(program, MeanProgram):
+    return
+  _try_batch(program, program.eval_input, 'eval_step', state)
+  if isinstance(program, DecodingEvalProgram):
+    with compiled_anew():
+      _try_batch(program.decoding, program.decoding.decode_input, 'decode_step', state)
+
+
+def before_each_batch(program: programs.BaseEvalProgram, call: Callable[[], None]) -> None:
+  """Makes an evaluation call a function before each of its batches.
+
+  All but the last of the batches before it are computed then. PAX itself waits for none.
+  """
+  _call_before(program, 'eval_step', call)
+  if isinstance(program, DecodingEvalProgram):
+    _call_before(program.decoding, 'decode_step', call)
+
+
+def _try_batch(program: Any, batches: Any, name: str, state: Any) -> None:
+  """Runs a program up to its first batch. Its input still gives that batch first."""
+  batch = batches.peek_padded()
+  if batch is None:
+    return
+  step = getattr(program, name)
+
+  def end_after(*args):
+    jax.block_until_ready(step(*args).loss)
+    raise _TriedOut
+
+  copy = functools.partial(jax.tree.map, lambda x: x, batch)  # PAX takes text out of its batch.
+  with (
+    _replaced(batches, 'get_next_padded', copy),
+    _replaced(program, name, end_after),
+    contextlib.suppress(_TriedOut),
+  ):
+    type(program).run(program, state, _NO_STEP)  # Nothing else hears of it.
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+  original = getattr(owner, name)
+  setattr(owner, name, value)
+  try:
+    yield
+  finally:
+    setattr(owner, name, original)
+
+
+def _call_before(program: Any, name: str, call: Callable[[], None]) -> None:
+  step, pending = getattr(program, name), collections.deque()
+
+  def called_before(*args):
+    if len(pending) > 1:
+      jax.block_until_ready(pending.popleft())
+    call()
+    output = step(*args)
+    pending.append(output.loss)
+    return output
+
+  setattr(program, name, called_before)

@@ -71,8 +71,6 @@ class StartsFromARun:
   def check_own(self, folder: str) -> None:
     """Checks that a run's checkpoint has this model's variables: its class may have been edited.
 
-    The devices and the mesh may be others than before.
-
     Args:
       folder: Folder of the job.
 

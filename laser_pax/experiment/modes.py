@@ -18,7 +18,7 @@ from absl import flags
 
 from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.experiment import checkpoints, jobs, retention
+from laser_pax.experiment import checkpoints, jobs, kept_layout, retention
 
 _Programs = TypeVar('_Programs')
 
@@ -26,7 +26,7 @@ TRAIN = 'train'
 _DECODING = ('decode', 'decode_once')
 
 
-class Experiment(Protocol):
+class Experiment(kept_layout.Experiment, Protocol):
   """What is asked here of an experiment, which base.py defines.
 
   Attributes:
@@ -168,8 +168,8 @@ def claim_job_folder(experiment: Experiment) -> None:
     experiment: The experiment.
 
   Raises:
-    UserError: The folder holds checkpoints of another experiment or vocabulary, or none that is
-      whole.
+    UserError: The folder holds checkpoints of another experiment, vocabulary or layout, or none
+      that is whole.
   """
   from etils import epath
 
@@ -184,8 +184,11 @@ def claim_job_folder(experiment: Experiment) -> None:
     jobs.check_vocabulary(folder, vocabulary)
   if mode() != TRAIN:
     return
+  if checkpoints.survey(folder).whole is not None:
+    kept_layout.check(folder, experiment)
   jobs.hold(folder)
   jobs.write_mark(folder, mark)
+  kept_layout.write(folder, experiment)
   if vocabulary:
     jobs.keep_vocabulary(folder, vocabulary)
   checkpoints.list_files_of_each()

@@ -47,6 +47,13 @@ def example(**features):
   return tf.train.Example(features=tf.train.Features(feature=kinds)).SerializeToString()
 
 
+def put_latin_1(path):
+  record = next(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+  first = tf.train.Example.FromString(record)
+  first.features.feature['text'].bytes_list.value[0] = 'café au lait'.encode('latin-1')
+  put_first(first.SerializeToString())(path)
+
+
 def cut_between_records(path):
   size = sum(16 + len(r) for r in list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())[:-1])
   path.write_bytes(path.read_bytes()[:size])
@@ -61,6 +68,10 @@ DAMAGES = {
   ),
   'no record': (put_first(b'abc'), 'its record 1 is none of this data set'),
   'another record': (put_first(example(label=1)), 'its record 1 is none of this data set'),
+  'not UTF-8': (
+    put_latin_1,
+    r'its record 1 has a text that is not UTF-8 \(invalid continuation byte at byte 3\)',
+  ),
 }
 
 
@@ -212,3 +223,19 @@ def test_texts_are_read_whole_or_refused(copy):
 def test_other_failures_stay_as_they_are(tmp_path):
   with pytest.raises(tf.errors.InvalidArgumentError, match='no jpeg'), damage.told(lambda: []):
     raise tf.errors.InvalidArgumentError(None, None, 'no jpeg')
+
+
+def test_what_python_reads_as_utf8_is_text_and_nothing_else():
+  """Surrogates, overlong forms and numbers above U+10FFFF are none."""
+  rng = np.random.default_rng(0)
+  leads = list(b'\xc0\xc1\xc3\xe0\xe2\xed\xef\xf0\xf4\xf5\x80\x8f\x90\x9f\xa0\xbfa')
+  texts = [bytes(rng.choice(leads, size).tolist()) for size in rng.integers(0, 5, 3_000)]
+  texts += [''.join(chr(c) for c in [*range(0xD800), *range(0xE000, 0x110000)]).encode()]
+  expected = []
+  for text in texts:
+    try:
+      expected.append(bool(text.decode() or True))
+    except UnicodeDecodeError:
+      expected.append(False)
+  assert 300 < sum(expected) < 2_700
+  assert text_lm.is_text(tf.constant(texts)).numpy().tolist() == expected

@@ -214,8 +214,9 @@ class Training:
     assert (whole or 0) >= (before or 0), f'a finished checkpoint was lost: {told}'
     assert 'Traceback' not in told, told
     assert _SECRET not in told, told
-    if life.disturbance.startswith('SIGTERM') and len(processes) == 1:
-      is_begun = any(p.stdout for p in processes)  # Before that, Python itself starts.
+    if life.disturbance.startswith('SIGTERM'):
+      # Before that, Python itself starts, or jax's service of several processes.
+      is_begun = processes[0].stdout if len(processes) == 1 else 'the first step compiles' in told
       assert life.code in (0, jobs.SAVED_ON_DEMAND, *(() if is_begun else (-15,))), told
       if 'saved on demand' in told:  # Each step that was trained is saved.
         assert whole == [r['step'] for r in self._records() if r['kind'] == 'train'][-1], told
