@@ -1,7 +1,9 @@
 """A run on images or speech goes on with the next batch: order and augmentation are the same."""
 
 import json
+import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -76,6 +78,22 @@ def _evaluations(folder) -> dict[str, dict]:
   }
 
 
+def _two_hosts() -> tuple[dict[str, str], list[list[str]]]:
+  """Returns the environment of two processes of one device, and the flags of each."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  env = {'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo', 'JAX_COMPILATION_CACHE_DIR': ''}
+  flags = ['--multiprocess_gpu', f'--server_addr=localhost:{port}', '--num_hosts=2']
+  return env, [[*flags, f'--host_idx={index}'] for index in range(2)]
+
+
+def _check_close(actual: dict[str, dict], expected: dict[str, dict], bound: float) -> None:
+  assert set(actual) == set(expected)
+  for split, evaluation in actual.items():
+    assert evaluation == pytest.approx(expected[split], abs=bound)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('text', 'data', 'splits'),
@@ -88,14 +106,14 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(commands, tmp_path, te
   (tmp_path / 'small_family.py').write_text(text + STEPS)
   env = {'PYTHONPATH': str(tmp_path), 'XLA_FLAGS': QUICK_COMPILE} | data(tmp_path)
 
-  def start(folder, *flags):
-    flags = ['train', '--exp=small_family.Small', f'--job_log_dir={folder}', *flags]
-    return commands.start('laser_pax', flags, cwd=tmp_path, env=env)
+  def start(folder, *flags, experiment='--exp=small_family.Small', **more):
+    flags = ['train', experiment, f'--job_log_dir={folder}', *flags]
+    return commands.start('laser_pax', flags, cwd=tmp_path, env=env | more)
 
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   command = start(whole)
   assert command.wait() == 0, command.stdout + command.stderr
-  command = start(killed)
+  command = start(killed, '--noeval_on_test')
   while not list((killed / 'checkpoints').glob('checkpoint_00000003')):
     assert command.poll() is None, command.stdout + command.stderr
     time.sleep(0.01)
@@ -110,12 +128,27 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(commands, tmp_path, te
   assert losses == {step: expected[step] for step in losses}
   assert _evaluations(whole) == _evaluations(killed)
   assert set(_evaluations(whole)) == splits
+
+  # Two hosts go on from step 3. Evaluations of images show what those of speech would.
+  for step in (6, 9):
+    shutil.rmtree(killed / 'checkpoints' / f'checkpoint_{step:08}')
+  (killed / 'progress.jsonl').unlink()
+  env_of_two, flags_of_two = _two_hosts()
+  layout = ['--fdl.ICI_MESH_SHAPE=[2,1,1]', '--fdl.MICRO_BATCHES=1']
+  layout += [] if text is IMAGES else ['--noeval_on_test']
+  hosts = [
+    start(killed, *layout, *flags, experiment='--fdl_config=small_family.Small', **env_of_two)
+    for flags in flags_of_two
+  ]
+  for host in hosts:
+    assert host.wait() == 0, host.stdout + host.stderr
+  assert _losses(killed) == pytest.approx({s: expected[s] for s in range(4, 10)}, abs=1e-5)
+
+  evaluations = _evaluations(whole)
   if text is IMAGES:  # Another process evaluates as for speech, which has more to it.
+    _check_close(_evaluations(killed), evaluations, 1e-5)
     return
   (whole / 'progress.jsonl').unlink()
   command = start(whole, '--mode=eval')
   assert command.wait() == 0, command.stdout + command.stderr
-  alone = _evaluations(whole)
-  assert set(alone) == splits
-  for split, evaluation in _evaluations(killed).items():
-    assert alone[split] == pytest.approx(evaluation, abs=1e-6)
+  _check_close(_evaluations(whole), evaluations, 1e-6)
