@@ -8,7 +8,6 @@ on a step, or on a batch of an evaluation, by jax's distributed service.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import signal
@@ -19,6 +18,9 @@ from typing import TypeVar
 from laser_pax.experiment import jobs
 
 _Output = TypeVar('_Output')
+
+
+_NOTHING_NEW = 'SIGTERM before its first step: there is nothing new to save'
 
 
 class _Stopped(BaseException):
@@ -42,8 +44,15 @@ class OnDemand:
     self.has_trained = False
 
   def is_asked(self) -> bool:
-    """Returns whether it has. Several processes ask equally often, and get the same answers."""
+    """Returns whether SIGTERM has asked. Several processes ask equally often, and agree.
+
+    Raises:
+      SystemExit: Several processes have agreed, and there is nothing new to save.
+    """
     if self._agree and not self._asked.is_set() and self._agree():
+      if not self.has_trained:
+        self.say(_NOTHING_NEW)
+        raise SystemExit(jobs.SAVED_ON_DEMAND)
       self._save()
     return self._asked.is_set()
 
@@ -73,11 +82,21 @@ class OnDemand:
   def answer_pax(self) -> None:
     """Makes PAX save when this is asked, instead of asking jax's service for itself.
 
-    PAX asks several times in a step, and gets one answer.
+    PAX asks several times in a step, and gets one answer. The first process asks of older steps
+    too, in the thread that finishes their checkpoints. That must draw no question of its own.
     """
     from orbax.checkpoint import utils
 
-    utils.reached_preemption = functools.lru_cache(maxsize=8)(lambda step: self.is_asked())
+    newest, answer = None, False
+
+    def reached_preemption(step: int) -> bool:
+      nonlocal newest, answer
+      is_main = threading.current_thread() is threading.main_thread()
+      if step != newest and is_main:
+        newest, answer = step, self.is_asked()
+      return answer if step == newest else self._asked.is_set()
+
+    utils.reached_preemption = reached_preemption
 
   def close(self) -> None:
     """Leaves SIGTERM to whoever had it before."""
@@ -112,7 +131,7 @@ class OnDemand:
     if self.has_trained:
       self._save()
       return
-    self.say('SIGTERM before its first step: there is nothing new to save')
+    self.say(_NOTHING_NEW)
     os._exit(jobs.SAVED_ON_DEMAND)  # The main thread may be compiling.
 
   def _save(self) -> None:

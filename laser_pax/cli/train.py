@@ -104,7 +104,8 @@ def run(job: Job, kind: str, program: Callable[..., Any] | None = None) -> None:
       _run(job, console, log, demand, program)
     except SystemExit as e:
       if e.code == jobs.SAVED_ON_DEMAND:
-        console.write('a checkpoint was saved on demand; run again to go on from there\n')
+        saved = 'a checkpoint was saved on demand; ' if demand.has_trained else ''
+        console.write(f'{saved}run again to go on from there\n')
       elif e.code:
         console.write(f'stopped with code {e.code}; the reason is at the end of {log}\n')
       raise
@@ -311,7 +312,7 @@ def _register(
     job: The job.
     experiment_cls: The experiment's class.
     say: Function that prints a line.
-    demand: What answers SIGTERM; not if there are other processes, with which it cannot agree.
+    demand: What answers SIGTERM. If it listens alone, it stops where jax shows other processes.
   """
   import jax
   from paxml import experiment_registry

@@ -20,11 +20,11 @@ from google.protobuf import message
 
 from laser_pax.errors import UserError
 
-# What an assertion in a data set says of a text.
-NOT_UTF8 = 'the text is not UTF-8'
-
 _FILES_AT_ONCE = 16
 _RECORDS_AT_ONCE = 1_024
+# Every character of Unicode. A match of the whole text shows that its bytes are UTF-8.
+_CHARACTERS = r'[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*'
+_NOT_UTF8 = 'the text is not UTF-8'
 _REMEDY = (
   'bring the whole file back, or prepare the same sources again, and give the same command again'
 )
@@ -87,6 +87,21 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
         f'{folder}: {_words(e)}; a second reading shows no damaged file; {_REMEDY}'
       ) from e
     raise UserError(f'{fault}; {_REMEDY}') from e
+
+
+def text(strings: tf.Tensor) -> tf.Tensor:
+  """Returns strings of a record, in a data set. SentencePiece reads other bytes as unknown pieces.
+
+  Raises:
+    tf.errors.InvalidArgumentError: They are not UTF-8. `told` names the file.
+  """
+  with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_text(strings)), [_NOT_UTF8])]):
+    return tf.identity(strings)
+
+
+def is_text(strings: tf.Tensor) -> tf.Tensor:
+  """Returns whether each string is UTF-8. It is faster than to decode them."""
+  return tf.strings.regex_full_match(strings, _CHARACTERS)
 
 
 def check_tokens(
@@ -159,7 +174,7 @@ def _fault(path: str, look: _Look | None) -> str | None:
 
 def _look(error: tf.errors.OpError) -> _Look | None:
   """Returns how to look at records after an error; None if it is of no record."""
-  if NOT_UTF8 in str(error):
+  if _NOT_UTF8 in str(error):
     return _no_text
   lacking = re.search(r'(?:Feature|Key): (\w+)', str(error))
   key = '' if 'Could not parse example' in str(error) else lacking and lacking[1]
@@ -169,12 +184,15 @@ def _look(error: tf.errors.OpError) -> _Look | None:
 
 
 def _no_text(record: bytes) -> str | None:
-  """Returns what is wrong with a record's text, or None."""
-  for text in tf.train.Example.FromString(record).features.feature['text'].bytes_list.value:
-    try:
-      text.decode()
-    except UnicodeDecodeError as e:
-      return f'has a text that is not UTF-8 ({e.reason} at byte {e.start})'
+  """Returns what is wrong with a record whose strings are all texts, or None."""
+  try:
+    for feature in tf.train.Example.FromString(record).features.feature.values():
+      for text in feature.bytes_list.value:
+        text.decode()
+  except UnicodeDecodeError as e:
+    return f'has a text that is not UTF-8 ({e.reason} at byte {e.start})'
+  except message.DecodeError:
+    return 'is none of this data set'
   return None
 
 

@@ -114,10 +114,10 @@ class _SpeechInput(streams.RecordInput):
   def _utterance(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the padded fields of a record, and whether it counts: `is_kept`."""
     fields = tf.io.parse_single_example(record, _RECORD)
-    speech = tf.sparse.to_dense(fields['speech'])
-    labels = _tokenizer(self.vocab).tokenize(fields['text'])
+    speech, text = tf.sparse.to_dense(fields['speech']), damage.text(fields['text'])
+    labels = _tokenizer(self.vocab).tokenize(text)
     count, length = tf.size(labels), tf.size(speech)
-    characters = tf.strings.length(fields['text'], 'UTF8_CHAR')
+    characters = tf.strings.length(text, 'UTF8_CHAR')
     is_kept = (length <= self.samples) & (length > 0) & (characters <= self.labels)
     is_kept &= count <= self.labels
     return {

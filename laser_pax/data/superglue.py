@@ -234,8 +234,16 @@ def _preprocessors(name: str, *, is_training: bool) -> list[Any]:
   from t5.data import glue_utils, preprocessors
 
   if name == 'wsc':
-    return [functools.partial(preprocessors.wsc_simple, correct_referent_only=is_training)]
-  return [glue_utils.get_glue_text_preprocessor(_config(name))]
+    to_text = functools.partial(preprocessors.wsc_simple, correct_referent_only=is_training)
+  else:
+    to_text = glue_utils.get_glue_text_preprocessor(_config(name))
+  return [to_text, _checked_texts]
+
+
+@seqio.map_over_dataset
+def _checked_texts(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Stops at a text that is not UTF-8. T5's functions keep the bytes as they are."""
+  return {**row, **{name: damage.text(row[name]) for name in ('inputs', 'targets')}}
 
 
 def _register(

@@ -31,8 +31,6 @@ from laser_pax.data.datasets import C4, DatasetSpec
 
 # The next row is drawn from a buffer of this many rows: 40 MB at 1,024 tokens.
 SHUFFLE_ROWS = 10_000
-# Every character of Unicode. A match of the whole text shows that its bytes are UTF-8.
-_CHARACTERS = r'[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*'
 
 
 class EpochTask(seqio.Task):
@@ -251,7 +249,7 @@ def text_task(
       dataset.tfds_name, tfds_data_dir=data_dir, splits=[split], read_only=True
     ),
     preprocessors=[
-      valid_text_as_targets,
+      text_as_targets,
       functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
       seqio.preprocessors.append_eos,
       functools.partial(concatenate_and_cut, drop_remainder=split == 'train'),
@@ -266,20 +264,9 @@ def text_task(
 
 
 @seqio.map_over_dataset
-def valid_text_as_targets(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-  """Names the text `targets`. SentencePiece would read bytes that are not UTF-8 as unknown pieces.
-
-  Raises:
-    tf.errors.InvalidArgumentError: The text is not UTF-8.
-  """
-  text = example['text']
-  with tf.control_dependencies([tf.debugging.Assert(is_text(text), [damage.NOT_UTF8])]):
-    return {'targets': tf.identity(text)}
-
-
-def is_text(text: tf.Tensor) -> tf.Tensor:
-  """Returns whether each string is UTF-8. It is faster than to decode them."""
-  return tf.strings.regex_full_match(text, _CHARACTERS)
+def text_as_targets(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  """Names the text `targets`."""
+  return {'targets': damage.text(example['text'])}
 
 
 def concatenate_and_cut(

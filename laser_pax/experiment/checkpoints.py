@@ -53,11 +53,13 @@ class Survey(NamedTuple):
 
 # The figures of steps that were evaluated, until a checkpoint of that step is saved.
 _figures: dict[int, float] = {}
+# The text of each small file that each checkpoint gets.
+_notes: dict[str, str] = {}
 
 
 @functools.cache
 def list_files_of_each() -> None:
-  """Makes each checkpoint that is saved get its list, and its figure if its step was evaluated.
+  """Makes each checkpoint that is saved get its list, its notes, and the figure of its evaluation.
 
   Calls after the first do nothing.
 
@@ -73,11 +75,24 @@ def list_files_of_each() -> None:
     step = _step_of(final)
     if step in _figures:
       _write_figure(temporary, _figures.pop(step))
+    for name, text in _notes.items():
+      (temporary / name).write_text(text)
     if '://' not in os.fspath(temporary):
       write_list(temporary)
     return commit(temporary, final, *args, **kwargs)
 
   utils.on_commit_callback = list_and_commit
+
+
+def add_note(name: str, text: str) -> None:
+  """Makes each checkpoint that is saved from now on get a small file."""
+  _notes[name] = text
+
+
+def read_note(job_log_dir: os.PathLike | str, step: int, name: str) -> str | None:
+  """Returns a small file of a checkpoint, or None where it has none."""
+  file = _checkpoints(job_log_dir)[step] / name
+  return file.read_text() if file.exists() else None
 
 
 def remember_figure(job_log_dir: os.PathLike | str, step: int, value: float) -> None:

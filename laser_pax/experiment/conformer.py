@@ -253,7 +253,8 @@ class LibriSpeechConformer(AlgoPerf):
 
   def eval_programs(self) -> list[DecodingEvalProgram]:
     """Returns PAX's evaluations, which also compare words."""
-    return modes.closed_at_exit([DecodingEvalProgram(x) for x in self.eval_datasets()])
+    programs = modes.closed_at_exit([DecodingEvalProgram(x) for x in self.eval_datasets()])
+    return modes.figures_remembered(programs, self.METRIC)
 
   def _rows(self) -> dict:
     source = self.source()

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import statistics
 import types
@@ -16,7 +15,7 @@ from paxml import decode_programs, programs, summary_utils
 
 # The metric in which a task's own metrics, and then the tasks, are brought together.
 SCORE = 'score'
-# PAX looks for results that an earlier process has written of a step. Of this one there are none.
+# PAX leaves a step out whose results an earlier process has written. It writes none of this one.
 _NO_STEP = -1
 
 
@@ -89,10 +88,16 @@ class TaskEvalProgram(DecodingEvalProgram):
   def run(self, state, step):
     """Evaluates and decodes. A step that an earlier process had decoded keeps its score."""
     output = super().run(state, step)
-    if metrics := self._metrics(int(step)):
-      score = self.scores[int(step)] = statistics.fmean(metrics.values())
+    metrics, score = self._metrics(int(step)), self.score(int(step))
+    if score is not None:
       metrics = {**metrics, SCORE: score}
     return dataclasses.replace(output, eval_metrics={**output.eval_metrics, **metrics})
+
+  def score(self, step: int) -> float | None:
+    """Returns the score of a step that this or an earlier process has evaluated; else None."""
+    if step not in self.scores and (metrics := self._metrics(step)):
+      self.scores[step] = statistics.fmean(metrics.values())
+    return self.scores.get(step)
 
   def _metrics(self, step: int) -> Mapping[str, float]:
     """Returns what PAX wrote of the task's metrics at a step."""
@@ -107,7 +112,10 @@ class TaskEvalProgram(DecodingEvalProgram):
 
 
 class MeanProgram(programs.SingleTaskEvalProgram):
-  """No evaluation of its own, but the mean of the scores of others, which run before it."""
+  """No evaluation of its own, but the mean of the scores of others, which run before it.
+
+  An earlier process may have run some of them.
+  """
 
   def __init__(self, tasks: Sequence[TaskEvalProgram], name: str):
     """Takes the other programs, and a name that is shown like a split's."""
@@ -130,7 +138,7 @@ class MeanProgram(programs.SingleTaskEvalProgram):
     """Returns the mean, if each of the others has a score."""
     import tensorflow as tf
 
-    scores = [task.scores.get(int(step)) for task in self._tasks]
+    scores = [task.score(int(step)) for task in self._tasks]
     metrics = {}
     if None not in scores:
       metrics[SCORE] = statistics.fmean(scores)
@@ -163,7 +171,7 @@ def try_out(program: programs.BaseEvalProgram, state: Any) -> None:
 def before_each_batch(program: programs.BaseEvalProgram, call: Callable[[], None]) -> None:
   """Makes an evaluation call a function before each of its batches.
 
-  All but the last of the batches before it are computed then. PAX itself waits for none.
+  To score, all but the last of the batches before it are computed then.
   """
   _call_before(program, 'eval_step', call)
   if isinstance(program, DecodingEvalProgram):
@@ -181,13 +189,19 @@ def _try_batch(program: Any, batches: Any, name: str, state: Any) -> None:
     jax.block_until_ready(step(*args).loss)
     raise _TriedOut
 
-  copy = functools.partial(jax.tree.map, lambda x: x, batch)  # PAX takes text out of its batch.
+  copies = [jax.tree.map(lambda x: x, batch)]  # PAX takes text out of its batch.
+
+  def get_next_once():
+    if not copies:
+      raise _TriedOut
+    return copies.pop()
+
   with (
-    _replaced(batches, 'get_next_padded', copy),
+    _replaced(batches, 'get_next_padded', get_next_once),
     _replaced(program, name, end_after),
     contextlib.suppress(_TriedOut),
   ):
-    type(program).run(program, state, _NO_STEP)  # Nothing else hears of it.
+    type(program).run(program, state, _NO_STEP)  # Without what reports an evaluation.
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The layout that a run was computed in, kept in its job's folder.
+"""The layout that a run was computed in, kept in its checkpoints.
 
 On other chips the rule may choose another mesh, or another number of parts of the batch. Sums then
 have another order, and losses agree to rounding alone. So a run changes its layout only if asked.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from laser_pax import folders
 from laser_pax.errors import UserError
-from laser_pax.experiment import layouts
+from laser_pax.experiment import checkpoints, layouts
 
+# The file, in each checkpoint's folder.
 FILE = 'layout.json'
 
 
@@ -35,18 +36,19 @@ class Experiment(Protocol):
 
 
 def check(folder: os.PathLike | str, experiment: Experiment) -> None:
-  """Checks that the rule chooses no other layout for a run than the one it had.
+  """Checks that the rule chooses the layout of the checkpoint from which a run goes on.
 
-  Attributes that the experiment sets itself may differ from those that it had.
+  Attributes that the experiment sets itself may differ from those of the checkpoint.
 
   Args:
-    folder: Folder of a job that has checkpoints.
+    folder: Folder of the job.
     experiment: The experiment.
 
   Raises:
     UserError: The rule chooses another; the message has the values to set.
   """
-  kept, now = read(folder), _of(experiment)
+  step = checkpoints.survey(folder).whole
+  kept, now = None if step is None else _read(folder, step), _of(experiment)
   if kept is None:
     return
   is_set = {
@@ -56,41 +58,28 @@ def check(folder: os.PathLike | str, experiment: Experiment) -> None:
   if all(is_set[name] or kept[name] == now[name] for name in now):
     return
   layout = experiment.layout()
-  values = f'ICI_MESH_SHAPE = {list(layout.ici_mesh_shape)}'
-  if max(layout.dcn_mesh_shape) > 1:
-    values += f', DCN_MESH_SHAPE = {list(layout.dcn_mesh_shape)}'
+  ici, dcn = (_list(mesh) for mesh in (layout.ici_mesh_shape, layout.dcn_mesh_shape))
+  values = f'--fdl.ICI_MESH_SHAPE={ici} --fdl.MICRO_BATCHES={layout.micro_batches}'
+  values += f' --fdl.DCN_MESH_SHAPE={dcn}' if max(layout.dcn_mesh_shape) > 1 else ''
   raise UserError(
-    f'the checkpoints of {folder} are of {_words(kept)}; for these devices the rule chooses '
-    f'{_words(now)}, where losses agree with those before to rounding alone. To go on so, set '
-    f'{values} and MICRO_BATCHES = {layout.micro_batches}; or train on the devices of before'
+    f'{folder}: checkpoint {step} was trained on {_words(kept)}. For these devices the rule '
+    f'chooses {_words(now)}, where losses would agree to rounding alone. To accept that, give '
+    f'{values}; else train on the former devices'
   )
 
 
-def write(folder: os.PathLike | str, experiment: Experiment) -> None:
-  """Keeps an experiment's layout in a folder. Only the first of several processes does."""
-  import jax
-
-  if jax.process_index() > 0 or read(folder) == _of(experiment):
-    return
-  file = _file(folder)
-  new = file.with_name(f'{FILE}.new')
-  new.write_text(json.dumps(_of(experiment)) + '\n')
-  new.replace(file)
+def keep(experiment: Experiment) -> None:
+  """Makes each checkpoint of this process keep the experiment's layout."""
+  checkpoints.add_note(FILE, json.dumps(_of(experiment)) + '\n')
 
 
-def read(folder: os.PathLike | str) -> dict[str, Any] | None:
-  """Returns what a folder keeps, 'mesh' and 'micro_batches'; None where it keeps none."""
-  file = _file(folder)
-  if not file.exists():
-    return None
+def _read(folder: os.PathLike | str, step: int) -> dict[str, Any] | None:
+  """Returns what a checkpoint keeps; None where it keeps none, or is damaged."""
   try:
-    kept = json.loads(file.read_text())
+    kept = json.loads(checkpoints.read_note(folder, step, FILE) or '')
     return {'mesh': list(kept['mesh']), 'micro_batches': int(kept['micro_batches'])}
-  except (ValueError, KeyError, TypeError) as e:
-    raise UserError(
-      f'{file} is damaged: it should name mesh and micro_batches of the run; remove it, if the run '
-      'goes on where it was'
-    ) from e
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def _of(experiment: Experiment) -> dict[str, Any]:
@@ -102,7 +91,5 @@ def _words(kept: dict[str, Any]) -> str:
   return f'the mesh {kept["mesh"]} with {kept["micro_batches"]} part(s) of a batch'
 
 
-def _file(folder: os.PathLike | str) -> Any:
-  from etils import epath
-
-  return epath.Path(folders.resolve(folder)) / FILE
+def _list(numbers: Sequence[int]) -> str:
+  return str(list(numbers)).replace(' ', '')

@@ -184,13 +184,12 @@ def claim_job_folder(experiment: Experiment) -> None:
     jobs.check_vocabulary(folder, vocabulary)
   if mode() != TRAIN:
     return
-  if checkpoints.survey(folder).whole is not None:
-    kept_layout.check(folder, experiment)
+  kept_layout.check(folder, experiment)
   jobs.hold(folder)
   jobs.write_mark(folder, mark)
-  kept_layout.write(folder, experiment)
   if vocabulary:
     jobs.keep_vocabulary(folder, vocabulary)
+  kept_layout.keep(experiment)
   checkpoints.list_files_of_each()
   retention.follow(folder, experiment.retention())
   for line in checkpoints.set_aside(folder):

@@ -190,7 +190,7 @@ class SuperGlueLM(DecoderLM):
     if self.TASK == MIXTURE:
       first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
       programs.append(MeanProgram(programs[first : first + len(self.tasks())], MEAN))
-    return modes.closed_at_exit(programs)
+    return modes.figures_remembered(modes.closed_at_exit(programs), self.METRIC)
 
   def prompt_ids(self, ids: Sequence[int]) -> list[int]:
     """Returns a prompt as a row has its input: with an EOS, after which the target begins."""

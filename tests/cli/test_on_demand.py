@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -31,8 +32,9 @@ import jax
 from laser_pax.cli.on_demand import OnDemand
 
 jax.distributed.initialize(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))
-demand, batches = OnDemand(lambda line: None), 0
+demand, batches = OnDemand(lambda line: print(line, flush=True)), 0
 demand.agree()
+demand.has_trained = sys.argv[3] == 'trained'
 
 def evaluate():
   global batches
@@ -98,25 +100,30 @@ def test_an_evaluation_is_given_up_at_its_next_batch_and_none_begins():
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_several_processes_give_an_evaluation_up_at_the_same_batch():
+@pytest.mark.parametrize('begun', ['trained', 'restored'])
+def test_several_processes_end_at_the_same_batch(begun):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = str(free.getsockname()[1])
+  command = [sys.executable, '-c', ONE_OF_TWO, port]
   processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', ONE_OF_TWO, port, number], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    subprocess.Popen([*command, number, begun], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for number in '01'
   ]
   try:
     assert [p.stdout.readline() for p in processes] == 2 * ['ready\n']
     processes[1].send_signal(signal.SIGTERM)
-    told = [p.communicate(timeout=60)[0] for p in processes]
+    told = [p.communicate(timeout=60)[0].splitlines() for p in processes]
   finally:
     for process in processes:
       process.kill()
   assert told[0] == told[1]
-  evaluated, batches, is_asked = told[0].split()
+  if begun == 'restored':
+    assert told[0] == ['SIGTERM before its first step: there is nothing new to save']
+    assert [p.returncode for p in processes] == [75, 75]
+    return
+  assert told[0][0] == 'SIGTERM: it saves a checkpoint, and ends'
+  evaluated, batches, is_asked = told[0][1].split()
   assert evaluated == 'None' and 2 < int(batches) < 9_999 and is_asked == 'True'
 
 
@@ -138,7 +145,7 @@ def test_pax_gets_one_answer_for_a_step():
   demand, answers = OnDemand(), iter([False, True])
   demand.is_asked = lambda: next(answers)
   demand.answer_pax()
-  assert [utils.reached_preemption(step) for step in (3, 3, 4, 3, 4)] == [0, 0, 1, 0, 1]
+  assert [utils.reached_preemption(step) for step in (3, 3, 4, 4)] == [0, 0, 1, 1]
 
 
 def test_several_processes_count_their_questions_alike(monkeypatch):
@@ -152,6 +159,7 @@ def test_several_processes_count_their_questions_alike(monkeypatch):
   demand = OnDemand(told.append)
   demand.agree()
   demand.answer_pax()
+  demand.has_trained = True
   assert demand.ends_training()
   assert not utils.reached_preemption(10) and not utils.reached_preemption(10)
   evaluated = []
@@ -163,4 +171,24 @@ def test_several_processes_count_their_questions_alike(monkeypatch):
 
   assert demand.unless_asked(evaluate) is None and evaluated == [0]
   assert utils.reached_preemption(11) and asked == [1, 2, 3, 4]
+  assert utils.reached_preemption(11)
   assert told == ['SIGTERM: it saves a checkpoint, and ends']
+
+
+def test_a_thread_that_finishes_an_old_checkpoint_draws_no_question(monkeypatch):
+  """orbax asks there once more, and in the first process alone."""
+  from jax.experimental import multihost_utils
+  from orbax.checkpoint import utils
+
+  asked = []
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', asked.append)
+  demand = OnDemand()
+  demand.agree()
+  demand.answer_pax()
+  for step in range(20):
+    utils.reached_preemption(step)
+  answers = []
+  thread = threading.Thread(target=lambda: answers.append(utils.reached_preemption(3)))
+  thread.start()
+  thread.join()
+  assert answers == [False] and len(asked) == 20

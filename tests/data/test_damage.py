@@ -11,6 +11,7 @@ from laser_pax.data import damage, records, streams, text_lm
 from laser_pax.data.datasets import C4
 from laser_pax.data.sources import Source
 from laser_pax.errors import UserError
+from tests.support import latin_1
 
 SHARD = 'c4-train.tfrecord-00002-of-00004'
 SEQ_LEN = 24  # No other file's: a task of seqio keeps the size of the buffer that it began with.
@@ -47,13 +48,6 @@ def example(**features):
   return tf.train.Example(features=tf.train.Features(feature=kinds)).SerializeToString()
 
 
-def put_latin_1(path):
-  record = next(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
-  first = tf.train.Example.FromString(record)
-  first.features.feature['text'].bytes_list.value[0] = 'café au lait'.encode('latin-1')
-  put_first(first.SerializeToString())(path)
-
-
 def cut_between_records(path):
   size = sum(16 + len(r) for r in list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())[:-1])
   path.write_bytes(path.read_bytes()[:size])
@@ -69,7 +63,7 @@ DAMAGES = {
   'no record': (put_first(b'abc'), 'its record 1 is none of this data set'),
   'another record': (put_first(example(label=1)), 'its record 1 is none of this data set'),
   'not UTF-8': (
-    put_latin_1,
+    lambda path: latin_1.put(path, 'text'),
     r'its record 1 has a text that is not UTF-8 \(invalid continuation byte at byte 3\)',
   ),
 }
@@ -238,4 +232,4 @@ def test_what_python_reads_as_utf8_is_text_and_nothing_else():
     except UnicodeDecodeError:
       expected.append(False)
   assert 300 < sum(expected) < 2_700
-  assert text_lm.is_text(tf.constant(texts)).numpy().tolist() == expected
+  assert damage.is_text(tf.constant(texts)).numpy().tolist() == expected

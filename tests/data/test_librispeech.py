@@ -1,12 +1,16 @@
 """The inputs of speech: what is in a batch, what is left out, and where a stream goes on."""
 
+import pathlib
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from laser_pax.data import librispeech
 from laser_pax.data.datasets import LIBRISPEECH
-from tests.support import small_speech
+from laser_pax.errors import UserError
+from tests.support import latin_1, small_speech
 
 
 @pytest.fixture(scope='module')
@@ -147,3 +151,13 @@ def test_an_eos_has_no_text_and_ends_nothing(rows):
 def test_splits_that_are_not_there_are_told(rows):
   assert librispeech.has_splits(rows['folder'], ('train_clean100', 'dev_clean'))
   assert not librispeech.has_splits(rows['folder'], ('test_clean',))
+
+
+def test_a_text_that_is_not_utf8_is_named(rows, tmp_path):
+  folder = shutil.copytree(rows['folder'], tmp_path / 'speech')
+  (path,) = pathlib.Path(folder).glob('*train_clean100*')
+  latin_1.put(path, 'text')
+  speech = train(rows | {'folder': str(folder)})
+  with pytest.raises(UserError, match=f'{path}: its record 1 has a text that is not UTF-8'):
+    for _ in range(9):
+      speech.get_next()

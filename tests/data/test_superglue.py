@@ -2,6 +2,8 @@
 
 import collections
 import itertools
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import tensorflow_datasets as tfds
 from laser_pax.data import inputs, sample, superglue
 from laser_pax.data.datasets import SUPER_GLUE
 from laser_pax.data.superglue_tasks import TASKS
-from tests.support import small_superglue
+from laser_pax.errors import UserError
+from tests.support import latin_1, small_superglue
 
 VOCAB = str(sample.VOCAB)
 INPUTS, TARGETS, B = 40, 8, 2
@@ -179,3 +182,12 @@ def test_chance_is_the_score_of_the_commonest_target(data_dir):
   metrics = superglue.evaluate('cb', 'validation', data_dir, VOCAB, itertools.repeat('entailment'))
   assert superglue.chance('cb', data_dir, VOCAB) == superglue.score(metrics)
   assert metrics['accuracy'] == pytest.approx(100 * 1 / 5)
+
+
+def test_a_text_that_is_not_utf8_is_named(data_dir, tmp_path):
+  name = SUPER_GLUE['cb'].folder
+  folder = shutil.copytree(f'{data_dir}/{name}', tmp_path / name)
+  (path,) = pathlib.Path(folder).glob('*-train.tfrecord*')
+  latin_1.put(path, 'premise')
+  with pytest.raises(UserError, match=f'{path}: its record 1 has a text that is not UTF-8'):
+    train(str(tmp_path), {'cb': 7}).get_next()

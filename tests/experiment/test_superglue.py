@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import json
 
 import pytest
+from etils import epath
 
 from laser_pax import configs
 from laser_pax.data import sample
@@ -97,6 +99,17 @@ def test_inputs_of_all_tasks_and_their_mean():
   assert mean._tasks == programs[len(tasks) :]
   assert here(TASK='cb').METRIC.split == 'cb_validation'
   assert len(here(TASK='cb').eval_programs()) == 2
+
+
+def test_the_mean_has_scores_that_an_earlier_process_wrote(tmp_path):
+  """An evaluation that SIGTERM cut off is repeated without the tasks that had ended."""
+  folder = tmp_path / 'decoder_out' / 'cb_validation'
+  folder.mkdir(parents=True)
+  lines = [{'step': 4, 'f1': 1.0}, {'step': 5, 'f1': 60.0, 'accuracy': 80.0}]
+  (folder / 'cb-metrics.jsonl').write_text(''.join(f'{json.dumps(x)}\n' for x in lines))
+  program = here(TASK='cb').eval_programs()[1]
+  program._job_log_dir, program._name = epath.Path(tmp_path), 'cb_validation'
+  assert program.score(5) == 70.0 and program.score(6) is None
 
 
 def test_the_data_of_each_task_are_needed(tmp_path):
