@@ -158,9 +158,9 @@ class Training:
     losses = [x for s, x in figures.items() if checkpoints.fault(self.folder, s, whole) is None]
     return min(losses, default=None)
 
-  def finish(self) -> None:
+  def finish(self, **environment: str) -> None:
     """Trains to the end, undisturbed."""
-    processes = self.start()
+    processes = self.start(**environment)
     codes = [process.wait(3600) for process in processes]
     assert not any(codes), ''.join(p.stdout + p.stderr for p in processes)
 

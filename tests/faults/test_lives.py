@@ -26,8 +26,16 @@ def make(commands, tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(make):
   training = make('whole')
-  training.finish()
+  training.finish(JAX_LOG_COMPILES='1')
   return training
+
+
+@pytest.mark.slow
+def test_an_evaluation_compiles_no_step_for_which_sigterm_would_wait(whole):
+  (log,) = (whole.folder / 'logs').iterdir()
+  before, evaluation, after = log.read_text().partition('Starting eval_step')
+  assert evaluation and 'Compiling _wrapped_step_fn' in before
+  assert 'Compiling _wrapped_step_fn' not in after
 
 
 @pytest.mark.slow
