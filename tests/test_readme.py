@@ -95,11 +95,14 @@ def test_table_lists_each_pair():
 
 
 @pytest.mark.slow
-def test_quickstart_ends_with_the_table_and_the_picture(commands, tmp_path, monkeypatch, capfd):
-  """Trains smaller twins for a few steps. scripts/quickstart.sh runs the same command."""
+def test_quickstart_ends_with_the_table_and_the_picture(
+  commands, source, tmp_path, monkeypatch, capfd
+):
+  """Trains smaller twins for a few steps, on less text. scripts/quickstart.sh runs the same."""
   assert 'laser_pax quickstart "$@"' in (ROOT / 'scripts/quickstart.sh').read_text()
   flags = quickstart._experiment_flags
   small = [f'--fdl.{name}=64' for name in ('MODEL_DIMS', 'HIDDEN_DIMS')] + ['--fdl.NUM_LAYERS=1']
+  small += [f'--data={source.data_dir}', f'--vocab={source.vocab}']
   monkeypatch.setattr(quickstart, '_experiment_flags', lambda *args: flags(*args) + small)
   monkeypatch.setattr(sys, 'executable', str(commands.python))
   with pytest.raises(SystemExit) as end:

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import signal
 import socket
-import time
 
 import pytest
 
@@ -88,6 +86,11 @@ def _two_hosts() -> tuple[dict[str, str], list[list[str]]]:
   return env, [[*flags, f'--host_idx={index}'] for index in range(2)]
 
 
+def _copy_at_step_3(whole, folder) -> None:
+  """Copies a run as a process leaves it that is killed after step 3."""
+  shutil.copytree(whole, folder, ignore=shutil.ignore_patterns('progress.jsonl', '*_0000000[69]'))
+
+
 def _check_close(actual: dict[str, dict], expected: dict[str, dict], bound: float) -> None:
   assert set(actual) == set(expected)
   for split, evaluation in actual.items():
@@ -102,7 +105,7 @@ def _check_close(actual: dict[str, dict], expected: dict[str, dict], bound: floa
     pytest.param(SPEECH, _speech, {'validation'}, id='speech'),
   ],
 )
-def test_killed_and_run_again_gives_the_losses_of_one_run(commands, tmp_path, text, data, splits):
+def test_a_run_goes_on_in_one_process_and_in_two(commands, tmp_path, text, data, splits):
   (tmp_path / 'small_family.py').write_text(text + STEPS)
   env = {'PYTHONPATH': str(tmp_path), 'XLA_FLAGS': QUICK_COMPILE} | data(tmp_path)
 
@@ -110,44 +113,34 @@ def test_killed_and_run_again_gives_the_losses_of_one_run(commands, tmp_path, te
     flags = ['train', experiment, f'--job_log_dir={folder}', *flags]
     return commands.start('laser_pax', flags, cwd=tmp_path, env=env | more)
 
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  whole, again, hosts = tmp_path / 'whole', tmp_path / 'again', tmp_path / 'hosts'
   command = start(whole)
   assert command.wait() == 0, command.stdout + command.stderr
-  command = start(killed, '--noeval_on_test')
-  while not list((killed / 'checkpoints').glob('checkpoint_00000003')):
-    assert command.poll() is None, command.stdout + command.stderr
-    time.sleep(0.01)
-  command.send_signal(signal.SIGKILL)
-  command.wait()
-  command = start(killed, '--noeval_on_test')
+  _copy_at_step_3(whole, again)
+  command = start(again, '--noeval_on_test')
   assert command.wait() == 0, command.stdout + command.stderr
-  assert 'resuming at step' in command.stdout
-  expected, losses = _losses(whole), _losses(killed)
-  # What a killed process had not written yet is missing before the step where the other began.
-  assert len(expected) == 9 and {4, 5, 6, 7, 8, 9} <= set(losses)
-  assert losses == {step: expected[step] for step in losses}
+  assert 'resuming at step 3' in command.stdout
+  expected = _losses(whole)
+  assert len(expected) == 9 and _losses(again) == {s: expected[s] for s in range(4, 10)}
   evaluations = _evaluations(whole)
   assert set(evaluations) == splits
 
   if text is SPEECH:  # It has more to evaluate: another process does, and not the two hosts.
-    command = start(killed, '--mode=eval')
+    command = start(again, '--mode=eval')
     assert command.wait() == 0, command.stdout + command.stderr
-    _check_close(_evaluations(killed), evaluations, 1e-6)
+    _check_close(_evaluations(again), evaluations, 1e-6)
 
-  # Two hosts go on from step 3.
-  for step in (6, 9):
-    shutil.rmtree(killed / 'checkpoints' / f'checkpoint_{step:08}')
-  (killed / 'progress.jsonl').unlink()
+  _copy_at_step_3(whole, hosts)
   env_of_two, flags_of_two = _two_hosts()
   layout = ['--fdl.ICI_MESH_SHAPE=[2,1,1]', '--fdl.MICRO_BATCHES=1']
   layout += [] if text is IMAGES else ['--noeval_on_test']
-  hosts = [
-    start(killed, *layout, *flags, experiment='--fdl_config=small_family.Small', **env_of_two)
+  both = [
+    start(hosts, *layout, *flags, experiment='--fdl_config=small_family.Small', **env_of_two)
     for flags in flags_of_two
   ]
-  for host in hosts:
-    assert host.wait() == 0, host.stdout + host.stderr
-  assert _losses(killed) == pytest.approx({s: expected[s] for s in range(4, 10)}, abs=1e-5)
+  for command in both:
+    assert command.wait() == 0, command.stdout + command.stderr
+  assert _losses(hosts) == pytest.approx({s: expected[s] for s in range(4, 10)}, abs=1e-5)
 
   if text is IMAGES:
-    _check_close(_evaluations(killed), evaluations, 1e-5)
+    _check_close(_evaluations(hosts), evaluations, 1e-5)

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from laser_pax.data import sample
 from tests.support.commands import QUICK_COMPILE
 
 STEPS = 20
@@ -59,7 +58,7 @@ def _host(index: int | str, hosts: int | str, port: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def ready(cloud, commands):
+def ready(cloud, commands, source):
   """The cloud with a slice that is set up. Its hosts train in forked processes."""
   hosts = cloud.folder / 'host.json'
   environment = json.loads(hosts.read_text()) | _host('{index}', '{hosts}', _free_port())
@@ -69,7 +68,6 @@ def ready(cloud, commands):
     '#!/usr/bin/env bash\nset -e\ncd "$(dirname "$0")/.."\n'
     f'mkdir -p .venv/bin; [ -e {python} ] || ln -s {commands.python} {python}\n'
   )
-  source = sample.prepare_sample()
   flags = ' '.join(FLAGS)
   cloud.settings |= {
     'DATA_DIR': source.data_dir,
@@ -99,9 +97,8 @@ def _console(cloud) -> str:
   return ''.join(file.read_text() for file in files)
 
 
-def _train(commands, folder, hosts: list[dict]) -> dict[int, float]:
+def _train(commands, source, folder, hosts: list[dict]) -> dict[int, float]:
   """Trains in a process for each environment, and returns the losses."""
-  source = sample.prepare_sample()
   args = ['train', '--fdl_config=C4LaserTiny', *FLAGS, f'--job_log_dir={folder}']
   args += [f'--data={source.data_dir}', f'--vocab={source.vocab}']
   if len(hosts) > 1:
@@ -111,10 +108,10 @@ def _train(commands, folder, hosts: list[dict]) -> dict[int, float]:
   return _losses(folder)
 
 
-def _one_process(commands, folder) -> dict[int, float]:
+def _one_process(commands, source, folder) -> dict[int, float]:
   """Returns the losses of the same training in one process with the same number of devices."""
   env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count=4 {QUICK_COMPILE}'}
-  return _train(commands, folder, [env])
+  return _train(commands, source, folder, [env])
 
 
 def _assert_same(losses: dict[int, float], expected: dict[int, float]) -> None:
@@ -123,7 +120,7 @@ def _assert_same(losses: dict[int, float], expected: dict[int, float]) -> None:
 
 
 @pytest.mark.slow
-def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, tmp_path):
+def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, source, tmp_path):
   job = tmp_path / 'job'
   # SIGTERM comes while the first step compiles, because the steps are too quick for a test. The
   # follower may show that line only after them.
@@ -145,4 +142,4 @@ def test_two_hosts_train_as_one_through_a_stop_and_a_kill(ready, commands, tmp_p
   shown = ready.pod('train', timeout=300)
   assert shown.splitlines()[-1].partition('done: ')[2].startswith(f'step {STEPS}/{STEPS}')
 
-  _assert_same(_losses(job), _one_process(commands, tmp_path / 'one'))
+  _assert_same(_losses(job), _one_process(commands, source, tmp_path / 'one'))
