@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,9 +19,6 @@ from typing import TypeVar
 from laser_pax.experiment import jobs
 
 _Output = TypeVar('_Output')
-
-
-_NOTHING_NEW = 'SIGTERM before its first step: there is nothing new to save'
 
 
 class _Stopped(BaseException):
@@ -50,10 +48,7 @@ class OnDemand:
       SystemExit: Several processes have agreed, and there is nothing new to save.
     """
     if self._agree and not self._asked.is_set() and self._agree():
-      if not self.has_trained:
-        self.say(_NOTHING_NEW)
-        raise SystemExit(jobs.SAVED_ON_DEMAND)
-      self._save()
+      self._obey(sys.exit)
     return self._asked.is_set()
 
   def ends_training(self) -> bool:
@@ -125,15 +120,13 @@ class OnDemand:
     with open(reader, 'rb', buffering=0) as numbers:
       while number := numbers.read(1):
         if number[0] == signal.SIGTERM:
-          self._answer()
+          self._obey(os._exit)  # The main thread may be compiling.
 
-  def _answer(self) -> None:
+  def _obey(self, end: Callable[[int], None]) -> None:
+    """Asks to save. Where there is nothing new to save, it ends this process."""
     if self.has_trained:
-      self._save()
+      self._asked.set()
+      self.say('SIGTERM: it saves a checkpoint, and ends')
       return
-    self.say(_NOTHING_NEW)
-    os._exit(jobs.SAVED_ON_DEMAND)  # The main thread may be compiling.
-
-  def _save(self) -> None:
-    self._asked.set()
-    self.say('SIGTERM: it saves a checkpoint, and ends')
+    self.say('SIGTERM before its first step: there is nothing new to save')
+    end(jobs.SAVED_ON_DEMAND)

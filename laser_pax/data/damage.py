@@ -25,6 +25,7 @@ _RECORDS_AT_ONCE = 1_024
 # Every character of Unicode. A match of the whole text shows that its bytes are UTF-8.
 _CHARACTERS = r'[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*'
 _NOT_UTF8 = 'the text is not UTF-8'
+_FOREIGN = 'is none of this data set'  # A record.
 _REMEDY = (
   'bring the whole file back, or prepare the same sources again, and give the same command again'
 )
@@ -90,7 +91,9 @@ def told(files: Callable[[], Iterable[epath.PathLike]]) -> Iterator[None]:
 
 
 def text(strings: tf.Tensor) -> tf.Tensor:
-  """Returns strings of a record, in a data set. SentencePiece reads other bytes as unknown pieces.
+  """Returns strings of a record as they are, if they are UTF-8. It runs in a data set.
+
+  SentencePiece would read other bytes as unknown pieces.
 
   Raises:
     tf.errors.InvalidArgumentError: They are not UTF-8. `told` names the file.
@@ -180,7 +183,7 @@ def _look(error: tf.errors.OpError) -> _Look | None:
   key = '' if 'Could not parse example' in str(error) else lacking and lacking[1]
   if key is None:
     return None
-  return lambda record: None if _has(record, key) else 'is none of this data set'
+  return lambda record: None if _has(record, key) else _FOREIGN
 
 
 def _no_text(record: bytes) -> str | None:
@@ -192,7 +195,7 @@ def _no_text(record: bytes) -> str | None:
   except UnicodeDecodeError as e:
     return f'has a text that is not UTF-8 ({e.reason} at byte {e.start})'
   except message.DecodeError:
-    return 'is none of this data set'
+    return _FOREIGN
   return None
 
 

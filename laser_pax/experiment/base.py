@@ -188,8 +188,12 @@ class Experiment(initial.StartsFromARun, base_experiment.BaseExperiment, family.
     return [training.TrainProgram(self.micro_batches(), max_skipped_in_a_row=limit)]
 
   def eval_programs(self) -> list[programs.BaseEvalProgram]:
-    """Returns PAX's evaluations."""
-    return modes.figures_remembered(modes.closed_at_exit(super().eval_programs()), self.METRIC)
+    """Returns the evaluations, which are closed at the end, and whose figure is remembered."""
+    return modes.figures_remembered(modes.closed_at_exit(self.evaluations()), self.METRIC)
+
+  def evaluations(self) -> list[programs.BaseEvalProgram]:
+    """Returns PAX's evaluations. A family with others overrides this."""
+    return super().eval_programs()
 
   def retention(self) -> retention.Policy:
     """Returns which checkpoints stay beside the last CHECKPOINT_MAX_TO_KEEP."""

@@ -11,7 +11,7 @@ from praxis import pax_fiddle, py_utils
 from laser_pax.data import librispeech, sources
 from laser_pax.data.datasets import LIBRISPEECH, DatasetSpec
 from laser_pax.errors import UserError
-from laser_pax.experiment import checks, family, layouts, modes
+from laser_pax.experiment import checks, family, layouts
 from laser_pax.experiment.algoperf import AlgoPerf
 from laser_pax.experiment.evaluation import DecodingEvalProgram
 from laser_pax.experiment.layouts import Policy
@@ -251,10 +251,9 @@ class LibriSpeechConformer(AlgoPerf):
       if librispeech.has_splits(rows['folder'], names)
     ]
 
-  def eval_programs(self) -> list[DecodingEvalProgram]:
+  def evaluations(self) -> list[DecodingEvalProgram]:
     """Returns PAX's evaluations, which also compare words."""
-    programs = modes.closed_at_exit([DecodingEvalProgram(x) for x in self.eval_datasets()])
-    return modes.figures_remembered(programs, self.METRIC)
+    return [DecodingEvalProgram(x) for x in self.eval_datasets()]
 
   def _rows(self) -> dict:
     source = self.source()

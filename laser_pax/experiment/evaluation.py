@@ -7,7 +7,7 @@ import json
 import statistics
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -38,6 +38,15 @@ def compiled_anew() -> Iterator[None]:
       compilation_cache.reset_cache()
 
 
+class _DecodingProgram(decode_programs.SingleTaskDecodeProgram):
+  """PAX's decoding, with programs that are compiled anew."""
+
+  def run(self, state, step):
+    """Decodes."""
+    with compiled_anew():
+      return super().run(state, step)
+
+
 class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   """An evaluation that also decodes its split. Its metrics are those of both.
 
@@ -50,7 +59,7 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   def __init__(self, input_p, decode_input_p=None):
     """Takes the split's input, and the input to decode; None stands for the same one."""
     super().__init__(input_p)
-    self.decoding = decode_programs.SingleTaskDecodeProgram(decode_input_p or input_p.clone())
+    self.decoding = _DecodingProgram(decode_input_p or input_p.clone())
 
   def setup(self, task, partitioner, job_log_dir, eval_prng_seed, *args, **kwargs) -> None:
     """Sets both programs up."""
@@ -60,8 +69,7 @@ class DecodingEvalProgram(programs.SingleTaskEvalProgram):
   def run(self, state, step):
     """Evaluates, and then decodes."""
     output = super().run(state, step)
-    with compiled_anew():
-      decoded = self.decoding.run(state, step)
+    decoded = self.decoding.run(state, step)
     metrics = {**(decoded.processed_decode_metrics or {}), **(decoded.seqio_metrics or {})}
     return dataclasses.replace(output, eval_metrics={**(output.eval_metrics or {}), **metrics})
 
@@ -151,6 +159,30 @@ class _TriedOut(Exception):
   """A batch has run."""
 
 
+class _Part(NamedTuple):
+  """A program of PAX that runs batches, and its attributes for that.
+
+  Attributes:
+    program: The program.
+    batches: The attribute that holds its input, once it is set up.
+    step: Its method that runs a batch.
+  """
+
+  program: Any
+  batches: str
+  step: str
+
+
+def _parts(program: programs.BaseEvalProgram) -> list[_Part]:
+  """Returns what runs batches in an evaluation, in order."""
+  if isinstance(program, MeanProgram):
+    return []
+  parts = [_Part(program, 'eval_input', 'eval_step')]
+  if isinstance(program, DecodingEvalProgram):
+    parts.append(_Part(program.decoding, 'decode_input', 'decode_step'))
+  return parts
+
+
 def try_out(program: programs.BaseEvalProgram, state: Any) -> None:
   """Runs an evaluation's first batch before the training, and keeps nothing of it.
 
@@ -160,30 +192,17 @@ def try_out(program: programs.BaseEvalProgram, state: Any) -> None:
     program: The evaluation's program, set up.
     state: The state to evaluate, as in a training.
   """
-  if isinstance(program, MeanProgram):
-    return
-  _try_batch(program, program.eval_input, 'eval_step', state)
-  if isinstance(program, DecodingEvalProgram):
-    with compiled_anew():
-      _try_batch(program.decoding, program.decoding.decode_input, 'decode_step', state)
+  for part in _parts(program):
+    _try_batch(part, state)
 
 
-def before_each_batch(program: programs.BaseEvalProgram, call: Callable[[], None]) -> None:
-  """Makes an evaluation call a function before each of its batches.
-
-  To score, all but the last of the batches before it are computed then.
-  """
-  _call_before(program, 'eval_step', call)
-  if isinstance(program, DecodingEvalProgram):
-    _call_before(program.decoding, 'decode_step', call)
-
-
-def _try_batch(program: Any, batches: Any, name: str, state: Any) -> None:
+def _try_batch(part: _Part, state: Any) -> None:
   """Runs a program up to its first batch. Its input still gives that batch first."""
+  program, batches = part.program, getattr(part.program, part.batches)
   batch = batches.peek_padded()
   if batch is None:
     return
-  step = getattr(program, name)
+  step = getattr(program, part.step)
 
   def end_after(*args):
     jax.block_until_ready(step(*args).loss)
@@ -198,7 +217,7 @@ def _try_batch(program: Any, batches: Any, name: str, state: Any) -> None:
 
   with (
     _replaced(batches, 'get_next_padded', get_next_once),
-    _replaced(program, name, end_after),
+    _replaced(program, part.step, end_after),
     contextlib.suppress(_TriedOut),
   ):
     type(program).run(program, state, _NO_STEP)  # Without what reports an evaluation.
@@ -214,8 +233,17 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     setattr(owner, name, original)
 
 
-def _call_before(program: Any, name: str, call: Callable[[], None]) -> None:
-  step, pending = getattr(program, name), collections.deque()
+def before_each_batch(program: programs.BaseEvalProgram, call: Callable[[], None]) -> None:
+  """Makes an evaluation call a function before each of its batches.
+
+  To score, all but the last of the batches before it are computed then.
+  """
+  for part in _parts(program):
+    _call_before(part, call)
+
+
+def _call_before(part: _Part, call: Callable[[], None]) -> None:
+  step, pending = getattr(part.program, part.step), collections.deque()
 
   def called_before(*args):
     if len(pending) > 1:
@@ -225,4 +253,4 @@ def _call_before(program: Any, name: str, call: Callable[[], None]) -> None:
     pending.append(output.loss)
     return output
 
-  setattr(program, name, called_before)
+  setattr(part.program, part.step, called_before)

@@ -181,7 +181,7 @@ class SuperGlueLM(DecoderLM):
     lengths = {'inputs': self.INPUTS_LEN, 'targets': self.TARGETS_LEN}
     return {'data_dir': source.data_dir, 'vocab': source.vocab, 'lengths': lengths}
 
-  def eval_programs(self) -> list:
+  def evaluations(self) -> list:
     """Returns PAX's evaluations, which also decode, and the mean of several tasks."""
     programs = [
       TaskEvalProgram(input_p, decode_input_p)
@@ -190,7 +190,7 @@ class SuperGlueLM(DecoderLM):
     if self.TASK == MIXTURE:
       first = self.EVAL_SPLITS.index('validation') * len(self.tasks())
       programs.append(MeanProgram(programs[first : first + len(self.tasks())], MEAN))
-    return modes.figures_remembered(modes.closed_at_exit(programs), self.METRIC)
+    return programs
 
   def prompt_ids(self, ids: Sequence[int]) -> list[int]:
     """Returns a prompt as a row has its input: with an EOS, after which the target begins."""

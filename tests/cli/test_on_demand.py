@@ -1,4 +1,4 @@
-"""What SIGTERM does to a training that is a process alone."""
+"""What SIGTERM does to a training of one process, and of several."""
 
 import os
 import signal
